@@ -1,0 +1,60 @@
+"""Packaging of emcid_jax; the tools' settings are in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+README = pathlib.Path(__file__).parent / "README.md"
+
+TFDS = ["tensorflow-datasets>=4.9.9"]
+
+setuptools.setup(
+    name="emcid_jax",
+    version="0.1.0",
+    description="Edit hundreds of concepts at once in a text-to-image model's text encoder, in JAX",
+    long_description=README.read_text() if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["emcid_jax", "emcid_jax.*"]),
+    package_data={
+        "emcid_jax": ["sprites/weights/**/*", "sprites/weights/*", "**/*.json", "py.typed"]
+    },
+    install_requires=[
+        "jax>=0.10.2",
+        "flax>=0.12.8",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.4,<1",
+        "safetensors>=0.8",
+        "numpy>=2.0",
+        "scipy>=1.14",
+        "transformers>=5.6,<6",
+        "jaxtyping>=0.3.4",
+        "absl-py>=2.3",
+        "ml-collections>=1.1",
+        "tqdm>=4.66",
+        "pillow>=11",
+        "matplotlib>=3.9",
+        "pyyaml>=6",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2"],
+        "cuda": ["jax[cuda12]>=0.10.2"],
+        "tfds": TFDS,
+        "test": [
+            *TFDS,
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6.100",
+            "beartype>=0.22",
+            "ruff==0.17.6",
+            "pyright[nodejs]==1.1.414",
+            "torch==2.13.0",
+            "diffusers==0.42.1",
+            "transformers==5.23.0",
+            "accelerate==1.15.0",
+        ],
+    },
+    entry_points={"console_scripts": ["emcid_jax=emcid_jax.main:run"]},
+)
