@@ -1,0 +1,216 @@
+"""AICE scores and aggregates as pure functions on arrays (reference, section 8.1).
+
+A *score* is the judge's softmax probability of one class: no threshold, mean over the images of one
+request, then mean over requests. Every aggregate is a mean over requests (or hold-out classes) of a
+difference of scores, so confidence intervals resample requests, never images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+BOOTSTRAP_DRAWS = 2000
+LEVEL = 0.95
+
+
+class SplitScores(NamedTuple):
+    """Scores of one prompt set ("edit" templates or "general" sentences), one entry per request."""
+
+    pre_source: Float[np.ndarray, request]
+    """Source prompts, source class, clean model."""
+    post_source: Float[np.ndarray, request]
+    """Source prompts, source class, edited model."""
+    pre_source_dest: Float[np.ndarray, request]
+    """Source prompts, destination class, clean model."""
+    post_source_dest: Float[np.ndarray, request]
+    """Source prompts, destination class, edited model."""
+    pre_dest: Float[np.ndarray, request]
+    """Destination prompts, destination class, clean model."""
+    post_dest: Float[np.ndarray, request]
+    """Destination prompts, destination class, edited model."""
+
+
+class AliasScores(NamedTuple):
+    """Scores of alias prompts, one entry per alias; `request` says whose alias it is."""
+
+    request: Int[np.ndarray, alias]
+    pre_source: Float[np.ndarray, alias]
+    post_source: Float[np.ndarray, alias]
+    pre_source_dest: Float[np.ndarray, alias]
+    post_source_dest: Float[np.ndarray, alias]
+
+
+class HoldoutScores(NamedTuple):
+    """Scores of hold-out classes on their own prompts, one entry per class."""
+
+    pre: Float[np.ndarray, holdout]
+    post: Float[np.ndarray, holdout]
+
+
+class Metric(NamedTuple):
+    """One aggregate with its interval and the best value it could take."""
+
+    value: float
+    low: float | None
+    """Lower end of the 95 % bootstrap interval; None below two independent units."""
+    high: float | None
+    count: int
+    """Units averaged: requests, aliases or hold-out classes."""
+    bound: float
+    """The protocol's bound: largest possible value (for Holdout Delta the smallest)."""
+    reachable: float | None = None
+    """Source2Dest only: what the clean model scores when asked for the destination outright."""
+
+
+def request_scores(
+    images: Sequence[Float[np.ndarray, image]],
+) -> Float[np.ndarray, request]:
+    """Mean over the images of each request; a request without images raises ValueError."""
+    if any(len(one) == 0 for one in images):
+        raise ValueError("a request without images has no score")
+    return np.array([np.mean(one, dtype=np.float64) for one in images], np.float64)
+
+
+def score(images: Sequence[Float[np.ndarray, image]]) -> float:
+    """Mean over the images of one request, then mean over requests."""
+    return float(np.mean(request_scores(images)))
+
+
+def _resampled_means(
+    values: Float[np.ndarray, unit], units: Int[np.ndarray, unit], seed: int, draws: int
+) -> Float[np.ndarray, draw] | None:
+    """Means under resampling whole groups `units`; None when there are fewer than two groups."""
+    _, group = np.unique(units, return_inverse=True)
+    groups = int(group.max()) + 1
+    if groups < 2:
+        return None
+    sums = np.bincount(group, weights=values, minlength=groups)
+    counts = np.bincount(group, minlength=groups)
+    weights = np.random.default_rng(seed).multinomial(groups, np.full(groups, 1 / groups), draws)
+    return (weights @ sums) / (weights @ counts)
+
+
+def _interval(means: Float[np.ndarray, draw] | None) -> tuple[float | None, float | None]:
+    if means is None:
+        return None, None
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def bootstrap_mean(
+    values: Float[np.ndarray, unit],
+    *,
+    bound: float,
+    units: Int[np.ndarray, unit] | None = None,
+    reachable: float | None = None,
+    seed: int = 0,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> Metric:
+    """Mean of `values` with a percentile bootstrap interval over independent units.
+
+    `units[i]` names the group value i belongs to (aliases of one request are resampled together);
+    by default every value is its own group. The same seed gives the same interval.
+    """
+    units = np.arange(len(values)) if units is None else units
+    low, high = _interval(_resampled_means(values, units, seed, draws))
+    return Metric(float(np.mean(values)), low, high, len(values), bound, reachable)
+
+
+def _split_metrics(prefix: str, s: SplitScores, seed: int) -> dict[str, Metric]:
+    to_dest = s.post_source_dest - s.pre_source_dest
+    bound = 1.0 - float(np.mean(s.pre_source_dest))
+    reachable = float(np.mean(s.pre_dest - s.pre_source_dest))
+    forget, dest_forget = s.pre_source - s.post_source, s.pre_dest - s.post_dest
+    return {
+        f"{prefix}_source_forget": bootstrap_mean(
+            forget, bound=float(np.mean(s.pre_source)), seed=seed
+        ),
+        f"{prefix}_source2dest": bootstrap_mean(
+            to_dest, bound=bound, reachable=reachable, seed=seed
+        ),
+        f"{prefix}_dest_forget": bootstrap_mean(
+            dest_forget, bound=float(np.mean(s.pre_dest)), seed=seed
+        ),
+    }
+
+
+def average_score(
+    general: SplitScores, holdout: HoldoutScores, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS
+) -> Metric:
+    """(generalization Source2Dest + Holdout Delta) / 2: the "F1" of the released ablations.
+
+    An arithmetic mean in spite of its name. Requests and hold-out classes are resampled
+    independently.
+    """
+    to_dest = general.post_source_dest - general.pre_source_dest
+    delta = holdout.post - holdout.pre
+    value = 0.5 * (float(np.mean(to_dest)) + float(np.mean(delta)))
+    first = _resampled_means(to_dest, np.arange(len(to_dest)), seed, draws)
+    second = _resampled_means(delta, np.arange(len(delta)), seed + 1, draws)
+    both = None if first is None or second is None else 0.5 * (first + second)
+    low, high = _interval(both)
+    bound = 0.5 * (1.0 - float(np.mean(general.pre_source_dest)))
+    return Metric(value, low, high, len(to_dest), bound)
+
+
+def aggregates(
+    efficacy: SplitScores | None,
+    general: SplitScores | None,
+    alias: AliasScores | None,
+    holdout: HoldoutScores | None,
+    *,
+    seed: int = 0,
+) -> dict[str, Metric]:
+    """All AICE aggregates that the given sets allow, keyed as in `metrics.json`.
+
+    Keys: `efficacy_*` and `generalization_*` with source_forget, source2dest, dest_forget;
+    `alias2dest`, `alias_forget`, `holdout_delta`, `average_score`.
+    """
+    found: dict[str, Metric] = {}
+    if efficacy is not None:
+        found |= _split_metrics("efficacy", efficacy, seed)
+    if general is not None:
+        found |= _split_metrics("generalization", general, seed)
+    if alias is not None and len(alias.request):
+        gain = alias.post_source_dest - alias.pre_source_dest
+        lost = alias.pre_source - alias.post_source
+        gain_bound = 1.0 - float(np.mean(alias.pre_source_dest))
+        units = alias.request
+        found["alias2dest"] = bootstrap_mean(gain, bound=gain_bound, units=units, seed=seed)
+        found["alias_forget"] = bootstrap_mean(
+            lost, bound=float(np.mean(alias.pre_source)), units=units, seed=seed
+        )
+    if holdout is not None and len(holdout.pre):
+        found["holdout_delta"] = bootstrap_mean(
+            holdout.post - holdout.pre, bound=-float(np.mean(holdout.pre)), seed=seed
+        )
+        if general is not None:
+            found["average_score"] = average_score(general, holdout, seed=seed)
+    return found
+
+
+def raw_scores(
+    efficacy: SplitScores | None,
+    general: SplitScores | None,
+    alias: AliasScores | None,
+    holdout: HoldoutScores | None,
+) -> dict[str, float]:
+    """The mean scores under the released names (`pre_source_cls_score_edit`, ...)."""
+    names = {"source": "source_cls_score", "source_dest": "source_dest_cls_score"}
+    split_names = names | {"dest": "dest_cls_score"}
+    found: dict[str, float] = {}
+    for suffix, split in (("edit", efficacy), ("general", general), ("alias", alias)):
+        if split is None or not len(split.pre_source):
+            continue
+        for field, name in (names if suffix == "alias" else split_names).items():
+            for moment in ("pre", "post"):
+                values = getattr(split, f"{moment}_{field}")
+                found[f"{moment}_{name}_{suffix}"] = float(np.mean(values))
+    if holdout is not None and len(holdout.pre):
+        found["pre_cls_score_specificity"] = float(np.mean(holdout.pre))
+        found["post_cls_score_specificity"] = float(np.mean(holdout.post))
+    return found
