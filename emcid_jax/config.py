@@ -1,30 +1,96 @@
-"""The settings of a run: frozen dataclasses, each field documented, validated where it enters."""
+"""The settings of a run: frozen dataclasses, each field documented, validated where it enters.
+
+Imports nothing heavy, so that `--help` and a config file with a mistake answer at once.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
-from typing import Literal
+import difflib
+import inspect
+import itertools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from emcid_jax.errors import UserError
 
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
+Dtype = Literal["float32", "bfloat16"]
+Benchmark = Literal["aice"]
+
+Config = TypeVar("Config")
+
+
+class Range(NamedTuple):
+    """Limits of a number: `low` (excluded if `open_low`) to `high`, included."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open_low: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        """Whether `value` lies inside; NaN does not."""
+        number = typing.cast(float, value)
+        return (number > self.low if self.open_low else number >= self.low) and number <= self.high
+
+    def __str__(self) -> str:
+        """The limits in words, for messages."""
+        sign = ">" if self.open_low else ">="
+        parts = [f"{sign} {self.low:g}"] if self.low > -math.inf else []
+        return " and ".join([*parts, f"<= {self.high:g}"] if self.high < math.inf else parts)
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Positive = Annotated[float, Range(0.0, open_low=True)]
+NotNegative = Annotated[float, Range(0.0)]
+DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestsConfig:
+    """What is asked."""
+
+    path: str = ""
+    """Manifest (JSON, YAML or CSV) or a published request file."""
+    count: CountOrZero = 0
+    """Only the first `count` requests of the file; 0 takes all."""
+    templates: tuple[str, ...] = DEFAULT_TEMPLATES
+    """Templates of requests that name none; each holds one {}."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What is edited."""
+
+    path: str = "sprites"
+    """`sprites` (the bundled model) or a local Stable Diffusion folder in diffusers' layout."""
+    dtype: Dtype = "float32"
+    """Computation of the networks; parameters, losses and solves keep float32 or better."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StageOneConfig:
     """Stage I: one offset per concept by dual self-distillation (reference, section 3)."""
 
-    layer: int = 10
+    layer: CountOrZero = 10
     """Block L whose output receives the offset at the last subject token."""
-    steps: int = 100
+    steps: Count = 100
     """Adam steps per concept."""
-    learning_rate: float = 0.2
+    learning_rate: Positive = 0.2
     """Constant Adam learning rate."""
-    clamp_norm_factor: float = 1.5
+    clamp_norm_factor: Positive = 1.5
     """Offsets are projected onto |delta| <= factor * |h0|."""
-    weight_decay: float = 5e-4
+    weight_decay: NotNegative = 5e-4
     """Weight of |delta| / |h0|^2."""
-    text_loss_scale: float = 0.01
+    text_loss_scale: NotNegative = 0.01
     """Weight of the pooled text alignment."""
     objective: Objective = "ablate-dest"
     """Target of the noise loss; `text-only` drops it."""
@@ -32,13 +98,13 @@ class StageOneConfig:
     """Strength mu of the `esd` objective."""
     image_source: ImageSource = "destination"
     """Which prompts draw the training images, or `files`."""
-    samples_per_prompt: int = 1
+    samples_per_prompt: Count = 1
     """Training images per prompt."""
-    image_steps: int = 20
+    image_steps: Count = 20
     """Sampler steps of a training image."""
-    image_guidance: float = 4.0
+    image_guidance: NotNegative = 4.0
     """Classifier-free guidance of a training image."""
-    concept_batch: int = 0
+    concept_batch: CountOrZero = 0
     """Concepts optimised together; 0 chooses from the compiled program's memory."""
 
 
@@ -48,11 +114,11 @@ class MomentConfig:
 
     captions: str = "sprites"
     """`sprites`, a JSONL/text file of captions, or `tfds:<name>`."""
-    count: int = 20_000
+    count: Count = 20_000
     """Number of captions."""
-    batch: int = 256
+    batch: Count = 256
     """Captions per device batch."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed that picks the captions."""
 
 
@@ -60,11 +126,182 @@ class MomentConfig:
 class StageTwoConfig:
     """Stage II: the closed-form solve (reference, section 5.1)."""
 
-    layers: tuple[int, ...] = tuple(range(11))
+    layers: tuple[CountOrZero, ...] = tuple(range(11))
     """Edited blocks, ascending; the last must be Stage I's `layer`."""
     residual: Residual = "memit"
     """Residual convention."""
-    moment_weight: float = 4000.0
+    moment_weight: Positive = 4000.0
     """lambda (mom2_update_weight)."""
-    edit_weight: float = 0.5
+    edit_weight: Annotated[float, Range(0.0, 1.0, open_low=True)] = 0.5
     """alpha; lambda_eff = lambda (1 - alpha) / alpha."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The benchmark before and after the edit. May change between runs of one workdir."""
+
+    enabled: bool = True
+    """Whether the run ends with an evaluation."""
+    benchmark: Benchmark = "aice"
+    """Which benchmark."""
+    steps: Count = 20
+    """Sampler steps of an image."""
+    guidance: NotNegative = 4.0
+    """Classifier-free guidance."""
+    prompts_per_request: CountOrZero = 0
+    """Prompts per request and image set; 0 takes all."""
+    holdout: CountOrZero = 0
+    """Hold-out classes; 0 takes all."""
+    batch: Count = 64
+    """Images drawn together."""
+    aliases: bool = True
+    """Whether the sources' other names are drawn too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run proceeds; changes no result, so it may change between runs of one workdir."""
+
+    save_every: Count = 16
+    """Concepts per chunk of Stage I: a killed run loses at most the chunk in flight."""
+    save_every_batches: Count = 20
+    """Caption batches between two saves of the second moments."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder for the next run."""
+    progress: bool = True
+    """Progress bars on stderr."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EditConfig:
+    """The main job: requests in, edited text encoder and report out."""
+
+    task: Literal["edit"] = "edit"
+    """Which task of `emcid_jax.tasks` runs."""
+    requests: RequestsConfig = RequestsConfig()
+    model: ModelConfig = ModelConfig()
+    stage_one: StageOneConfig = StageOneConfig()
+    moments: MomentConfig = MomentConfig()
+    stage_two: StageTwoConfig = StageTwoConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if not self.requests.path:
+            raise UserError(
+                "config.requests.path is empty; give a manifest or request file, "
+                "e.g. --config.requests.path=requests.json"
+            )
+        for i, template in enumerate(self.requests.templates):
+            if template.count("{}") != 1:
+                raise UserError(
+                    f"config.requests.templates[{i}] is {template!r}; a template holds one {{}}"
+                )
+        layers = self.stage_two.layers
+        if not layers or list(layers) != sorted(set(layers)):
+            raise UserError(
+                f"config.stage_two.layers is {layers}; give different block numbers in "
+                "ascending order, e.g. (7, 8, 9, 10)"
+            )
+        if layers[-1] != self.stage_one.layer:
+            raise UserError(
+                f"config.stage_two.layers is {layers}; its last block must be "
+                f"config.stage_one.layer, which is {self.stage_one.layer}"
+            )
+
+
+def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "config") -> Config:
+    """`values` (an ml_collections ConfigDict or a plain mapping) as the frozen dataclass `cls`.
+
+    Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
+    of the result where the class has one. UserError names the field, the value and what is allowed.
+    """
+    values = values.to_dict() if hasattr(values, "to_dict") else values  # type: ignore[attr-defined]
+    result = _convert(values, cls, name)
+    if hasattr(result, "check"):
+        result.check()
+    return result
+
+
+def to_config_dict(config: Any) -> Any:
+    """A dataclass of this file as the ConfigDict that a config file's `get_config` returns."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def describe(cls: type, name: str = "config") -> str:
+    """Every field with its default and its documentation, one a line, for `--help`."""
+    lines = []
+    documents = _field_documents(cls)
+    for field in dataclasses.fields(cls):
+        label = f"{name}.{field.name}"
+        if dataclasses.is_dataclass(field.default):
+            lines.append(f"\n{label}: {inspect.getdoc(type(field.default))}")
+            lines.append(describe(type(field.default), label))
+        else:
+            lines.append(f"  {label} = {field.default!r}")
+            lines.append(f"      {documents.get(field.name, '')}")
+    return "\n".join(lines)
+
+
+def _field_documents(cls: type) -> dict[str, str]:
+    """Field name -> the string under it; Python keeps these only in the source."""
+    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    """`value` checked against the annotation `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _convert_section(value, kind, name)
+    if origin is Annotated:
+        result = _convert(value, arguments[0], name)
+        for limits in arguments[1:]:
+            if result not in limits:
+                raise UserError(f"{name} is {value!r}; it must be {limits}")
+        return result
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{name} is {value!r}; allowed: {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name} is {value!r}; it must be a tuple")
+        return tuple(_convert(x, arguments[0], f"{name}[{i}]") for i, x in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(value, arguments[0], name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}; it must be {_WORDS[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it must be finite")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _convert_section(value: Any, cls: type, name: str) -> Any:
+    """A nested section; unknown names are answered with the nearest known one."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} is {value!r}; it must be a section of settings")
+    kinds = typing.get_type_hints(cls, include_extras=True)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{name}.{key} is unknown; {hint}allowed: {', '.join(known)}")
+    return cls(**{key: _convert(value[key], kinds[key], f"{name}.{key}") for key in value})
