@@ -212,12 +212,11 @@ class EditConfig:
 
 
 def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "config") -> Config:
-    """`values` (an ml_collections ConfigDict or a plain mapping) as the frozen dataclass `cls`.
+    """`values` as the frozen dataclass `cls`.
 
     Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
     of the result where the class has one. UserError names the field, the value and what is allowed.
     """
-    values = values.to_dict() if hasattr(values, "to_dict") else values  # type: ignore[attr-defined]
     result = _convert(values, cls, name)
     if hasattr(result, "check"):
         result.check()

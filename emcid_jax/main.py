@@ -1,0 +1,105 @@
+"""The command: flags -> config -> one task.
+
+    python -m emcid_jax.main --config=configs/quickstart.py --workdir=runs/quickstart \
+        --config.stage_one.steps=50
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from emcid_jax import config as settings
+from emcid_jax.errors import UserError
+
+TASKS = ("edit", "train_sprites")
+USAGE = """\
+usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+
+  --config    a Python file whose get_config() returns the settings, e.g. configs/quickstart.py
+  --workdir   where the run leaves its results; the same folder again resumes the run.
+              Default: runs/<name of the config file>
+
+Settings of the main job (task `edit`), with their defaults:
+"""
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's results.")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the task that the config names. Returns the exit code: 0, or 2 for a user's mistake."""
+    del arguments
+    try:
+        values = _read_config()
+        name = values.get("task")
+        if name not in TASKS:
+            raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
+        task = importlib.import_module(f"emcid_jax.tasks.{name}")
+        config = settings.from_config_dict(values, task.Config)
+        task.run(config, Path(_WORKDIR.value or _default_workdir()))
+    except UserError as error:
+        return _fail(str(error))
+    return 0
+
+
+def run() -> None:
+    """Entry point of the console script."""
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _read_config() -> dict[str, Any]:
+    """What the config file and the overrides say; UserError without a readable file."""
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+    try:
+        return _CONFIG.value.to_dict()
+    except OSError as error:  # The flag keeps a failure to load until its first use.
+        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        raise UserError(f"--config is {name!r}, which cannot be read: {error.__cause__}") from error
+
+
+def _default_workdir() -> Path:
+    """`runs/<stem of the config file>`."""
+    return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """absl's parsing, with our help and every mistake as one line and exit code 2."""
+    if {"--help", "-help", "-h", "--helpfull"}.intersection(arguments[1:]):
+        print(USAGE + settings.describe(settings.EditConfig))  # noqa: T201
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS(arguments)
+    except (AttributeError, KeyError) as error:  # ConfigDict's answer to an unknown field.
+        sys.exit(_fail(_unknown_setting(arguments, str(error.args[0]))))
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        sys.exit(_fail(" ".join(str(error).split())))
+    if rest[1:]:
+        sys.exit(_fail(f"unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE"))
+    return rest
+
+
+def _unknown_setting(arguments: list[str], message: str) -> str:
+    """ConfigDict's message, which quotes the last name only, with the whole name in front."""
+    given = [a.partition("=")[0].lstrip("-") for a in arguments if a.startswith("--config.")]
+    quoted = re.findall(r"'(\w+)'", message)
+    field = next((name for name in given if set(quoted) & set(name.split("."))), "a setting")
+    hint = re.search(r'Did you mean "(\w+)"', message)
+    return f"{field} is unknown" + (f"; did you mean {hint[1]}?" if hint else "; see --help")
+
+
+def _fail(message: str) -> int:
+    """The message on stderr, exit code 2. Problems of a manifest are a line each."""
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    return 2
+
+
+if __name__ == "__main__":
+    run()
