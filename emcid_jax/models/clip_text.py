@@ -67,6 +67,15 @@ class TextOutput(NamedTuple):
     """Output of each `mlp.fc2`."""
 
 
+class Edit(NamedTuple):
+    """An offset to the residual stream."""
+
+    block: int
+    """Block whose output changes."""
+    offset: Float[Array, "prompt token dim"]
+    """Added to that output; zero but at one token."""
+
+
 class TextEmbeddings(nn.Module):
     """Token plus position embeddings."""
 
@@ -105,17 +114,16 @@ class TextEncoder(nn.Module):
         self,
         hidden: Float[Array, "prompt token dim"],
         mask: Bool[Array, "prompt token"] | None,
-        offset: Float[Array, "prompt token dim"] | None,
-        block: int | None,
+        edit: Edit | None,
         start: int,
     ) -> tuple[tuple[Array | None, ...], tuple[Array | None, ...], tuple[Array | None, ...]]:
-        """Run blocks `start` and above; `offset` is added to the output of `block`."""
+        """Run blocks `start` and above, adding `edit` where it belongs."""
         outputs: list[tuple[Array | None, ...]] = [(None, None, None)] * start
         for index in range(start, self.config.num_hidden_layers):
             layer = ClipBlock(self.config, self.dtype, causal=True, name=f"layers.{index}")
             hidden, key, value = layer(hidden, mask)
-            if index == block:
-                hidden = hidden + offset
+            if edit is not None and index == edit.block:
+                hidden = hidden + edit.offset
             outputs.append((hidden, key, value))
         states, keys, values = zip(*outputs, strict=True)
         return states, keys, values
@@ -132,8 +140,7 @@ class TextTransformer(nn.Module):
         self,
         input_ids: Int[Array, "prompt token"],
         mask: Bool[Array, "prompt token"] | None,
-        offset: Float[Array, "prompt token dim"] | None,
-        block: int | None,
+        edit: Edit | None,
         hidden: Float[Array, "prompt token dim"] | None,
         start: int,
     ) -> TextOutput:
@@ -142,7 +149,7 @@ class TextTransformer(nn.Module):
         if hidden is None:
             hidden = TextEmbeddings(config, self.dtype, name="embeddings")(input_ids)
         states, keys, values = TextEncoder(config, self.dtype, name="encoder")(
-            hidden.astype(self.dtype), mask, offset, block, start
+            hidden.astype(self.dtype), mask, edit, start
         )
         last = hidden if start == config.num_hidden_layers else states[-1]
         last = layer_norm(config.layer_norm_eps, self.dtype, "final_layer_norm")(last)
@@ -188,7 +195,7 @@ class ClipTextModel(nn.Module):
             raise ValueError(f"start is {start}; the model has {depth} blocks")
         if start > 0 and hidden is None:
             raise ValueError(f"start is {start} without hidden; give the input of that block")
-        offset = None
+        edit = None
         if delta is not None or position is not None or block is not None:
             if delta is None or position is None or block is None:
                 raise ValueError("an edit needs all of delta, position and block")
@@ -196,10 +203,10 @@ class ClipTextModel(nn.Module):
                 raise ValueError(f"block is {block}; blocks {start} to {depth - 1} run")
             # A one-hot product, not a scatter: it fuses, and stays local when prompts are sharded.
             place = jax.nn.one_hot(position, input_ids.shape[1], dtype=self.dtype)
-            offset = place[:, :, None] * delta.astype(self.dtype)[:, None, :]
+            edit = Edit(block, place[:, :, None] * delta.astype(self.dtype)[:, None, :])
         mask = None if attention_mask is None else attention_mask.astype(bool)
         model = TextTransformer(self.config, self.dtype, name="text_model")
-        return model(input_ids, mask, offset, block, hidden, start)
+        return model(input_ids, mask, edit, hidden, start)
 
 
 def end_positions(input_ids: Int[Array, "prompt token"], eos_token_id: int) -> Int[Array, prompt]:

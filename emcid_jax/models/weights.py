@@ -11,10 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -58,8 +57,7 @@ def hf_name(path: tuple[str, ...]) -> str:
 def to_hf(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tree as flat host arrays in the names and layouts of the disk, sorted by name."""
     named = {
-        hf_name(path): _to_disk(path[-1], np.asarray(leaf))
-        for path, leaf in flatten_dict(dict(params)).items()
+        hf_name(path): _to_disk(path[-1], np.asarray(leaf)) for path, leaf in _flat(params).items()
     }
     return dict(sorted(named.items()))
 
@@ -81,7 +79,7 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
         UserError: no such file, a damaged file, or, all in one message, the missing and the
             unexpected names, the wrong shapes and dtypes and the tensors with NaN or infinity.
     """
-    expected = {hf_name(path): (path, leaf) for path, leaf in flatten_dict(abstract).items()}
+    expected = {hf_name(path): (path, leaf) for path, leaf in _flat(abstract).items()}
     leaves: dict[tuple[str, ...], jax.Array] = {}
     problems = _Problems()
     for stored, shape, kind, load in _tensors(folder_or_file):
@@ -102,7 +100,8 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
             problems.wrong.append(f"{stored} has type {kind}, expected one of {_FLOATS}")
             leaves[path] = leaf
         else:
-            array = _from_disk(path[-1], load()).astype(leaf.dtype)
+            with np.errstate(over="ignore"):  # reported below, with the names
+                array = _from_disk(path[-1], load()).astype(leaf.dtype)
             if not np.isfinite(array).all():
                 problems.non_finite.append(stored)
             leaves[path] = jnp.asarray(array)
@@ -115,25 +114,25 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
     """Write the tree to the safetensors file `path` in `dtype`, atomically.
 
     The file is complete or absent whenever the process dies. Raises `UserError` if a value is
-    not finite or does not fit `dtype`.
+    not finite or does not fit `dtype`, or the file cannot be written.
     """
-    named = {name: np.ascontiguousarray(a.astype(dtype)) for name, a in to_hf(params).items()}
+    with np.errstate(over="ignore"):  # reported below, with the names
+        named = {name: np.ascontiguousarray(a.astype(dtype)) for name, a in to_hf(params).items()}
     bad = [name for name, array in named.items() if not np.isfinite(array).all()]
     if bad:
         raise UserError(
             f"{path}: not written, values are NaN, infinite or too large for {jnp.dtype(dtype)}: "
             f"{_listed(bad)}"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         save_file(named, temporary, metadata={"format": "pt"})
-        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be written: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def params_hash(params: Mapping[str, Any]) -> str:
@@ -167,6 +166,10 @@ class _Problems:
         ]
         if found:
             raise UserError(f"{source}: weights do not fit the model's config; " + "; ".join(found))
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    return cast(dict[tuple[str, ...], Any], flatten_dict(dict(tree)))
 
 
 def _listed(names: list[str], most: int = 20) -> str:
