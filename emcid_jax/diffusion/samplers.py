@@ -1,0 +1,283 @@
+"""Samplers: what to do with each prediction of the denoiser. They know no model.
+
+A sampler turns a step count into `rows`, a table computed on the host with one row per call of the
+denoiser, and updates its state with one row at a time. `sampling.sample` scans over the rows, so a
+new sampler (Euler, say) is a new pair of row and state and touches nothing else. All samplers are
+frozen and hashable: they are static arguments of compiled programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float
+
+from emcid_jax.diffusion.schedule import NoiseSchedule, boolean, choice, integer, unsupported
+
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """What `sampling.sample` needs. `Row` and `State` are the sampler's own pytrees."""
+
+    def rows(self) -> Any:
+        """The table: arrays with one leading entry per call; `timestep` goes to the denoiser."""
+        ...
+
+    def start(self, latents: Array) -> Any:
+        """The state that belongs to unit-variance initial noise."""
+        ...
+
+    def model_input(self, state: Any, row: Any) -> Array:
+        """What the denoiser sees."""
+        ...
+
+    def advance(self, state: Any, output: Array, row: Any) -> Any:
+        """The state after the denoiser's output for this row."""
+        ...
+
+    def result(self, state: Any) -> Array:
+        """The sampled latents of the final state."""
+        ...
+
+
+class DdimRow(NamedTuple):
+    """One call (scalars inside the scan): sqrt(a) and sqrt(1 - a) before and after the step."""
+
+    timestep: Array
+    signal: Array
+    noise: Array
+    next_signal: Array
+    next_noise: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Ddim:
+    """Deterministic DDIM (eta = 0): arXiv 2010.02502, equation 12."""
+
+    schedule: NoiseSchedule
+    steps: int
+    timestep_spacing: TimestepSpacing = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = True
+    clip_sample_range: float | None = None
+    """Predicted clean latents are clipped to +-this; None does not clip."""
+
+    def rows(self) -> DdimRow:
+        """One row per step."""
+        timesteps = spaced_timesteps(
+            self.schedule, self.steps, self.timestep_spacing, self.steps_offset
+        )
+        stride = self.schedule.num_train_timesteps // self.steps
+        alpha = _alphas(self.schedule, timesteps, self.set_alpha_to_one)
+        next_alpha = _alphas(self.schedule, timesteps - stride, self.set_alpha_to_one)
+        return DdimRow(
+            timestep=jnp.asarray(timesteps, jnp.int32),
+            signal=_float32(np.sqrt(alpha)),
+            noise=_float32(np.sqrt(1 - alpha)),
+            next_signal=_float32(np.sqrt(next_alpha)),
+            next_noise=_float32(np.sqrt(1 - next_alpha)),
+        )
+
+    def start(self, latents: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """The noise itself."""
+        return latents
+
+    def model_input(self, state: Float[Array, "batch *shape"], row: DdimRow) -> Array:
+        """The latents as they are."""
+        return state
+
+    def advance(
+        self,
+        state: Float[Array, "batch *shape"],
+        output: Float[Array, "batch *shape"],
+        row: DdimRow,
+    ) -> Float[Array, "batch *shape"]:
+        """Goes to the predicted clean latents and adds the next timestep's share of the noise."""
+        if self.schedule.prediction_type == "epsilon":
+            noise, clean = output, (state - row.noise * output) / row.signal
+        else:
+            noise = row.signal * output + row.noise * state
+            clean = row.signal * state - row.noise * output
+        if self.clip_sample_range is not None:
+            clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
+        return row.next_signal * clean + row.next_noise * noise
+
+    def result(self, state: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """The latents."""
+        return state
+
+
+class PndmRow(NamedTuple):
+    """One call. The step is `latents <- scale * latents - slope * e`; e is the weighted mean of the
+    newest outputs, turned from velocity into noise by `signal` and `noise` if need be."""
+
+    timestep: Array
+    weights: Array
+    signal: Array
+    noise: Array
+    scale: Array
+    slope: Array
+    again: Array
+    """The second call: redo the first step from the initial latents and forget this output."""
+
+
+class PndmState(NamedTuple):
+    """Latents, where they started, and the last three outputs (newest first)."""
+
+    latents: Float[Array, "batch *shape"]
+    initial: Float[Array, "batch *shape"]
+    outputs: Float[Array, "3 batch *shape"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Pndm:
+    """PNDM without Runge-Kutta steps, that is PLMS (arXiv 2202.09778, equations 9 and 12).
+
+    `steps` steps make `steps + 1` calls: the first step is done twice, the second time with the
+    mean of the outputs at both its ends (Heun's rule), because there is no history yet. One step is
+    one call, as in diffusers.
+    """
+
+    schedule: NoiseSchedule
+    steps: int
+    timestep_spacing: TimestepSpacing = "leading"
+    steps_offset: int = 0
+    set_alpha_to_one: bool = False
+
+    def rows(self) -> PndmRow:
+        """One row per call."""
+        called = spaced_timesteps(
+            self.schedule, self.steps, self.timestep_spacing, self.steps_offset
+        )
+        called = np.concatenate([called[:2], called[1:]]) if self.steps > 1 else called
+        stride = self.schedule.num_train_timesteps // self.steps
+        again = np.arange(len(called)) == 1
+        # The second call's output belongs to the end of the step that it repeats.
+        left = np.where(again, called + stride, called)
+        alpha = _alphas(self.schedule, left, self.set_alpha_to_one)
+        next_alpha = _alphas(self.schedule, left - stride, self.set_alpha_to_one)
+        slope = (next_alpha - alpha) / (
+            alpha * np.sqrt(1 - next_alpha) + np.sqrt(alpha * (1 - alpha) * next_alpha)
+        )
+        # Adams-Bashforth of rising order; rows weigh (this output, the one before, ...).
+        weights = np.tile([55, -59, 37, -9], (max(len(called), 4), 1)) / 24
+        weights[0] = 1, 0, 0, 0
+        weights[1] = 1 / 2, 1 / 2, 0, 0
+        weights[2] = 3 / 2, -1 / 2, 0, 0
+        weights[3] = 23 / 12, -16 / 12, 5 / 12, 0
+        return PndmRow(
+            timestep=jnp.asarray(called, jnp.int32),
+            weights=_float32(weights[: len(called)]),
+            signal=_float32(np.sqrt(alpha)),
+            noise=_float32(np.sqrt(1 - alpha)),
+            scale=_float32(np.sqrt(next_alpha / alpha)),
+            slope=_float32(slope),
+            again=jnp.asarray(again),
+        )
+
+    def start(self, latents: Float[Array, "batch *shape"]) -> PndmState:
+        """The noise and no history."""
+        return PndmState(latents, latents, jnp.zeros((3, *latents.shape), latents.dtype))
+
+    def model_input(self, state: PndmState, row: PndmRow) -> Array:
+        """The latents as they are."""
+        return state.latents
+
+    def advance(
+        self, state: PndmState, output: Float[Array, "batch *shape"], row: PndmRow
+    ) -> PndmState:
+        """One linear multistep update."""
+        outputs = jnp.concatenate([output[None], state.outputs])
+        latents = jnp.where(row.again, state.initial, state.latents)
+        noise = jnp.tensordot(row.weights, outputs, axes=1, precision="highest")
+        if self.schedule.prediction_type == "v_prediction":
+            noise = row.signal * noise + row.noise * latents
+        kept = jnp.where(row.again, state.outputs, outputs[:3])
+        return PndmState(row.scale * latents - row.slope * noise, state.initial, kept)
+
+    def result(self, state: PndmState) -> Float[Array, "batch *shape"]:
+        """The latents."""
+        return state.latents
+
+
+def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm:
+    """The sampler that a parsed `scheduler_config.json` names, with `steps` denoising steps.
+
+    Raises:
+        UserError: an unknown `_class_name` or a value we do not support; names field and value.
+    """
+    name = choice(scheduler_config, "_class_name", "", ("DDIMScheduler", "PNDMScheduler"))
+    schedule = NoiseSchedule.from_dict(scheduler_config)
+    if not 1 <= steps <= schedule.num_train_timesteps:
+        raise unsupported("steps", steps, f"use 1 to {schedule.num_train_timesteps}")
+    spacing = choice(
+        scheduler_config, "timestep_spacing", "leading", ("leading", "linspace", "trailing")
+    )
+    offset = integer(scheduler_config, "steps_offset", 0, minimum=0)
+    if name == "DDIMScheduler":
+        if boolean(scheduler_config, "thresholding", False):
+            raise unsupported("thresholding", True, "dynamic thresholding is for pixel models")
+        clip = boolean(scheduler_config, "clip_sample", True)
+        sampler = Ddim(
+            schedule,
+            steps,
+            spacing,
+            offset,
+            boolean(scheduler_config, "set_alpha_to_one", True),
+            float(scheduler_config.get("clip_sample_range", 1.0)) if clip else None,
+        )
+    else:
+        if not boolean(scheduler_config, "skip_prk_steps", False):
+            raise unsupported("skip_prk_steps", False, "set it to true, as Stable Diffusion does")
+        if schedule.rescale_betas_zero_snr:
+            raise unsupported("rescale_betas_zero_snr", True, "PNDM cannot start from pure noise")
+        sampler = Pndm(
+            schedule,
+            steps,
+            spacing,
+            offset,
+            boolean(scheduler_config, "set_alpha_to_one", False),
+        )
+    spaced_timesteps(schedule, steps, spacing, offset)  # raises before anything is compiled
+    return sampler
+
+
+def spaced_timesteps(
+    schedule: NoiseSchedule, steps: int, spacing: TimestepSpacing, offset: int
+) -> np.ndarray:
+    """The descending timesteps of the denoising steps: int64 [steps] (arXiv 2305.08891, table 2).
+
+    Raises:
+        UserError: the offset pushes the first timestep past the schedule's end.
+    """
+    total = schedule.num_train_timesteps
+    match spacing:
+        case "leading":
+            timesteps = np.arange(steps)[::-1] * (total // steps) + offset
+        case "linspace":
+            timesteps = np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
+        case "trailing":
+            # Rounding of the stride may yield one entry too many.
+            timesteps = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
+    if timesteps[0] >= total:
+        raise unsupported(
+            "steps_offset", offset, f"with {steps} steps it starts past timestep {total - 1}"
+        )
+    return timesteps
+
+
+def _alphas(schedule: NoiseSchedule, timesteps: np.ndarray, last_is_one: bool) -> np.ndarray:
+    """`a_t`; a step that ends before timestep 0 ends at 1 or at `a_0`."""
+    end = 1.0 if last_is_one else schedule.alphas_cumprod[0]
+    return np.where(timesteps >= 0, schedule.alphas_cumprod[np.maximum(timesteps, 0)], end)
+
+
+def _float32(values: np.ndarray) -> Array:
+    return jnp.asarray(values, jnp.float32)

@@ -1,0 +1,45 @@
+"""The sampling loop and classifier-free guidance. Neither knows a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from emcid_jax.diffusion.samplers import Sampler
+
+Predict = Callable[[Array, Array], Array]
+"""`predict(latents, timestep) -> output`: the denoiser with its text bound, timestep a scalar."""
+
+
+def sample(
+    predict: Predict, sampler: Sampler, latents: Float[Array, "batch *shape"]
+) -> Float[Array, "batch *shape"]:
+    """Denoises unit-variance noise into latents: one `lax.scan`, one call of `predict` per row."""
+
+    def step(state: Any, row: Any) -> tuple[Any, None]:
+        output = predict(sampler.model_input(state, row), row.timestep)
+        return sampler.advance(state, output, row), None
+
+    state, _ = jax.lax.scan(step, sampler.start(latents), sampler.rows())
+    return sampler.result(state)
+
+
+def guided(predict: Predict, guidance: Float[Array, ""] | float) -> Predict:
+    """Classifier-free guidance, `negative + guidance * (positive - negative)`, in one call.
+
+    `predict` is called with every example twice in a row and must bind texts in the order
+    (negative, positive) per example. Interleaved and not stacked in halves: a batch that is split
+    over devices then stays where it is.
+    """
+
+    def guided_predict(latents: Array, timestep: Array) -> Array:
+        output = predict(jnp.repeat(latents, 2, axis=0), timestep)
+        pairs = output.reshape(-1, 2, *output.shape[1:])
+        return pairs[:, 0] + guidance * (pairs[:, 1] - pairs[:, 0])
+
+    return guided_predict
