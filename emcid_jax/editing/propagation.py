@@ -1,0 +1,190 @@
+"""Prompts on their way through the text encoder, a block at a time.
+
+Stage II needs states at the subject token only, and attention is causal: prompts are cut after
+their subject, grouped by width into chunks of few shapes, and every block runs as the same
+compiled program.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Float64, Int
+
+from emcid_jax.models.clip_text import ClipTextModel
+from emcid_jax.parallel import padded_size, replicated, sharded
+
+# Prompts are cut after the subject (attention is causal) to a multiple of this many tokens.
+WIDTH_STEP = 4
+# Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
+CHUNK_TOKENS = 8192
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SourcePrompts:
+    """The requests' source prompts as a rectangle."""
+
+    ids: Int[np.ndarray, "request prompt token"]
+    """Token ids."""
+    positions: Int[np.ndarray, "request prompt"]
+    """Last subject token of each prompt."""
+    mask: Bool[np.ndarray, "request prompt"]
+    """False where a request has fewer prompts; prompt 0 is always there."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some prompts of one width, either all their requests' prompt 0 or none."""
+
+    requests: Int[np.ndarray, " prompt"]
+    """Request of each prompt; rows past these are padding."""
+    first: bool
+    ids: Int[Array, "row token"]
+    positions: Int[Array, " row"]
+    hidden: Float[Array, "row token dim"] | None = None
+    """Input of the block reached; None before block 0."""
+
+
+class Run(NamedTuple):
+    """One block on one chunk: all tokens on the device, subject tokens wherever."""
+
+    hidden: Float[Array, "row token dim"]
+    keys: Float[Array, "row token inner"]
+    state: Float[Array, "row dim"]
+    key: Float[Array, "row inner"]
+    value: Float[Array, "row dim"]
+
+
+class Blocks:
+    """The pristine blocks, each run by the same compiled program (per chunk shape)."""
+
+    def __init__(self, model: ClipTextModel, params: Mapping[str, Any], mesh: Mesh) -> None:
+        config = dataclasses.replace(model.config, num_hidden_layers=1)
+        self._model = model.clone(config=config)
+        self._params = jax.device_put(dict(params), replicated(mesh))
+        self._mesh = mesh
+
+    def run(self, chunk: Chunk, layer: int) -> Run:
+        """Block `layer` on its input."""
+        text_model = self._params["text_model"]
+        encoder = {"layers.0": text_model["encoder"][f"layers.{layer}"]}
+        params = {"text_model": text_model | {"encoder": encoder}}
+        return _run_block(self._model, self._mesh, params, chunk.ids, chunk.positions, chunk.hidden)
+
+    def forward(self, chunk: Chunk, start: int, stop: int) -> Chunk:
+        """From the input of block `start` to the input of block `stop`."""
+        for layer in range(start, stop):
+            chunk = dataclasses.replace(chunk, hidden=self.run(chunk, layer).hidden)
+        return chunk
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_block(
+    model: ClipTextModel,
+    mesh: Mesh,
+    params: dict[str, Any],
+    ids: Int[Array, "row token"],
+    positions: Int[Array, " row"],
+    hidden: Float[Array, "row token dim"] | None,
+) -> Run:
+    with jax.default_matmul_precision("highest"):
+        out: Any = model.apply({"params": params}, ids, hidden=hidden)
+
+    def at_subject(tokens: Array) -> Array:
+        picked = jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]
+        return jax.lax.with_sharding_constraint(picked, replicated(mesh))
+
+    state, keys, value = out.hidden[0], out.keys[0], out.values[0]
+    return Run(state, keys, at_subject(state), at_subject(keys), at_subject(value))
+
+
+@jax.jit
+def write(
+    hidden: Float[Array, "row token dim"],
+    keys: Float[Array, "row token inner"],
+    delta: Float[Array, "dim inner"],
+) -> Float[Array, "row token dim"]:
+    """Output of a block after `delta` was added to its fc2."""
+    change = jnp.einsum("btk,dk->btd", keys, delta.astype(keys.dtype), precision="highest")
+    return hidden + change
+
+
+def split_prompts(prompts: SourcePrompts, mesh: Mesh) -> list[Chunk]:
+    """Prompts cut after their subject and grouped by width, prompt 0 apart from the others."""
+    request, prompt = np.nonzero(prompts.mask)
+    positions = prompts.positions[request, prompt]
+    longest = prompts.ids.shape[2]
+    widths = np.minimum(-(-(positions + 1) // WIDTH_STEP) * WIDTH_STEP, longest)
+    where = sharded(mesh)
+    chunks = []
+    for first in (True, False):
+        for width in np.unique(widths[(prompt == 0) == first]):
+            rows = np.flatnonzero(((prompt == 0) == first) & (widths == width))
+            # Powers of two up to the limit: few shapes over all widths and edits.
+            size = min(CHUNK_TOKENS // width, 1 << int(len(rows) - 1).bit_length())
+            size = padded_size(max(size, 1), mesh.size)
+            for begin in range(0, len(rows), size):
+                part = rows[begin : begin + size]
+                ids = np.zeros((size, width), np.int32)
+                ids[: len(part)] = prompts.ids[request[part], prompt[part], :width]
+                places = np.zeros(size, np.int32)
+                places[: len(part)] = positions[part]
+                chunks.append(
+                    Chunk(
+                        request[part],
+                        first,
+                        jax.make_array_from_callback(ids.shape, where, ids.__getitem__),
+                        jax.make_array_from_callback(places.shape, where, places.__getitem__),
+                    )
+                )
+    return chunks
+
+
+def prompt_means(
+    chunks: list[Chunk], rows: list[Array], mask: Bool[np.ndarray, "request prompt"]
+) -> Float64[np.ndarray, "request size"]:
+    """Mean over each request's prompts of one vector per prompt."""
+    total = np.zeros((len(mask), rows[0].shape[1]))
+    for chunk, values in zip(chunks, rows, strict=True):
+        np.add.at(total, chunk.requests, np.asarray(values, np.float64)[: len(chunk.requests)])
+    return total / mask.sum(axis=1, keepdims=True)
+
+
+def last_states(
+    blocks: Blocks,
+    chunks: list[Chunk],
+    runs: list[Run],
+    layer: int,
+    block: int,
+    shape: tuple[int, ...],
+) -> Float64[np.ndarray, "request dim"]:
+    """Output of block `block` at prompt 0's subject, going on from the output of `layer`."""
+    states = np.zeros(shape)
+    for chunk, run in zip(chunks, runs, strict=True):
+        if not chunk.first:
+            continue
+        if layer < block:
+            ahead = blocks.forward(dataclasses.replace(chunk, hidden=run.hidden), layer + 1, block)
+            run = blocks.run(ahead, block)
+        states[chunk.requests] = np.asarray(run.state)[: len(chunk.requests)]
+    return states
+
+
+def written_states(
+    chunks: list[Chunk], runs: list[Run], delta: np.ndarray, shape: tuple[int, ...]
+) -> Float64[np.ndarray, "request dim"]:
+    """Prompt 0's states once `delta` is in the block that `runs` are of."""
+    states = np.zeros(shape)
+    for chunk, run in zip(chunks, runs, strict=True):
+        if chunk.first:
+            change = np.asarray(run.key, np.float64) @ delta.T
+            states[chunk.requests] = (np.asarray(run.state) + change)[: len(chunk.requests)]
+    return states
