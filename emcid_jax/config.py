@@ -22,36 +22,36 @@ Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "tex
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
 Dtype = Literal["float32", "bfloat16"]
+ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
 
 Config = TypeVar("Config")
 
 
 class Range(NamedTuple):
-    """Limits of a number: `low` (excluded if `open_low`) to `high`, included."""
+    """Limits of a number, both included unless `open`."""
 
     low: float = -math.inf
     high: float = math.inf
-    open_low: bool = False
+    open: bool = False
 
     def __contains__(self, value: object) -> bool:
         """Whether `value` lies inside; NaN does not."""
         number = typing.cast(float, value)
-        return (number > self.low if self.open_low else number >= self.low) and number <= self.high
+        return self.low < number < self.high if self.open else self.low <= number <= self.high
 
     def __str__(self) -> str:
         """The limits in words, for messages."""
-        sign = ">" if self.open_low else ">="
-        parts = [f"{sign} {self.low:g}"] if self.low > -math.inf else []
-        return " and ".join([*parts, f"<= {self.high:g}"] if self.high < math.inf else parts)
+        low, high = (">", "<") if self.open else (">=", "<=")
+        parts = [f"{low} {self.low:g}"] if self.low > -math.inf else []
+        return " and ".join([*parts, f"{high} {self.high:g}"] if self.high < math.inf else parts)
 
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
-Positive = Annotated[float, Range(0.0, open_low=True)]
+Positive = Annotated[float, Range(0.0, open=True)]
 NotNegative = Annotated[float, Range(0.0)]
-DEFAULT_TEMPLATES = ("An image of {}", "A photo of {}", "{}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ class RequestsConfig:
     """Manifest (JSON, YAML or CSV) or a published request file."""
     count: CountOrZero = 0
     """Only the first `count` requests of the file; 0 takes all."""
-    templates: tuple[str, ...] = DEFAULT_TEMPLATES
-    """Templates of requests that name none; each holds one {}."""
+    templates: tuple[str, ...] = ()
+    """Templates, each with one {}, of requests that name none; empty: those of the file's kind."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +74,8 @@ class ModelConfig:
     """`sprites` (the bundled model) or a local Stable Diffusion folder in diffusers' layout."""
     dtype: Dtype = "float32"
     """Computation of the networks; parameters, losses and solves keep float32 or better."""
+    export_dtype: ExportDtype = "source"
+    """Stored type of the edited text encoder; `source` keeps the base model's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +134,8 @@ class StageTwoConfig:
     """Residual convention."""
     moment_weight: Positive = 4000.0
     """lambda (mom2_update_weight)."""
-    edit_weight: Annotated[float, Range(0.0, 1.0, open_low=True)] = 0.5
-    """alpha; lambda_eff = lambda (1 - alpha) / alpha."""
+    edit_weight: Annotated[float, Range(0.0, 1.0, open=True)] = 0.5
+    """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
 
 
 @dataclasses.dataclass(frozen=True)
