@@ -1,0 +1,160 @@
+"""The folder a run leaves behind: who may write it, what it was made from, how far it got."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emcid_jax.errors import UserError
+
+FREE_FIELDS = (
+    "evaluation",
+    "run",
+    "stage_one.concept_batch",
+    "requests.path",
+    "model.path",
+)
+"""Settings that a later run of the same workdir may change: they change no stored result (images
+carry the settings they were drawn with), or their content is compared instead of their name."""
+
+
+@contextlib.contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Creates `workdir` and holds it for this process; the system lets go when the process dies.
+
+    UserError if it cannot be written or another run holds it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir is {str(workdir)!r}, {_why(error)}; give another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"--workdir is {str(workdir)!r}, which another run is using; wait for it"
+            raise UserError(message) from error
+        yield
+
+
+def require_writable(workdir: Path) -> None:
+    """UserError if `workdir` could not be created or written; touches nothing."""
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is a file; give another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is not writable")
+
+
+def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """UserError naming the field if `workdir` was made with settings or inputs that differ.
+
+    `config` is the resolved settings as nested dicts. `inputs` maps a field to the hash of what it
+    names: the same path may hold something else today.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        old = json.loads(path.read_text())
+        old_config, old_inputs = dict(_flat(old["config"])), dict(old["inputs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not readable ({error}); use a new --workdir") from error
+    for field, value in _flat(config):
+        free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
+        if not free and field in old_config and old_config[field] != value:
+            raise UserError(
+                f"config.{field} is {_shown(value)}, but {workdir} was made with "
+                f"{_shown(old_config[field])}; give that again or use a new --workdir"
+            )
+    for field, value in inputs.items():
+        if old_inputs.get(field) != value:
+            raise UserError(
+                f"config.{field}: the content is not what {workdir} was made from; "
+                "restore it or use a new --workdir"
+            )
+
+
+def write_config(
+    workdir: Path, config: Any, inputs: Mapping[str, str], environment: Mapping[str, str]
+) -> None:
+    """config.json: the resolved settings, hashes of the inputs, versions and device."""
+    content = {
+        "config": dataclasses.asdict(config),
+        "inputs": dict(inputs),
+        "environment": dict(environment),
+    }
+    write_json(workdir / "config.json", content)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON by one rename."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes a text file by one rename: complete or absent whenever the process dies."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(content, encoding="utf-8")
+    temporary.replace(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """metrics.jsonl: one JSON object a line, appended; the primary record of progress."""
+
+    path: Path
+
+    def write(self, phase: str, seconds: float, **figures: Any) -> None:
+        """Appends one line. A line cut by a kill stays alone on its own line."""
+        line = {"time": round(time.time(), 3), "phase": phase, "seconds": round(seconds, 4)}
+        with self.path.open("a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line | figures).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def timed(self, phase: str) -> Iterator[dict[str, Any]]:
+        """Writes the seconds of the block, with the figures that it puts into the yielded dict."""
+        figures: dict[str, Any] = {}
+        start = time.perf_counter()
+        yield figures
+        self.write(phase, time.perf_counter() - start, **figures)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase, added up over every run of this workdir."""
+        total: dict[str, float] = defaultdict(float)
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError):  # A line that a kill cut.
+                record = json.loads(line)
+                total[record["phase"]] += record["seconds"]
+        return {phase: round(seconds, 3) for phase, seconds in total.items()}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted name, value); tuples as the lists that JSON gives back."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def _why(error: OSError) -> str:
+    return f"which cannot be written ({error.strerror})"
