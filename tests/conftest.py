@@ -1,0 +1,112 @@
+"""Eight virtual CPU devices, and a random Stable Diffusion of a few thousand parameters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+CORPUS = """
+a photo of a dog on the beach, a photo of a cat in the snow, an image of a golden retriever
+a painting by Vincent van Gogh, a drawing in the style of Claude Monet, the art of Salvador Dali
+a picture of a great white shark, a tench and a goldfish in the water, an image of a nurse
+a female doctor, a male doctor, the portrait of an engineer, a red sports car in the city
+"""
+
+
+def tiny_tokenizer() -> Any:
+    """A tokenizer in CLIP's format (bytes, bytes at word ends, merges, two specials), 32 tokens."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import CLIPTokenizer
+
+    pipeline = CLIPTokenizer().backend_tokenizer
+    trained = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    trained.normalizer, trained.pre_tokenizer = pipeline.normalizer, pipeline.pre_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        initial_alphabet=letters,
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    trained.train_from_iterator(CORPUS.splitlines(), trainer)
+    merges = [tuple(merge) for merge in json.loads(trained.to_str())["model"]["merges"]]
+    names = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    names += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = {name: i for i, name in enumerate(names)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=32)
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion that diffusers wrote: 4 text blocks x 32, latents 8x8x4 of 16 px.
+
+    Sampled by DDIM; the tokenizer folder has CLIP's vocab.json and merges.txt. Do not write to it.
+    """
+    import torch  # slow imports: only tests that need the folder pay for them
+    from diffusers import (
+        AutoencoderKL,
+        DDIMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    tokenizer = tiny_tokenizer()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_config = CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            max_position_embeddings=32,
+            projection_dim=32,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        text = CLIPTextModel(text_config)
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=4,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            sample_size=16,
+            block_out_channels=(16, 16),
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+        )
+    with torch.no_grad():  # images with contrast that depend on the prompt
+        vae.decoder.conv_out.weight *= 8
+        for name, parameter in unet.named_parameters():
+            if ".attn2." in name:
+                parameter *= 3
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    folder = tmp_path_factory.mktemp("tiny-stable-diffusion")
+    StableDiffusionPipeline(
+        vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
+    ).save_pretrained(folder)
+    tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    return folder
