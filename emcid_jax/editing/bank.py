@@ -49,8 +49,8 @@ def provenance(
 ) -> dict[str, Any]:
     """All that determines a request's memory, as JSON values.
 
-    `model` holds hashes of the model's parts. The request's weight and evaluation fields and the
-    number of concepts optimised together do not matter (the latter up to rounding) and are left out.
+    `model` holds hashes of the model's parts. The request's weight and evaluation fields do not
+    matter, nor does, up to rounding, the number of concepts optimised together: they are left out.
     """
     settings = dataclasses.asdict(config)
     del settings["concept_batch"]
@@ -92,7 +92,7 @@ def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
 
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
-    """Files a memory, by one rename. `details` (JSON) tell how it was made beyond the provenance."""
+    """Files a memory, by one rename; `details` (JSON) are what else is worth knowing about it."""
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
     metadata = {

@@ -1,0 +1,170 @@
+"""Stage I over all requests of a run: in chunks, each filed in the bank when it is done."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from emcid_jax import parallel
+from emcid_jax.concepts import spans
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.spans import PromptRectangle
+from emcid_jax.concepts.templates import fill
+from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.editing import bank, objective, stage_one, training_images
+from emcid_jax.editing.bank import Memory
+from emcid_jax.editing.objective import StageOneInputs
+from emcid_jax.editing.stage_one import Program, StageOneResult
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks.workdir import Log
+
+
+class Prompts(NamedTuple):
+    """The requests' prompts, as tokens."""
+
+    source: PromptRectangle
+    destination: PromptRectangle
+
+
+def read_prompts(
+    pipeline: Pipeline, requests: Sequence[EditRequest], config: StageOneConfig
+) -> Prompts:
+    """Tokens and subject positions; UserError with a line for everything that does not fit."""
+    mixed = [request for request in requests if request.task == "debias"]
+    if mixed:
+        raise UserError(
+            "\n".join(
+                f"{request.origin}: task: 'debias' is not part of the main job yet; "
+                "give one destination with task update"
+                for request in mixed
+            )
+        )
+    training_images.check_files(
+        [request.image_paths for request in requests],
+        [len(request.templates) for request in requests],
+        [request.origin for request in requests],
+        config,
+    )
+    return Prompts(
+        spans.source_prompts(pipeline.tokenizer, requests),
+        spans.destination_prompts(pipeline.tokenizer, requests),
+    )
+
+
+def find_memories(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    prompts: Prompts,
+    config: StageOneConfig,
+    run: RunConfig,
+    model: Mapping[str, str],
+    folder: Path,
+    log: Log,
+) -> list[Memory]:
+    """The memory of every request: from the bank in `folder`, or found and filed there.
+
+    Chunks of `run.save_every` requests are done as a whole, with one compiled program for all of
+    them: a run that was killed computes the very batches that it would have, hence the same bits.
+    """
+    records = [bank.provenance(request, config, model) for request in requests]
+    details = [bank.read_details(folder, record) for record in records]
+    known = next((detail["concept_batch"] for detail in details if detail), 0)
+    # What fits in memory may differ from one start to the next; the program must not.
+    config = dataclasses.replace(config, concept_batch=config.concept_batch or known)
+    mesh = parallel.make_mesh()
+    program: Program | None = None
+    memories: list[Memory] = []
+    bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
+    with bar:
+        for first in range(0, len(requests), run.save_every):
+            rows = slice(first, min(first + run.save_every, len(requests)))
+            found = _filed(folder, records[rows])
+            if found is None:
+                began = time.perf_counter()
+                inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
+                if program is None:
+                    full = _resized(inputs, min(run.save_every, len(requests)))
+                    program = stage_one.compile_program(pipeline, full, config, mesh)
+                result = stage_one.optimise(pipeline, inputs, config, mesh, program)
+                found = _memories(result)
+                for record, memory in zip(records[rows], found, strict=True):
+                    bank.write(folder, record, memory, {"concept_batch": program.concepts})
+                log.write(
+                    "stage_one",
+                    time.perf_counter() - began,
+                    concepts=rows.stop,
+                    held_out_start=float(np.mean(result.start.total)),
+                    held_out_end=float(np.mean(result.end.total)),
+                )
+            memories += found
+            bar.update(rows.stop - rows.start)
+    return memories
+
+
+def _filed(folder: Path, records: Sequence[bank.Provenance]) -> list[Memory] | None:
+    """The memories of a whole chunk, or None if one is missing."""
+    memories = [bank.read(folder, record) for record in records]
+    found = [memory for memory in memories if memory is not None]
+    return found if len(found) == len(records) else None
+
+
+def _prepare(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    prompts: Prompts,
+    rows: slice,
+    config: StageOneConfig,
+    mesh: jax.sharding.Mesh,
+) -> StageOneInputs:
+    """Stage I's inputs of one chunk, training images included."""
+    chunk = requests[rows]
+    source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
+    images = _images(pipeline, chunk, source.ids.shape[1], config)
+    seeds = [request.seed for request in chunk]
+    return stage_one.prepare(pipeline, source, destination, seeds, images, config, mesh)
+
+
+def _images(
+    pipeline: Pipeline, requests: Sequence[EditRequest], width: int, config: StageOneConfig
+) -> np.ndarray | None:
+    """Training images [concept, sample, prompt, ...] of `width` prompts each, or None if unused."""
+    if not objective.needs_images(config):
+        return None
+    if training_images.reads_files(config):
+        paths = [request.image_paths for request in requests]
+        return training_images.read(paths, width, pipeline.image_size, config)
+    prompts = training_images.image_prompts(
+        [_filled(request, request.source, width) for request in requests],
+        [_filled(request, request.dests[0], width) for request in requests],
+        config,
+    )
+    seeds = [request.seed for request in requests]
+    return training_images.draw(pipeline, prompts, seeds, config)
+
+
+def _filled(request: EditRequest, name: str, width: int) -> list[str]:
+    """The request's prompts about `name`; the first one pads them to `width`. No name, no words."""
+    prompts = [fill(template, name).prompt if name else "" for template in request.templates]
+    return prompts + prompts[:1] * (width - len(prompts))
+
+
+def _resized(inputs: StageOneInputs, concepts: int) -> StageOneInputs:
+    """The shapes of `inputs` for another number of concepts."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((concepts, *leaf.shape[1:]), leaf.dtype), inputs
+    )
+
+
+def _memories(result: StageOneResult) -> list[Memory]:
+    """One record per concept."""
+    start, end = (np.stack(part, axis=-1) for part in (result.start, result.end))
+    parts = (result.z, result.delta, result.curve, start, end)
+    return [Memory(*(np.asarray(part)[row] for part in parts)) for row in range(len(start))]

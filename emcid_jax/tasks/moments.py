@@ -1,0 +1,80 @@
+"""Second moments of a run: resumed from the workdir, computed, or read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from emcid_jax import checkpoints
+from emcid_jax.config import MomentConfig, RunConfig
+from emcid_jax.editing import second_moment
+from emcid_jax.editing.second_moment import MomentProvenance, Progress, SecondMoments
+from emcid_jax.pipeline import Pipeline, tokenize
+from emcid_jax.tasks.captions import read_captions
+from emcid_jax.tasks.workdir import Log
+
+
+def find_moments(
+    pipeline: Pipeline,
+    layers: tuple[int, ...],
+    config: MomentConfig,
+    run: RunConfig,
+    folder: Path,
+    log: Log,
+) -> SecondMoments:
+    """The second moments of `layers`, with progress and result kept under `folder`.
+
+    A result that is already there is read: the workdir's settings are known to be the same.
+    """
+    result = folder / "second_moments.safetensors"
+    if result.exists():
+        return second_moment.read_moments(result)
+    ids = tokenize(pipeline.tokenizer, read_captions(config))
+    start = _read_progress(folder / "progress")
+    steps = second_moment.accumulate(
+        pipeline.text,
+        pipeline.params["text_encoder"],
+        ids,
+        layers,
+        batch=config.batch,
+        chunk=run.save_every_batches,
+        start=start,
+    )
+    progress = start
+    began = time.perf_counter()
+    with tqdm(desc="Second moments", unit="batch", disable=not run.progress) as bar:
+        for progress in steps:
+            _write_progress(folder / "progress", progress)
+            log.write("moments", time.perf_counter() - began, batches=progress.batches)
+            began = time.perf_counter()
+            bar.total = progress.total
+            bar.update(progress.batches - bar.n)
+    assert progress is not None  # There is at least one caption.
+    moments = second_moment.finish(progress)
+    second_moment.write_moments(result, moments)
+    shutil.rmtree(folder / "progress", ignore_errors=True)
+    return moments
+
+
+def _write_progress(folder: Path, progress: Progress) -> None:
+    arrays = {str(layer): total for layer, total in progress.sums.items()}
+    about: dict[str, Any] = progress._asdict()
+    del about["sums"]
+    about["provenance"] = dataclasses.asdict(progress.provenance)
+    checkpoints.save(folder, progress.batches, arrays, about)
+
+
+def _read_progress(folder: Path) -> Progress | None:
+    saved = checkpoints.latest(folder)
+    if saved is None:
+        return None
+    about = saved.metadata
+    about["provenance"]["layers"] = tuple(about["provenance"]["layers"])
+    provenance = MomentProvenance(**about.pop("provenance"))
+    sums = {int(layer): total for layer, total in saved.arrays.items()}
+    return Progress(sums=dict(sorted(sums.items())), provenance=provenance, **about)
