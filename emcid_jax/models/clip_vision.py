@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ class ClipVisionConfig(BlockConfig):
     """Size of the space shared with the text tower."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> ClipVisionConfig:
         """From the parsed JSON file of an image tower or of a whole CLIP model.
 
         Keys that are no field are ignored. Raises `UserError` naming the field if the model

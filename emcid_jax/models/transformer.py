@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,8 @@ from jax import Array
 from jaxtyping import Bool, DTypeLike, Float
 
 from emcid_jax.errors import UserError
+
+Config = TypeVar("Config", bound="BlockConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +35,7 @@ class BlockConfig:
     """Added to the variance in every layer norm."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
         """From the parsed JSON file; keys that are no field are ignored.
 
         Raises `UserError` naming the field if the model cannot be built from the values.

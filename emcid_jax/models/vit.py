@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class ViTConfig(BlockConfig):
     """Classes; counted from `id2label` when the file has that instead."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> ViTConfig:
         """From the parsed JSON file; keys that are no field are ignored.
 
         Raises `UserError` naming the field if the model cannot be built from the values.

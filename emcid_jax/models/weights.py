@@ -7,6 +7,7 @@ out (out, in, ...) instead of (..., in, out).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -55,10 +56,14 @@ def hf_name(path: tuple[str, ...]) -> str:
 
 
 def to_hf(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tree as flat host arrays in the names and layouts of the disk, sorted by name."""
-    named = {
-        hf_name(path): _to_disk(path[-1], np.asarray(leaf)) for path, leaf in _flat(params).items()
-    }
+    """The tree as flat host arrays in the names and layouts of the disk, sorted by name.
+
+    Raises `ValueError` if two leaves share a name on disk.
+    """
+    flat = _flat(params)
+    named = {hf_name(path): _to_disk(path[-1], np.asarray(leaf)) for path, leaf in flat.items()}
+    if len(named) != len(flat):
+        raise ValueError(f"{len(flat)} parameters have only {len(named)} names on disk")
     return dict(sorted(named.items()))
 
 
@@ -132,7 +137,8 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or never made
+            temporary.unlink()
 
 
 def params_hash(params: Mapping[str, Any]) -> str:
