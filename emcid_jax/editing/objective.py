@@ -1,0 +1,210 @@
+"""Stage I's loss at given latents, noise and timesteps (reference, section 3.2).
+
+An offset `delta` at the last subject token of the *source* prompts is good when the UNet, reading
+the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
+pooled text features match those of the destination. Everything here is a pure function of its
+arguments; drawing the noise and taking the steps is `stage_one`'s job.
+
+Concepts and prompts are folded into one batch axis for the models (DESIGN, section 4, last point),
+and losses are kept per concept: their sum has, for each concept, exactly that concept's gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jaxtyping import Float, Int, UInt32
+
+from emcid_jax.config import StageOneConfig
+from emcid_jax.models.clip_text import TextOutput
+from emcid_jax.pipeline import Pipeline
+
+Params = Mapping[str, Any]
+
+
+class StageOneInputs(NamedTuple):
+    """All that the loop reads, computed once per concept; every leaf has a leading concept axis.
+
+    `prompt` pads to the longest request; `prompt_mask` is 1 for real prompts, 0 for padding.
+    `None` marks what the objective does not need.
+    """
+
+    source_ids: Int[Array, "concept prompt token"]
+    """Token ids of the source prompts, padded to the tokenizer's maximum length."""
+    position: Int[Array, "concept prompt"]
+    """Last subject token of each source prompt."""
+    prompt_mask: Float[Array, "concept prompt"]
+    hidden: Float[Array, "concept prompt token dim"]
+    """Clean source states: outputs of block L."""
+    h0: Float[Array, "concept dim"]
+    """`hidden` at the last subject token of prompt 0."""
+    target_pooled: Float[Array, "concept prompt dim"]
+    """Pooled features of the destination prompts (`esd`: of the empty prompt)."""
+    seeds: UInt32[Array, "concept 2"]
+    """The request's own seed as two 32-bit words: all randomness of the concept comes from it."""
+    teacher_text: Float[Array, "concept prompt token dim"] | None = None
+    """Text the teacher reads: destination prompts; for `esd` the clean source prompts."""
+    empty_text: Float[Array, "concept token dim"] | None = None
+    """Text state of the empty prompt, for `esd`."""
+    latent_mean: Float[Array, "concept sample prompt height width channel"] | None = None
+    """Posterior mean of the training images' latents, times the scaling factor."""
+    latent_std: Float[Array, "concept sample prompt height width channel"] | None = None
+    """Posterior standard deviation, same units."""
+
+
+class Draw(NamedTuple):
+    """One random sample per concept and prompt: what a step of the loop is evaluated on."""
+
+    latents: Float[Array, "concept prompt height width channel"]
+    """Clean latents, times the scaling factor."""
+    noise: Float[Array, "concept prompt height width channel"]
+    timesteps: Int[Array, "concept prompt"]
+
+
+class Losses(NamedTuple):
+    """The parts of the loss, per concept, in float32."""
+
+    total: Float[Array, " concept"]
+    """noise + text_loss_scale * text + decay."""
+    noise: Float[Array, " concept"]
+    text: Float[Array, " concept"]
+    """Before scaling by `text_loss_scale`."""
+    decay: Float[Array, " concept"]
+
+
+def needs_images(config: StageOneConfig) -> bool:
+    """Whether the objective has a noise loss, and with it UNet, latents and training images."""
+    return config.objective != "text-only"
+
+
+def student_text(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept dim"],
+    config: StageOneConfig,
+) -> TextOutput:
+    """Text states of the source prompts with `delta` added to the output of block L.
+
+    Only the blocks above L run. Rows are folded: leading axis `concept * prompt`.
+    """
+    tokens = jnp.arange(inputs.hidden.shape[2])
+    # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
+    here = (tokens == inputs.position[..., None]).astype(jnp.float32)
+    edited = _fold(inputs.hidden + here[..., None] * delta[:, None, None, :])
+    output = pipeline.text.apply(
+        {"params": params["text_encoder"]},
+        _fold(inputs.source_ids),
+        hidden=edited,
+        start=config.layer + 1,
+    )
+    return cast(TextOutput, output)
+
+
+def target(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    draw: Draw,
+    config: StageOneConfig,
+) -> Float[Array, "row height width channel"]:
+    """What the student should predict, in the model's own prediction space (noise or velocity).
+
+    `ablate-dest`, `ablate-source`: the clean model on `teacher_text`. `sampled-noise`: the noise
+    that was drawn, or its velocity. `esd`: eps(empty) - mu (eps(source) - eps(empty)).
+    """
+    if config.objective == "sampled-noise":
+        return pipeline.schedule.training_target(
+            _fold(draw.latents), _fold(draw.noise), _fold(draw.timesteps)
+        )
+    assert inputs.teacher_text is not None
+    noisy = _noisy(pipeline, draw)
+    read = _fold(inputs.teacher_text)
+    if config.objective != "esd":
+        return jax.lax.stop_gradient(_predict(pipeline, params, noisy, draw, read))
+    assert inputs.empty_text is not None
+    empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
+    clean = _predict(pipeline, params, noisy, draw, read)
+    free = _predict(pipeline, params, noisy, draw, empty)
+    return jax.lax.stop_gradient(free - config.esd_guidance * (clean - free))
+
+
+def loss(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept dim"],
+    draw: Draw | None,
+    config: StageOneConfig,
+) -> Losses:
+    """Stage I's loss per concept at a given draw (`None` only for `text-only`).
+
+    noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
+    features of (pooled(edited source) - pooled(destination))^2. decay: weight_decay |delta| /
+    |h0|^2, with gradient 0 at delta = 0.
+    """
+    student = student_text(pipeline, params, inputs, delta, config)
+    text = _prompt_mean(
+        jnp.square(student.pooled.astype(jnp.float32) - _fold(inputs.target_pooled)),
+        inputs.prompt_mask,
+    )
+    if needs_images(config):
+        assert draw is not None
+        goal = target(pipeline, params, inputs, draw, config)
+        noisy = _noisy(pipeline, draw)
+        predicted = _predict(pipeline, params, noisy, draw, student.last_hidden_state)
+        noise = _prompt_mean(jnp.square(predicted - goal), inputs.prompt_mask)
+    else:
+        noise = jnp.zeros_like(text)
+    # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
+    decay = (
+        config.weight_decay
+        * optax.safe_norm(delta, 0.0, axis=-1)
+        / jnp.sum(jnp.square(inputs.h0), axis=-1)
+    )
+    return Losses(noise + config.text_loss_scale * text + decay, noise, text, decay)
+
+
+def loss_and_gradient(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept dim"],
+    draw: Draw | None,
+    config: StageOneConfig,
+) -> tuple[Losses, Float[Array, "concept dim"]]:
+    """The loss and, for each concept, the gradient of its own total with respect to its `delta`."""
+
+    def summed(offset: Array) -> tuple[Array, Losses]:
+        parts = loss(pipeline, params, inputs, offset, draw, config)
+        return parts.total.sum(), parts
+
+    gradient, parts = jax.grad(summed, has_aux=True)(delta)
+    return parts, gradient
+
+
+def _fold(array: Array) -> Array:
+    """Concept and prompt axes as one batch axis."""
+    return array.reshape((-1, *array.shape[2:]))
+
+
+def _noisy(pipeline: Pipeline, draw: Draw) -> Array:
+    return pipeline.schedule.add_noise(
+        _fold(draw.latents), _fold(draw.noise), _fold(draw.timesteps)
+    )
+
+
+def _predict(pipeline: Pipeline, params: Params, noisy: Array, draw: Draw, text: Array) -> Array:
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, _fold(draw.timesteps), text)
+    return cast(Array, predicted).astype(jnp.float32)
+
+
+def _prompt_mean(values: Array, mask: Float[Array, "concept prompt"]) -> Float[Array, " concept"]:
+    """Mean over everything but the concept axis, of real prompts only."""
+    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
+    return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)
