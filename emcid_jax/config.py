@@ -158,6 +158,8 @@ class EvaluationConfig:
     """Images drawn together."""
     aliases: bool = True
     """Whether the sources' other names are drawn too."""
+    holdout_path: str = ""
+    """The benchmark's hold-out file (`imgnet_aug_test.json`); empty: every class nobody edits."""
 
 
 @dataclasses.dataclass(frozen=True)
