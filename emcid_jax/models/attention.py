@@ -43,13 +43,15 @@ class Attention(nn.Module):
         x: Float[Array, "batch query dim"],
         context: Float[Array, "batch key context_dim"] | None = None,
     ) -> Float[Array, "batch query dim"]:
+        """Attend; the context may have another width than `x`."""
         return _attend(x, x if context is None else context, self.heads, False, self.dtype)
 
 
 class SpatialAttention(nn.Module):
     """Single-head self-attention over the pixels with a residual (autoencoder's middle block).
 
-    diffusers has no level between its norm and its projections, and the projections have biases."""
+    diffusers has no level between its norm and its projections, and the projections have biases.
+    """
 
     groups: int
     epsilon: float
@@ -59,6 +61,7 @@ class SpatialAttention(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
+        """`x` plus what every pixel reads from all pixels."""
         normed = GroupNorm(self.groups, self.epsilon, self.dtype, name="group_norm")(x)
         tokens = normed.reshape(x.shape[0], -1, x.shape[-1])
         return x + _attend(tokens, tokens, 1, True, self.dtype).reshape(x.shape)
@@ -71,6 +74,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch token dim"]) -> Float[Array, "batch token dim"]:
+        """Apply to every token."""
         dim = x.shape[-1]
         hidden, gate = jnp.split(
             nn.Dense(8 * dim, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1
@@ -90,8 +94,11 @@ class TransformerBlock(nn.Module):
     def __call__(
         self, x: Float[Array, "batch pixel dim"], text: Float[Array, "batch token text_dim"]
     ) -> Float[Array, "batch pixel dim"]:
+        """Pixels after reading each other and the text."""
+
         def norm(name: str, states: Array) -> Array:
-            return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name=name)(states)
+            layer = nn.LayerNorm(1e-5, self.dtype, use_fast_variance=False, name=name)
+            return layer(states)
 
         first = text if self.only_cross_attention else None
         x = x + Attention(self.heads, self.dtype, name="attn1")(norm("norm1", x), first)
@@ -119,6 +126,7 @@ class Transformer2D(nn.Module):
         x: Float[Array, "batch height width channel"],
         text: Float[Array, "batch token text_dim"],
     ) -> Float[Array, "batch height width channel"]:
+        """The image after all blocks, same shape."""
         channels = x.shape[-1]
 
         def project(name: str, states: Array) -> Array:

@@ -24,6 +24,7 @@ class GroupNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch height width channel"]:
+        """Normalise; statistics in float32, result in `dtype`."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
@@ -61,6 +62,7 @@ class ResnetBlock(nn.Module):
         x: Float[Array, "batch height width channel"],
         temb: Float[Array, "batch time"] | None = None,
     ) -> Float[Array, "batch height width out"]:
+        """`x` (through `conv_shortcut` if the width changes) plus the residual branch."""
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         h = conv3x3(self.channels, "conv1", self.dtype)(h)
         if temb is not None:
@@ -87,6 +89,7 @@ class Downsample(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"]
     ) -> Float[Array, "batch half_height half_width channel"]:
+        """Halve; an odd side is rounded up (symmetric) or down."""
         padding = ((1, 1), (1, 1)) if self.symmetric else ((0, 1), (0, 1))
         conv = nn.Conv(self.channels, (3, 3), 2, padding=padding, dtype=self.dtype, name="conv")
         return conv(x)
@@ -106,6 +109,7 @@ class Upsample(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channel"], size: tuple[int, int] | None = None
     ) -> Float[Array, "batch new_height new_width channel"]:
+        """Double, crop to `size` if given, convolve."""
         batch, height, width, channels = x.shape
         x = jnp.broadcast_to(
             x[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)

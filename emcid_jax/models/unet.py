@@ -175,6 +175,7 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch frequency"]) -> Float[Array, "batch dim"]:
+        """Embed `timestep_embedding`; not activated."""
         x = nn.silu(nn.Dense(self.dim, dtype=self.dtype, name="linear_1")(x))
         return nn.Dense(self.dim, dtype=self.dtype, name="linear_2")(x)
 
@@ -216,6 +217,7 @@ class DownBlock(_Level):
         temb: Float[Array, "batch time"],
         text: Float[Array, "batch token dim"],
     ) -> tuple[Array, list[Array]]:
+        """Output and skips; the last skip is the output."""
         config, level = self.config, self.level
         skips: list[Array] = []
         for i in range(config.layers_per_block[level]):
@@ -240,6 +242,7 @@ class MidBlock(_Level):
         temb: Float[Array, "batch time"],
         text: Float[Array, "batch token dim"],
     ) -> Float[Array, "batch height width channel"]:
+        """Same shape as `x`."""
         x = self.resnet(0)(x, temb)
         x = self.transformer(0, only_cross_attention=False)(x, text)
         return self.resnet(1)(x, temb)
@@ -256,6 +259,7 @@ class UpBlock(_Level):
         temb: Float[Array, "batch time"],
         text: Float[Array, "batch token dim"],
     ) -> Float[Array, "batch new_height new_width out"]:
+        """Output, at the resolution of the next skip."""
         config, level = self.config, self.level
         block_type = config.up_block_types[len(config.block_out_channels) - 1 - level]
         for i in range(config.layers_per_block[level] + 1):
@@ -287,6 +291,7 @@ class UNet2DCondition(nn.Module):
         timesteps: Int[Array, batch] | Float[Array, batch],
         text: Float[Array, "batch token dim"],
     ) -> Float[Array, "batch height width out_channel"]:
+        """Prediction in the layout of `latents`, in `dtype`; timesteps may be fractional."""
         config, dtype = self.config, self.dtype
         channels = config.block_out_channels
         temb = timestep_embedding(

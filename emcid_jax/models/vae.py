@@ -122,6 +122,7 @@ class EncoderBlock(_Blocks):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channel"]) -> Array:
+        """Half size unless it is the last block."""
         for i in range(self.config.layers_per_block):
             x = self.resnet(i)(x)
         if self.downsample:
@@ -137,6 +138,7 @@ class DecoderBlock(_Blocks):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channel"]) -> Array:
+        """Double size unless it is the last block."""
         for i in range(self.config.layers_per_block + 1):
             x = self.resnet(i)(x)
         if self.upsample:
@@ -149,6 +151,7 @@ class MidBlock(_Blocks):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channel"]) -> Array:
+        """Same shape as `x`."""
         x = self.resnet(0)(x)
         if self.config.mid_block_add_attention:
             groups = self.config.norm_num_groups
@@ -164,6 +167,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channel"]) -> Array:
+        """Concatenated mean and log-variance."""
         config, dtype = self.config, self.dtype
         channels = config.block_out_channels
         x = conv3x3(channels[0], "conv_in", dtype)(images)
@@ -183,6 +187,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latents: Float[Array, "batch height width channel"]) -> Array:
+        """Image, not clipped."""
         config, dtype = self.config, self.dtype
         channels = config.block_out_channels[::-1]
         x = conv3x3(channels[0], "conv_in", dtype)(latents)
@@ -205,6 +210,7 @@ class AutoencoderKL(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
+        """Names the parts as diffusers does."""
         config, dtype = self.config, self.dtype
         self.encoder = Encoder(config, dtype)
         self.decoder = Decoder(config, dtype)
