@@ -219,21 +219,25 @@ def choose_concept_batch(
     """The number of concepts per batch: at most `largest`, a multiple of `multiple`.
 
     `needed(concepts)` gives bytes per device, read off a compiled program, so that nothing is run
-    to find out. Memory grows about linearly, so each try says how far to go down; most often the
-    first one fits.
+    to find out. Most often the first one fits; otherwise the smallest and the largest say how much
+    a concept adds.
 
     Raises:
         UserError: `needed(multiple)` exceeds `memory`.
     """
-    size = largest
-    while (bytes_needed := needed(size)) > memory:
-        if size == multiple:
-            raise UserError(
-                f"stage_one: one concept per device needs {bytes_needed / 2**30:.2f} GiB of the "
-                f"{memory / 2**30:.2f} GiB free; use fewer templates or dtype bfloat16"
-            )
-        fitting = int(size * memory / bytes_needed)
-        size = max(multiple, min(fitting, size - 1) // multiple * multiple)
+    most = needed(largest)
+    if most <= memory:
+        return largest
+    least = needed(multiple)
+    if least > memory:
+        raise UserError(
+            f"stage_one: one concept per device needs {least / 2**30:.2f} GiB of the "
+            f"{memory / 2**30:.2f} GiB free; use fewer templates or dtype bfloat16"
+        )
+    share = (memory - least) / (most - least)
+    size = multiple + int(share * (largest - multiple)) // multiple * multiple
+    while needed(size) > memory:
+        size -= multiple
     return size
 
 
@@ -282,12 +286,12 @@ def held_out_loss(
     """
     if not objective.needs_images(config):
         return objective.loss(pipeline, params, inputs, delta, None, config)
-    keys = _fold_in(_keys(inputs), 1)
+    keys = fold_in(_keys(inputs), 1)
     edges = np.linspace(0, pipeline.schedule.num_train_timesteps, HELD_OUT_DRAWS + 1).astype(int)
 
     def one(index: Array) -> Losses:
         low, high = jnp.asarray(edges)[index], jnp.asarray(edges)[index + 1]
-        sample = draw(pipeline, inputs, _fold_in(keys, index), low, high)
+        sample = draw(pipeline, inputs, fold_in(keys, index), low, high)
         return objective.loss(pipeline, params, inputs, delta, sample, config)
 
     losses = jax.lax.map(one, jnp.arange(HELD_OUT_DRAWS))
@@ -317,7 +321,7 @@ def _program(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> jax.stag
     """The jitted loop over all steps; concepts sharded, parameters replicated."""
 
     def run(params: Params, inputs: StageOneInputs, zeros: Array) -> StageOneResult:
-        keys = _fold_in(_keys(inputs), 0)
+        keys = training_keys(inputs)
         last = pipeline.schedule.num_train_timesteps
 
         def step(
@@ -326,7 +330,7 @@ def _program(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> jax.stag
             delta, state = carry
             sample = None
             if objective.needs_images(config):
-                sample = draw(pipeline, inputs, _fold_in(keys, index), 0, last)
+                sample = draw(pipeline, inputs, fold_in(keys, index), 0, last)
             losses, gradient = objective.loss_and_gradient(
                 pipeline, params, inputs, delta, sample, config
             )
@@ -351,11 +355,17 @@ def _program(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> jax.stag
     )
 
 
+def training_keys(inputs: StageOneInputs) -> Key[Array, " concept"]:
+    """The key of each concept's training draws; step i draws with `fold_in(keys, i)`."""
+    return fold_in(_keys(inputs), 0)
+
+
 def _keys(inputs: StageOneInputs) -> Key[Array, " concept"]:
     return jax.random.wrap_key_data(inputs.seeds, impl="threefry2x32")
 
 
-def _fold_in(keys: Key[Array, " concept"], data: int | Array) -> Key[Array, " concept"]:
+def fold_in(keys: Key[Array, " concept"], data: int | Array) -> Key[Array, " concept"]:
+    """`jax.random.fold_in` of the same number into every concept's key."""
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, data)
 
 

@@ -1,7 +1,7 @@
 """Training images of Stage I: drawn by the model itself, or read from files (reference, 3.3).
 
-Every image depends on its request's seed, its sample and its prompt only, so that adding, removing or
-reordering requests changes nobody else's images.
+Every image depends on its request's seed, its sample and its prompt only, so that adding, removing
+or reordering requests changes nobody else's images.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loss and gradient against PyTorch: diffusers, transformers, a hook, autograd, released formulas."""
+"""Loss and gradient against PyTorch: diffusers, transformers, autograd, the released formulas."""
 
 from __future__ import annotations
 
