@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.linalg
@@ -69,6 +69,7 @@ class Solution(NamedTuple):
     """Estimated condition number of the system of that form."""
 
 
+@runtime_checkable
 class Solver(Protocol):
     """Anything that turns keys and residuals into a weight change."""
 

@@ -1,0 +1,109 @@
+"""An independent CLIP text encoder for oracles: NumPy, float64, one full forward at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from emcid_jax.models.clip_text import ClipTextConfig
+
+START, END, VOCAB, TOKENS = 57, 58, 59, 16
+
+
+class Trace(NamedTuple):
+    hidden: list[np.ndarray]
+    keys: list[np.ndarray]
+    values: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class NumpyClip:
+    config: ClipTextConfig
+    params: dict[str, Any]
+
+    def forward(self, ids: np.ndarray, params: dict[str, Any] | None = None) -> Trace:
+        tree = (params or self.params)["text_model"]
+        words = tree["embeddings"]["token_embedding"]["embedding"][ids]
+        x = words + tree["embeddings"]["position_embedding"]["embedding"][: ids.shape[1]]
+        trace = Trace([], [], [])
+        for index in range(self.config.num_hidden_layers):
+            block = tree["encoder"][f"layers.{index}"]
+            x = x + self._attention(_norm(x, block["layer_norm1"]), block["self_attn"])
+            inner = _dense(_norm(x, block["layer_norm2"]), block["mlp"]["fc1"])
+            key = inner / (1 + np.exp(-1.702 * inner))
+            value = _dense(key, block["mlp"]["fc2"])
+            x = x + value
+            for states, state in zip(trace, (x, key, value), strict=True):
+                states.append(state)
+        return trace
+
+    def _attention(self, x: np.ndarray, params: dict[str, Any]) -> np.ndarray:
+        heads = self.config.num_attention_heads
+        width = x.shape[-1] // heads
+        query, key, value = (_dense(x, params[f"{n}_proj"]) for n in "qkv")
+        out = np.zeros_like(x)
+        future = np.triu(np.full((x.shape[1], x.shape[1]), -np.inf), 1)
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            scores = query[..., part] @ key[..., part].swapaxes(1, 2) / np.sqrt(width) + future
+            chances = np.exp(scores - scores.max(-1, keepdims=True))
+            chances /= chances.sum(-1, keepdims=True)
+            out[..., part] = chances @ value[..., part]
+        return _dense(out, params["out_proj"])
+
+
+def _dense(x: np.ndarray, params: dict[str, np.ndarray]) -> np.ndarray:
+    return x @ params["kernel"] + params["bias"]
+
+
+def _norm(x: np.ndarray, params: dict[str, np.ndarray]) -> np.ndarray:
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    return scaled * params["scale"] + params["bias"]
+
+
+@pytest.fixture(scope="session")
+def numpy_clip() -> NumpyClip:
+    """4 blocks x 32, inner 64; random weights, large enough that nothing is nearly linear."""
+    rng = np.random.default_rng(0)
+    config = ClipTextConfig(VOCAB, 32, 64, 4, 4, TOKENS, "quick_gelu", 1e-5, END)
+
+    def dense(inside: int, outside: int) -> dict[str, np.ndarray]:
+        kernel = rng.standard_normal((inside, outside)) / np.sqrt(inside)
+        return {"kernel": kernel, "bias": 0.1 * rng.standard_normal(outside)}
+
+    def norm() -> dict[str, np.ndarray]:
+        return {
+            "scale": 1 + 0.1 * rng.standard_normal(32),
+            "bias": 0.1 * rng.standard_normal(32),
+        }
+
+    blocks = {
+        f"layers.{index}": {
+            "layer_norm1": norm(),
+            "self_attn": {f"{n}_proj": dense(32, 32) for n in ("q", "k", "v", "out")},
+            "layer_norm2": norm(),
+            "mlp": {"fc1": dense(32, 64), "fc2": dense(64, 32)},
+        }
+        for index in range(4)
+    }
+    embeddings = {
+        "token_embedding": {"embedding": rng.standard_normal((VOCAB, 32))},
+        "position_embedding": {"embedding": 0.3 * rng.standard_normal((TOKENS, 32))},
+    }
+    tree = {"embeddings": embeddings, "encoder": blocks, "final_layer_norm": norm()}
+    return NumpyClip(config, {"text_model": tree})
+
+
+@pytest.fixture(scope="session")
+def captions() -> np.ndarray:
+    """300 captions of 1 to 12 words, padded with the end token as Stable Diffusion 1 does."""
+    rng = np.random.default_rng(1)
+    ids = np.full((300, TOKENS), END, np.int32)
+    ids[:, 0] = START
+    for row, length in zip(ids, rng.integers(1, 13, 300), strict=True):
+        row[1 : 1 + length] = rng.integers(0, START, length)
+    return ids

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emcid_jax.editing.second_moment import (
+    Progress,
+    SecondMoments,
+    accumulate,
+    finish,
+    read_moments,
+    write_moments,
+)
+from emcid_jax.errors import UserError
+from emcid_jax.models.clip_text import ClipTextModel
+from emcid_jax.models.weights import params_hash
+
+LAYERS = (0, 2, 3)
+
+
+def brute_force(clip, ids) -> tuple[dict[int, np.ndarray], int]:
+    """One caption at a time, one matrix per layer, tokens up to the first end token."""
+    sums, count = {layer: np.zeros((64, 64)) for layer in LAYERS}, 0
+    for row in ids:
+        length = list(row).index(clip.config.eos_token_id) + 1
+        keys = clip.forward(row[None]).keys
+        for layer in LAYERS:
+            rows = keys[layer][0, :length]
+            sums[layer] += rows.T @ rows
+        count += length
+    return {layer: total / count for layer, total in sums.items()}, count
+
+
+def run(clip, ids, **options) -> SecondMoments:
+    return finish(steps(clip, ids, **options)[-1])
+
+
+def steps(clip, ids, layers=LAYERS, batch=32, **options) -> list[Progress]:
+    model = ClipTextModel(clip.config)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), clip.params)
+    return list(accumulate(model, params, ids, layers, batch=batch, chunk=3, **options))
+
+
+def assert_close(result: dict[int, np.ndarray], expected: dict[int, np.ndarray], bar: float):
+    assert result.keys() == expected.keys()
+    for layer, matrix in expected.items():
+        error = np.linalg.norm(result[layer] - matrix) / np.linalg.norm(matrix)
+        assert error < bar, (layer, error)
+
+
+def test_equals_brute_force(numpy_clip, captions):
+    moments = run(numpy_clip, captions)
+    expected, count = brute_force(numpy_clip, captions)
+    assert moments.count == count
+    assert_close(moments.moments, expected, 1e-6)
+
+
+def test_legacy_end_token_is_the_highest_id(numpy_clip, captions):
+    """Configs of SD 1.x and 2.x say eos_token_id 2."""
+    import dataclasses
+
+    legacy = dataclasses.replace(
+        numpy_clip, config=dataclasses.replace(numpy_clip.config, eos_token_id=2)
+    )
+    assert run(legacy, captions[:40]).count == run(numpy_clip, captions[:40]).count
+
+
+def test_order_and_padding_do_not_matter(numpy_clip, captions):
+    shuffled = captions[np.random.default_rng(3).permutation(len(captions))].copy()
+    end = np.argmax(shuffled == 58, axis=1)
+    shuffled[np.arange(16) > end[:, None]] = 0  # the pad token of SD 2.x
+    first, second = run(numpy_clip, captions), run(numpy_clip, shuffled[:, :14])
+    assert first.provenance == second.provenance
+    for layer in LAYERS:
+        np.testing.assert_array_equal(first.moments[layer], second.moments[layer])
+
+
+def test_resumed_equals_uninterrupted_to_the_bit(numpy_clip, captions):
+    whole = steps(numpy_clip, captions)
+    assert len(whole) > 3
+    for interrupted in whole[:3]:
+        rest = steps(numpy_clip, captions, start=interrupted)
+        assert len(rest) == len(whole) - 1 - whole.index(interrupted)
+        for layer in LAYERS:
+            np.testing.assert_array_equal(rest[-1].sums[layer], whole[-1].sums[layer])
+        assert rest[-1].count == whole[-1].count
+    assert finish(steps(numpy_clip, captions, start=whole[-2])[-1]).count == whole[-1].count
+
+
+def test_yielded_sums_never_change(numpy_clip, captions):
+    model = ClipTextModel(numpy_clip.config)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numpy_clip.params)
+    walk = accumulate(model, params, captions, LAYERS, batch=32, chunk=3)
+    first = next(walk)
+    kept = first.sums[2].copy()
+    list(walk)
+    np.testing.assert_array_equal(first.sums[2], kept)
+
+
+def test_provenance_and_refusals(numpy_clip, captions):
+    progress = steps(numpy_clip, captions)[0]
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numpy_clip.params)
+    assert progress.provenance.model_hash == params_hash(params)
+    assert progress.provenance.captions == 300
+    assert progress.provenance.layers == LAYERS
+    with pytest.raises(UserError, match="caption_hash"):
+        steps(numpy_clip, captions[1:], start=progress)
+    with pytest.raises(UserError, match="layers"):
+        steps(numpy_clip, captions, layers=(0, 1), start=progress)
+    with pytest.raises(UserError, match="batch 32, this run has 64"):
+        steps(numpy_clip, captions, batch=64, start=progress)
+    with pytest.raises(UserError, match="blocks 0 to 3"):
+        steps(numpy_clip, captions, layers=(0, 4))
+    with pytest.raises(UserError, match="at least one"):
+        steps(numpy_clip, captions[:0])
+    with pytest.raises(ValueError, match="batches are done"):
+        finish(progress)
+
+
+def test_file_round_trip(numpy_clip, captions, tmp_path):
+    moments = run(numpy_clip, captions[:50])
+    path = tmp_path / "folder" / "moments.safetensors"
+    write_moments(path, moments)
+    back = read_moments(path)
+    assert (back.count, back.provenance) == (moments.count, moments.provenance)
+    for layer in LAYERS:
+        np.testing.assert_array_equal(back.moments[layer], moments.moments[layer])
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    (tmp_path / "bad").write_text("no")
+    for bad in (tmp_path / "bad", tmp_path / "absent"):
+        with pytest.raises(UserError, match="second-moment"):
+            read_moments(bad)
+
+
+def test_factor_is_kept(numpy_clip, captions):
+    moments = run(numpy_clip, captions)
+    assert moments.moment(2).factor is moments.moment(2).factor
+
+
+CHILD = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from flax.traverse_util import unflatten_dict
+from emcid_jax.editing.second_moment import accumulate, finish, _add, _place, _zeros
+from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.parallel import make_mesh
+assert len(jax.devices()) == 8
+stored = dict(np.load(sys.argv[1]))
+ids = stored.pop("captions")
+params = unflatten_dict({tuple(k.split("/")): jnp.asarray(v) for k, v in stored.items()})
+model = ClipTextModel(ClipTextConfig(59, 32, 64, 4, 4, 16, "quick_gelu", 1e-5, 58))
+*_, last = accumulate(model, params, ids, (0, 2, 3), batch=32, chunk=3)
+moments = finish(last)
+mesh = make_mesh()
+text = _add.lower(
+    model, (0, 2), mesh, params, _zeros(model, (0, 2), mesh), *_place((ids[:32], ids[:32, 0]), mesh)
+).compile().as_text()
+assert "all-reduce" not in text and "all-gather" not in text, "accumulating must stay local"
+np.savez(sys.argv[2], count=moments.count, **{str(k): v for k, v in moments.moments.items()})
+"""
+
+
+def test_eight_devices_give_the_same(numpy_clip, captions, tmp_path: Path):
+    from flax.traverse_util import flatten_dict
+
+    flat = {"/".join(k): v.astype(np.float32) for k, v in flatten_dict(numpy_clip.params).items()}
+    np.savez(tmp_path / "in.npz", captions=captions, **flat)
+    flags = "--xla_force_host_platform_device_count=8"
+    subprocess.run(
+        [sys.executable, "-W", "error", "-c", CHILD, tmp_path / "in.npz", tmp_path / "out.npz"],
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        check=True,
+        timeout=300,
+    )
+    out = dict(np.load(tmp_path / "out.npz"))
+    one = run(numpy_clip, captions)
+    assert out.pop("count") == one.count
+    assert_close({int(name): matrix for name, matrix in out.items()}, one.moments, 1e-6)
