@@ -21,7 +21,7 @@ from jax import Array
 from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
-from emcid_jax.models.clip_text import TextOutput
+from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.pipeline import Pipeline
 
 Params = Mapping[str, Any]
@@ -82,6 +82,14 @@ def needs_images(config: StageOneConfig) -> bool:
     return config.objective != "text-only"
 
 
+def text_model(pipeline: Pipeline) -> ClipTextModel:
+    """The text encoder in float32, whatever the pipeline computes in.
+
+    It is a small part of the work, and a memory is a state of it that Stage II must reproduce.
+    """
+    return ClipTextModel(pipeline.text.config, jnp.float32)
+
+
 def student_text(
     pipeline: Pipeline,
     params: Params,
@@ -97,7 +105,7 @@ def student_text(
     # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
     here = (tokens == inputs.position[..., None]).astype(jnp.float32)
     edited = _fold(inputs.hidden + here[..., None] * delta[:, None, None, :])
-    output = pipeline.text.apply(
+    output = text_model(pipeline).apply(
         {"params": params["text_encoder"]},
         _fold(inputs.source_ids),
         hidden=edited,

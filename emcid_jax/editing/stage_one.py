@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.models.vae import AutoencoderKL
 from emcid_jax.pipeline import Pipeline, tokenize
+
+AdamState = Any  # optax's own tree of arrays
 
 HELD_OUT_DRAWS = 4
 """Samples of the held-out loss per prompt, one from each quarter of the timesteps."""
@@ -95,8 +97,9 @@ def prepare(
             f"stage_one.layer={config.layer}: the text encoder has blocks 0 to {blocks - 1}"
         )
     mesh = parallel.make_mesh(jax.devices()[:1]) if mesh is None else mesh
-    text = pipeline.params["text_encoder"]
-    encode = functools.partial(_encode, pipeline.text, text, config.layer)
+    everywhere = parallel.replicated(mesh)
+    text = jax.device_put(pipeline.params["text_encoder"], everywhere)
+    encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
 
     hidden, source_last, _ = _per_prompt(encode, source.ids, mesh)
     if config.objective == "esd":
@@ -113,7 +116,8 @@ def prepare(
     if objective.needs_images(config):
         assert images is not None
         flat = images.reshape(len(images), -1, *images.shape[3:])
-        posterior = functools.partial(_posterior, pipeline.vae, pipeline.params["vae"])
+        vae = jax.device_put(pipeline.params["vae"], everywhere)
+        posterior = functools.partial(_posterior, pipeline.vae, vae)
         latent_mean, latent_std = (
             part.reshape(*images.shape[:3], *part.shape[2:])
             for part in _per_prompt(posterior, flat, mesh)
@@ -159,7 +163,7 @@ def optimise(
         rows = np.minimum(np.arange(first, first + program.concepts), count - 1)
         batch = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], inputs)
         batch = jax.device_put(batch, parallel.sharded(mesh))
-        zeros = jax.device_put(np.zeros_like(batch.h0), parallel.sharded(mesh))
+        zeros = jax.device_put(np.zeros(batch.h0.shape, np.float32), parallel.sharded(mesh))
         results.append(jax.device_get(program.run(params, batch, zeros)))
     result = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
     bad = np.flatnonzero(~np.isfinite(result.z).all(axis=-1))
@@ -191,9 +195,8 @@ def compile_program(
         UserError: one concept per device needs more than that.
     """
     devices = mesh.size
-    concepts = parallel.padded_size(len(inputs.h0), devices)
+    concepts = parallel.padded_size(inputs.h0.shape[0], devices)
     params = jax.tree.map(_abstract, model_params(pipeline))
-    # The free memory is asked for before compiling; the parameters may or may not be on the device.
     memory = int(MEMORY_SHARE * _free_memory(mesh)) if memory is None else memory
 
     @functools.cache
@@ -258,8 +261,8 @@ def draw(
     def one(key: Array, prompt: Array, mean: Array, std: Array) -> Draw:
         image, latent, noise, time = jax.random.split(jax.random.fold_in(key, prompt), 4)
         pick = jax.random.randint(image, (), 0, mean.shape[0]) == jnp.arange(mean.shape[0])
-        pick = pick.astype(mean.dtype)
-        mean, std = (jnp.tensordot(pick, part, 1) for part in (mean, std))
+        # A sum over 0 and 1 instead of a gather: elementwise, so it shards without collectives.
+        mean, std = (jnp.where(pick[:, None, None, None], x, 0).sum(0) for x in (mean, std))
         return Draw(
             mean + std * jax.random.normal(latent, mean.shape),
             jax.random.normal(noise, mean.shape),
@@ -300,11 +303,11 @@ def held_out_loss(
 
 def adam_step(
     delta: Float[Array, "concept dim"],
-    state: optax.OptState,
+    state: AdamState,
     gradient: Float[Array, "concept dim"],
     h0: Float[Array, "concept dim"],
     config: StageOneConfig,
-) -> tuple[Float[Array, "concept dim"], optax.OptState]:
+) -> tuple[Float[Array, "concept dim"], AdamState]:
     """One Adam step, then the projection of each delta onto |delta| <= clamp_norm_factor |h0|."""
     updates, state = optax.adam(config.learning_rate).update(gradient, state)
     radius = config.clamp_norm_factor * jnp.linalg.norm(h0, axis=-1)
@@ -325,8 +328,8 @@ def _program(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> jax.stag
         last = pipeline.schedule.num_train_timesteps
 
         def step(
-            carry: tuple[Array, optax.OptState], index: Array
-        ) -> tuple[tuple[Array, optax.OptState], Array]:
+            carry: tuple[Array, AdamState], index: Array
+        ) -> tuple[tuple[Array, AdamState], Array]:
             delta, state = carry
             sample = None
             if objective.needs_images(config):
@@ -425,8 +428,8 @@ def _needed(compiled: jax.stages.Compiled) -> int:
 
 
 def _free_memory(mesh: Mesh) -> int:
-    """Free bytes of the fullest device; virtual CPU devices share the machine's memory."""
+    """Bytes of the fullest device that are free; on CPU, this device's part of half the machine."""
     stats = [device.memory_stats() for device in mesh.devices.flat]
     if all(stats):
         return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats if s)
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // mesh.size
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * mesh.size)

@@ -101,7 +101,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
             noise_losses.append(torch.zeros((), dtype=torch.float64))
             continue
         latents, noise = (
-            torch.as_tensor(part[prompt], dtype=torch.float64).permute(2, 0, 1)[None]
+            torch.as_tensor(np.asarray(part[prompt]), dtype=torch.float64).permute(2, 0, 1)[None]
             for part in (draw.latents, draw.noise)
         )
         t = int(draw.timesteps[prompt])
@@ -141,9 +141,10 @@ def test_loss_and_gradient_equal_pytorch(name, prediction, pipeline, oracle, pro
         layer=LAYER, objective=name, weight_decay=0.7, text_loss_scale=0.3, esd_guidance=1.5
     )
     source, destination = prompts
-    draw = random_draw(pipeline)
+    draw = Draw(*map(jnp.asarray, random_draw(pipeline)))
     images = np.zeros((2, 1, 2, 16, 16, 3), np.float32)
     inputs = stage_one.prepare(pipeline, source, destination, [0, 1], images, config)
+    inputs = jax.tree.map(jnp.asarray, inputs)
     random = np.random.default_rng(1).standard_normal(inputs.h0.shape).astype(np.float32)
 
     for delta in (0.3 * random, np.zeros_like(random)):
@@ -164,7 +165,7 @@ def test_loss_and_gradient_equal_pytorch(name, prediction, pipeline, oracle, pro
                 MASK[i],
                 Draw(*(part[i] for part in draw)),
                 ours,
-                torch.tensor(inputs.h0[i], dtype=torch.float64),
+                torch.tensor(np.asarray(inputs.h0[i]), dtype=torch.float64),
                 config,
             )
             expected[0].backward()
@@ -182,6 +183,7 @@ def test_zero_weights_switch_parts_off(pipeline, prompts):
         layer=LAYER, objective="text-only", weight_decay=0.0, text_loss_scale=0.0
     )
     inputs = stage_one.prepare(pipeline, *prompts, [0, 1], None, config)
+    inputs = jax.tree.map(jnp.asarray, inputs)
     delta = jnp.ones_like(inputs.h0)
     parts, gradient = objective.loss_and_gradient(
         pipeline, pipeline.params, inputs, delta, None, config
