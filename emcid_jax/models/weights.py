@@ -122,7 +122,7 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
     not finite or does not fit `dtype`, or the file cannot be written.
     """
     with np.errstate(over="ignore"):  # reported below, with the names
-        named = {name: np.ascontiguousarray(a.astype(dtype)) for name, a in to_hf(params).items()}
+        named = {name: a.astype(dtype, order="C") for name, a in to_hf(params).items()}
     bad = [name for name, array in named.items() if not np.isfinite(array).all()]
     if bad:
         raise UserError(
@@ -146,7 +146,7 @@ def params_hash(params: Mapping[str, Any]) -> str:
     digest = hashlib.sha256()
     for name, array in to_hf(params).items():
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(array.tobytes())
     return digest.hexdigest()
 
 
