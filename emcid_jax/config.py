@@ -160,6 +160,8 @@ class EvaluationConfig:
     """Whether the sources' other names are drawn too."""
     holdout_path: str = ""
     """The benchmark's hold-out file (`imgnet_aug_test.json`); empty: every class nobody edits."""
+    judge: str = ""
+    """Folder of the ViT classifier that judges images; empty: `judge` in the model's folder."""
 
 
 @dataclasses.dataclass(frozen=True)

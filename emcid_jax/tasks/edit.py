@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +13,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcid_jax import sprites
+from emcid_jax import parallel, sprites
 from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.readers import read_requests
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import EditConfig, ModelConfig, RequestsConfig, StageTwoConfig
+from emcid_jax.config import (
+    EditConfig,
+    EvaluationConfig,
+    ModelConfig,
+    RequestsConfig,
+    StageTwoConfig,
+)
 from emcid_jax.editing import bank, export, stage_two
 from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.errors import UserError
+from emcid_jax.evaluation.evaluate import evaluate, make_plan
+from emcid_jax.evaluation.judge import Judge, load_judge
+from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.models.weights import params_hash, read_params
 from emcid_jax.pipeline import Pipeline, load_pipeline, with_text_params
 from emcid_jax.tasks import environment
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.captions import require_captions
 from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
-from emcid_jax.tasks.moments import find_moments
+from emcid_jax.tasks.moments import find_captions, find_moments
 
 Config = EditConfig
 
@@ -41,8 +48,21 @@ class Job:
     requests: list[EditRequest]
     pipeline: Pipeline
     prompts: Prompts
+    captions: list[str]
     model: dict[str, str]
     """Hash of every part of the base model."""
+    judge: Judge | None
+    """None if there is no evaluation."""
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hash of what a field names: the same name may mean something else another day."""
+        asked = [dataclasses.asdict(request) | {"origin": ""} for request in self.requests]
+        return {
+            "requests.path": _hash(asked),
+            "model.path": _hash(self.model),
+            "moments.captions": _hash(self.captions),
+        }
 
 
 def run(config: EditConfig, workdir: Path) -> None:
@@ -55,9 +75,8 @@ def run(config: EditConfig, workdir: Path) -> None:
     folders.require_writable(workdir)
     job = prepare(config)
     with folders.exclusive(workdir):
-        inputs = {"requests.path": _requests_hash(job.requests), "model.path": _joined(job.model)}
-        folders.require_same(workdir, dataclasses.asdict(config), inputs)
-        folders.write_config(workdir, config, inputs, environment.describe())
+        folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
+        folders.write_config(workdir, config, job.inputs, environment.describe())
         log = folders.Log(workdir / "metrics.jsonl")
         if not all((workdir / name).exists() for name in ("text_encoder", "edit.safetensors")):
             edit(job, workdir, log)
@@ -68,11 +87,17 @@ def run(config: EditConfig, workdir: Path) -> None:
 def prepare(config: EditConfig) -> Job:
     """Reads and checks all input. UserError lists what is wrong; touches nothing."""
     requests = _read_requests(config.requests)
-    require_captions(config.moments)
-    pipeline = load_pipeline(model_folder(config.model), jnp.dtype(config.model.dtype))
+    captions = find_captions(config.moments)
+    folder = model_folder(config.model)
+    pipeline = load_pipeline(folder, jnp.dtype(config.model.dtype))
     _require_layers(config.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, config.stage_one)
-    return Job(config, requests, pipeline, prompts, _model_hashes(pipeline, config.model))
+    judge = None
+    if config.evaluation.enabled:
+        judge = _load_judge(config.evaluation, folder)
+        make_plan(requests, judge.groups[OBJECT], config.evaluation)
+    hashes = _model_hashes(pipeline, config.model)
+    return Job(config, requests, pipeline, prompts, captions, hashes, judge)
 
 
 def edit(job: Job, workdir: Path, log: folders.Log) -> None:
@@ -88,8 +113,15 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         workdir / "bank",
         log,
     )
-    layers = config.stage_two.layers
-    moments = find_moments(pipeline, layers, config.moments, config.run, workdir / "moments", log)
+    moments = find_moments(
+        pipeline,
+        job.captions,
+        config.stage_two.layers,
+        config.moments,
+        config.run,
+        workdir / "moments",
+        log,
+    )
     text = pipeline.params["text_encoder"]
     with log.timed("stage_two") as figures:
         source = job.prompts.source
@@ -119,8 +151,27 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
 
 def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
     """Evaluation, metrics.json and report.html."""
-    del edited
+    evaluation = None
+    if job.judge is not None:
+        with log.timed("evaluation"):
+            evaluation = evaluate(
+                job.requests,
+                job.pipeline,
+                edited,
+                job.judge,
+                job.config.evaluation,
+                workdir,
+                base_hash=_hash(job.model),
+                mesh=parallel.make_mesh(),
+                progress=job.config.run.progress,
+            )
     metrics: dict[str, Any] = {"requests": len(job.requests)}
+    if evaluation is not None:
+        result = evaluation.result
+        metrics["aice"] = {name: metric._asdict() for name, metric in result.metrics.items()}
+        metrics["scores"] = result.raw
+        metrics["images"] = result.images
+        metrics["skipped"] = list(result.skipped)
     folders.write_json(workdir / "metrics.json", metrics | {"seconds": log.seconds()})
 
 
@@ -161,22 +212,30 @@ def _model_hashes(pipeline: Pipeline, config: ModelConfig) -> dict[str, str]:
     for file in sorted((pipeline.folder / "tokenizer").iterdir()):
         if file.is_file():
             tokenizer.update(f"{file.name}\n".encode() + file.read_bytes())
-    scheduler = json.dumps(pipeline.scheduler_config, sort_keys=True)
     return hashes | {
         "tokenizer": tokenizer.hexdigest(),
-        "scheduler": hashlib.sha256(scheduler.encode()).hexdigest(),
+        "scheduler": _hash(dict(pipeline.scheduler_config)),
         "dtype": config.dtype,
     }
 
 
-def _joined(hashes: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
+def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
+    """The classifier that `config.judge` names. UserError if there is none."""
+    folder = Path(config.judge) if config.judge else model / "judge"
+    if not folder.is_dir():
+        raise UserError(
+            f"config.evaluation.judge is {config.judge!r}, but {folder} is no folder; give a ViT "
+            "classifier's folder or --config.evaluation.enabled=False"
+        )
+    judge = load_judge(folder)
+    if OBJECT not in judge.groups:
+        raise UserError(f"config.evaluation.judge: {folder} has no label that is an object")
+    return judge
 
 
-def _requests_hash(requests: Sequence[EditRequest]) -> str:
-    """Hash of what is asked, wherever it was read."""
-    asked = [dataclasses.asdict(request) | {"origin": ""} for request in requests]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+def _hash(content: Any) -> str:
+    """SHA-256 (hex) of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _ledger(job: Job, report: dict[str, Any], edited_hash: str) -> dict[str, Any]:

@@ -13,14 +13,24 @@ from tqdm import tqdm
 from emcid_jax import checkpoints
 from emcid_jax.config import MomentConfig, RunConfig
 from emcid_jax.editing import second_moment
+from emcid_jax.editing.captions import read_captions
 from emcid_jax.editing.second_moment import MomentProvenance, Progress, SecondMoments
 from emcid_jax.pipeline import Pipeline, tokenize
-from emcid_jax.tasks.captions import read_captions
 from emcid_jax.tasks.workdir import Log
+
+
+def find_captions(config: MomentConfig) -> list[str]:
+    """The captions that `config` names. UserError if they cannot be read."""
+    if config.captions != "sprites":
+        return read_captions(config.captions, config.count, config.seed)
+    from emcid_jax.sprites.captions import sample_captions
+
+    return [caption.text for caption in sample_captions(config.count, config.seed)]
 
 
 def find_moments(
     pipeline: Pipeline,
+    captions: list[str],
     layers: tuple[int, ...],
     config: MomentConfig,
     run: RunConfig,
@@ -34,7 +44,7 @@ def find_moments(
     result = folder / "second_moments.safetensors"
     if result.exists():
         return second_moment.read_moments(result)
-    ids = tokenize(pipeline.tokenizer, read_captions(config))
+    ids = tokenize(pipeline.tokenizer, captions)
     start = _read_progress(folder / "progress")
     steps = second_moment.accumulate(
         pipeline.text,
