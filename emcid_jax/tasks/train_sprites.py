@@ -1,0 +1,179 @@
+"""Task `train_sprites`: makes the bundled model from nothing, part by part, resumable.
+
+Order: tokenizer, pictures, autoencoder, text encoder, UNet, judges. Every part continues from its
+own file in the work folder; the finished model is written to `workdir/model`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from emcid_jax.diffusion.schedule import NoiseSchedule
+from emcid_jax.models import weights
+from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.models.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
+from emcid_jax.models.tokenizer import load_tokenizer
+from emcid_jax.models.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.vae import AutoencoderKL, VaeConfig
+from emcid_jax.models.vit import ViTConfig, ViTForImageClassification
+from emcid_jax.pipeline import make_pipeline, save_pipeline
+from emcid_jax.sprites import judge_training as judges
+from emcid_jax.sprites import recipe as sizes
+from emcid_jax.sprites.captions import Caption, sample_captions
+from emcid_jax.sprites.catalogue import catalogue
+from emcid_jax.sprites.drawing import draw
+from emcid_jax.sprites.factors import LABELS, label_array
+from emcid_jax.sprites.recipe import SpriteRecipe
+from emcid_jax.sprites.text_training import tokenise, train_text_encoder
+from emcid_jax.sprites.tokenizer import train_tokenizer
+from emcid_jax.sprites.unet_training import UNetData, encode_images, encode_texts, train_unet
+from emcid_jax.sprites.vae_training import train_vae
+
+_CROP = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of this task."""
+
+    task: str = "train_sprites"
+    """Which task of main runs."""
+    images: int = SpriteRecipe.images
+    """Drawn training pictures."""
+    scale: float = 1.0
+    """Multiplies every part's number of steps; below 1 for a trial."""
+
+
+Config = TrainConfig
+
+
+def run(config: TrainConfig, workdir: Path) -> None:
+    """Trains every part that `workdir` does not hold yet and writes `workdir/model`."""
+    recipe = _scaled(config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if not (workdir / "tokenizer" / "special_tokens_map.json").exists():
+        _make_tokenizer(workdir / "tokenizer")
+    tokenizer = load_tokenizer(workdir / "tokenizer")
+    captions = sample_captions(recipe.images, recipe.image_seed)
+    images = _pictures(captions, recipe.image_seed, workdir / "images.npy")
+
+    # Master weights stay float32; the text encoder trains in bfloat16, which halves its time.
+    text_json = sizes.text_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
+    text_sizes = ClipTextConfig.from_dict(text_json)
+    text_params, _ = train_text_encoder(
+        ClipTextModel(text_sizes, jnp.bfloat16), tokenizer, sizes.MAX_LENGTH, recipe.text, workdir
+    )
+    text = ClipTextModel(text_sizes)
+
+    vae = AutoencoderKL(VaeConfig.from_dict(sizes.vae_config()))
+    vae_params = train_vae(vae, images, recipe.vae, workdir, _CROP)
+    mean, std = encode_images(vae, vae_params, images)
+    factor = float(1 / np.sqrt(np.mean(std**2) + mean.std() ** 2))
+
+    ids = tokenise(tokenizer, captions, sizes.MAX_LENGTH)[0]
+    empty = np.array(tokenizer("", padding="max_length").input_ids, np.int32)[None]
+    data = UNetData(
+        mean * factor,
+        std * factor,
+        encode_texts(text, text_params, ids),
+        encode_texts(text, text_params, empty)[0],
+    )
+    unet = UNet2DCondition(UNetConfig.from_dict(sizes.unet_config()))
+    schedule = NoiseSchedule.from_dict(sizes.scheduler_config())
+    unet_params = train_unet(unet, schedule, data, recipe.unet, workdir)
+
+    configs = {
+        "text_encoder": text_json,
+        "unet": sizes.unet_config(),
+        "vae": sizes.vae_config(factor),
+        "scheduler": sizes.scheduler_config(),
+    }
+    params = {"text_encoder": text_params, "unet": unet_params, "vae": vae_params}
+    model = workdir / "model"
+    save_pipeline(make_pipeline(configs, params, tokenizer, model), model, jnp.float16)
+    pooled = _pooled(text, text_params, ids)
+    _make_judges(model, images, captions, pooled, recipe, workdir)
+
+
+def _scaled(config: TrainConfig) -> SpriteRecipe:
+    recipe = SpriteRecipe(images=config.images)
+    parts = {
+        name: dataclasses.replace(part, steps=max(2, round(part.steps * config.scale)))
+        for name, part in vars(recipe).items()
+        if dataclasses.is_dataclass(part)
+    }
+    return dataclasses.replace(recipe, **parts)
+
+
+def _make_tokenizer(folder: Path) -> None:
+    world = catalogue()
+    aliases = [alias.name for alias in world.aliases]
+    # Names count eightfold, so that most words of names become one token.
+    texts = [caption.text for caption in sample_captions(60_000, seed=1)]
+    texts += 8 * [*world.objects, *aliases, *world.artists]
+    train_tokenizer(texts, folder, vocab_size=sizes.VOCABULARY, max_length=sizes.MAX_LENGTH)
+
+
+def _pictures(captions: list[Caption], seed: int, path: Path) -> np.ndarray:
+    """The drawn pictures, memory-mapped from `path`; drawn first if the file is not there."""
+    if not path.exists():
+        rng = np.random.default_rng(seed)
+        rows = [draw(c.picture, rng) for c in tqdm(captions, desc="pictures", mininterval=5)]
+        partial = path.with_suffix(".partial.npy")
+        np.save(partial, np.stack(rows))
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def _pooled(text: ClipTextModel, params: Any, ids: np.ndarray) -> np.ndarray:
+    encode = jax.jit(lambda x: text.apply({"params": params}, x).pooled)
+    parts = [np.asarray(encode(ids[start : start + 200])) for start in range(0, len(ids), 200)]
+    return np.concatenate(parts)
+
+
+def _make_judges(
+    model: Path,
+    images: np.ndarray,
+    captions: list[Caption],
+    pooled: np.ndarray,
+    recipe: SpriteRecipe,
+    workdir: Path,
+) -> None:
+    """`model/judge` (ViT over names) and `model/image_tower` (CLIP-style, both projections)."""
+    sizes_json = sizes.judge_sizes()
+    vit_sizes = ViTConfig.from_dict({**sizes_json, "num_labels": LABELS})
+    labels = label_array([caption.picture for caption in captions])
+    factors = judges.train_classifier(
+        ViTForImageClassification(vit_sizes, jnp.bfloat16), images, labels, recipe.judge, workdir
+    )
+    folded, names = judges.fold_classifier(factors)
+    _write_json(model / "judge" / "config.json", judges.judge_config(vit_sizes, names))
+    weights.write_params(model / "judge" / "model.safetensors", folded, jnp.float16)
+
+    tower_json = {**sizes_json, "projection_dim": 64, "hidden_act": "quick_gelu"}
+    tower = ClipVisionModelWithProjection(ClipVisionConfig.from_dict(tower_json), jnp.bfloat16)
+    trained = judges.train_image_tower(tower, images, pooled, recipe.image_tower, workdir)
+    tower_json |= {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+    }
+    _write_json(model / "image_tower" / "config.json", tower_json)
+    weights.write_params(
+        model / "image_tower" / "model.safetensors",
+        {**trained["image"], "text_projection": trained["text_projection"]},
+        jnp.float16,
+    )
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf8")
