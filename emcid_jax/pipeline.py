@@ -221,7 +221,7 @@ def encode_prompts(
     ids = tokenize(pipeline.tokenizer, prompts)
     # Few sizes, so that few programs are compiled: 1, 2, 4, ... TEXT_BATCH.
     size = min(TEXT_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
-    padded = np.resize(ids, (parallel.padded_size(len(ids), size), ids.shape[1]))
+    padded = np.resize(ids, (parallel.padded_size(max(len(ids), 1), size), ids.shape[1]))
     chunks = [
         np.asarray(_encode(params["text_encoder"], padded[i : i + size], text=pipeline.text))
         for i in range(0, len(padded), size)
