@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from emcid_jax import config as settings
 from emcid_jax.errors import UserError
 
-TASKS = ("edit", "train_sprites")
+TASKS = ("edit", "train_sprites", "measure_sprites")
 USAGE = """\
 usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 
@@ -62,7 +62,8 @@ def _read_config() -> dict[str, Any]:
         return _CONFIG.value.to_dict()
     except OSError as error:  # The flag keeps a failure to load until its first use.
         name = config_flags.get_config_filename(flags.FLAGS["config"])
-        raise UserError(f"--config is {name!r}, which cannot be read: {error.__cause__}") from error
+        reason = str(error.__cause__).split("]: ")[-1].splitlines()[-1].strip()
+        raise UserError(f"--config is {name!r}, which cannot be read: {reason}") from error
 
 
 def _default_workdir() -> Path:
@@ -87,10 +88,10 @@ def _parse_flags(arguments: list[str]) -> list[str]:
 
 
 def _unknown_setting(arguments: list[str], message: str) -> str:
-    """ConfigDict's message, which quotes the last name only, with the whole name in front."""
+    """ConfigDict's message quotes only the last name; this gives the whole one."""
     given = [a.partition("=")[0].lstrip("-") for a in arguments if a.startswith("--config.")]
-    quoted = re.findall(r"'(\w+)'", message)
-    field = next((name for name in given if set(quoted) & set(name.split("."))), "a setting")
+    words = set(re.findall(r"\w+", message))
+    field = next((name for name in given if words & set(name.split(".")[1:])), "a setting")
     hint = re.search(r'Did you mean "(\w+)"', message)
     return f"{field} is unknown" + (f"; did you mean {hint[1]}?" if hint else "; see --help")
 

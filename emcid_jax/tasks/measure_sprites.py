@@ -1,0 +1,68 @@
+"""Task `measure_sprites`: scores a sprite model on unseen prompts and seeds, and draws a sheet."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from emcid_jax.evaluation.judge import load_judge
+from emcid_jax.pipeline import generate, load_pipeline
+from emcid_jax.sprites.bundled import model_folder
+from emcid_jax.sprites.drawing import contact_sheet
+from emcid_jax.sprites.measure import measure, probes
+
+
+@dataclasses.dataclass(frozen=True)
+class MeasureConfig:
+    """Settings of this task."""
+
+    task: str = "measure_sprites"
+    """Which task of main runs."""
+    model: str = "sprites"
+    """`sprites` (the bundled model) or a folder that `train_sprites` wrote."""
+    sentences: str = ""
+    """The benchmark's `imgnet_prompts.json`; empty leaves the free-form measurement out."""
+    per_kind: int = 500
+    """Images of each kind."""
+    steps: int = 20
+    """Sampler steps."""
+    guidance: float = 4.0
+    """Classifier-free guidance."""
+    seed: int = 900_000
+    """First image seed; prompts are chosen by it too."""
+    batch: int = 50
+    """Images drawn together."""
+
+
+Config = MeasureConfig
+
+
+def run(config: MeasureConfig, workdir: Path) -> None:
+    """Writes `scores.json` and `sheet.png` to `workdir` and prints the scores."""
+    found = probes(
+        Path(config.sentences) if config.sentences else None, config.per_kind, config.seed
+    )
+    folder = model_folder(config.model)
+    pipeline, judge = load_pipeline(folder), load_judge(folder / "judge")
+
+    def draw(prompts, seeds):
+        return generate(
+            pipeline,
+            prompts,
+            seeds,
+            steps=config.steps,
+            guidance=config.guidance,
+            batch=config.batch,
+        )
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    prompts = [prompt for probe in found for prompt in probe.prompts[:10]]
+    sheet = draw(prompts, list(range(config.seed, config.seed + len(prompts))))
+    contact_sheet(np.asarray(sheet), 10, scale=2).save(workdir / "sheet.png")
+    scores = measure(found, draw, judge.classify, config.seed)
+    (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", "utf8")
+    for name, score in scores.items():
+        print(f"{name:35s} {score['accuracy']:.3f} of {score['images']}")  # noqa: T201
