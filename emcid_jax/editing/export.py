@@ -78,15 +78,18 @@ def write_text_encoder(
     staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    for file in source.glob("*.json"):
-        if not file.name.endswith(".index.json"):
-            shutil.copyfile(file, staging / file.name)
-    stored = stored_dtype(source) if dtype == "source" else dtype
-    write_params(staging / "model.safetensors", params, stored)
-    _set_dtype(staging / "config.json", stored)
-    if target.exists():
-        shutil.rmtree(target)
-    staging.rename(target)
+    try:
+        for file in source.glob("*.json"):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, staging / file.name)
+        stored = stored_dtype(source) if dtype == "source" else dtype
+        write_params(staging / "model.safetensors", params, stored)
+        _set_dtype(staging / "config.json", stored)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

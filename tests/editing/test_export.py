@@ -1,0 +1,144 @@
+"""Exports: transformers loads the edited encoder and computes what ours computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextModel
+
+from emcid_jax.editing import export
+from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit, apply_edit
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import Pipeline, load_pipeline
+
+LAYERS = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def deltas() -> dict[int, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {layer: rng.standard_normal((32, 64)) * 0.1 for layer in LAYERS}
+
+
+@pytest.fixture(scope="module")
+def edited(pipeline: Pipeline, deltas: dict[int, np.ndarray]) -> dict[str, Any]:
+    report = StageTwoReport((), 0.0, 0.0)
+    return apply_edit(pipeline.params["text_encoder"], WeightEdit(deltas, report))
+
+
+def test_transformers_loads_the_folder_and_agrees(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
+) -> None:
+    target = tmp_path / "text_encoder"
+    export.write_text_encoder(target, edited, pipeline.folder / "text_encoder")
+    ids = np.array(pipeline.tokenizer(["a photo of a dog", "art"], padding="max_length").input_ids)
+    oracle = CLIPTextModel.from_pretrained(target).eval()
+    with torch.no_grad():
+        wanted = oracle(torch.from_numpy(ids)).last_hidden_state.numpy()
+    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids, jnp.int32))
+    np.testing.assert_allclose(ours.last_hidden_state, wanted, rtol=1e-4, atol=1e-4)
+    base = pipeline.text.apply(
+        {"params": pipeline.params["text_encoder"]}, jnp.asarray(ids, jnp.int32)
+    )
+    assert np.abs(np.asarray(base.last_hidden_state) - wanted).max() > 0.01
+
+
+def test_names_and_metadata_are_those_of_the_base_folder(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
+) -> None:
+    source = pipeline.folder / "text_encoder"
+    target = tmp_path / "text_encoder"
+    export.write_text_encoder(target, edited, source)
+    assert {path.name for path in tmp_path.iterdir()} == {"text_encoder"}
+    assert {path.name for path in target.iterdir()} == {"config.json", "model.safetensors"}
+    assert json.loads((target / "config.json").read_text()) == json.loads(
+        (source / "config.json").read_text()
+    )
+    with safe_open(target / "model.safetensors", framework="np") as file:
+        assert file.metadata() == {"format": "pt"}
+    before = load_file(source / "model.safetensors")
+    after = load_file(target / "model.safetensors")
+    assert {name for name in before if "position_ids" not in name} == set(after)
+    assert all(name.startswith("text_model.") for name in after)
+    changed = {name for name in after if not np.array_equal(before[name], after[name])}
+    assert changed == {export.WEIGHT.format(layer) for layer in LAYERS}
+
+
+def test_the_weight_edit_is_the_difference_of_the_files(
+    pipeline: Pipeline, edited: dict[str, Any], deltas: dict[int, np.ndarray], tmp_path: Path
+) -> None:
+    export.write_text_encoder(tmp_path / "e", edited, pipeline.folder / "text_encoder")
+    export.write_edit(tmp_path / "edit.safetensors", deltas, {"requests": ["é"], "format": 1})
+    before = load_file(pipeline.folder / "text_encoder" / "model.safetensors")
+    after = load_file(tmp_path / "e" / "model.safetensors")
+    found, ledger = export.read_edit(tmp_path / "edit.safetensors")
+    assert ledger == {"requests": ["é"], "format": 1}
+    assert tuple(found) == LAYERS
+    for layer, delta in found.items():
+        name = export.WEIGHT.format(layer)
+        assert load_file(tmp_path / "edit.safetensors")[name].dtype == np.float32
+        np.testing.assert_array_equal(delta, deltas[layer].astype(np.float32))
+        np.testing.assert_allclose(after[name] - before[name], delta, atol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("source", "F16"), ("float32", "F32")])
+def test_the_stored_type_is_the_bases_unless_asked(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path, dtype: str, stored: str
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    weights = load_file(pipeline.folder / "text_encoder" / "model.safetensors")
+    save_file({k: v.astype(np.float16) for k, v in weights.items()}, source / "model.safetensors")
+    config = json.loads((pipeline.folder / "text_encoder" / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
+    export.write_text_encoder(tmp_path / "target", edited, source, dtype)
+    with safe_open(tmp_path / "target" / "model.safetensors", framework="np") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert kinds == {stored}
+    said = json.loads((tmp_path / "target" / "config.json").read_text())["dtype"]
+    assert said == {"F16": "float16", "F32": "float32"}[stored]
+
+
+def test_a_value_too_large_for_the_type_is_refused_and_nothing_is_left(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
+) -> None:
+    large = jax.tree.map(lambda leaf: leaf * 1e6, edited)
+    with pytest.raises(UserError, match="float16"):
+        export.write_text_encoder(
+            tmp_path / "text_encoder", large, pipeline.folder / "text_encoder", "float16"
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_earlier_folder_is_replaced(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "stale").write_text("x")
+    export.write_text_encoder(tmp_path / "text_encoder", edited, pipeline.folder / "text_encoder")
+    assert not (tmp_path / "text_encoder" / "stale").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
+def test_a_file_that_is_no_edit_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "edit.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"edit\.safetensors: not a weight edit"):
+        export.read_edit(path)
+    save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(UserError, match="not a weight edit"):
+        export.read_edit(path)
