@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcid_jax import parallel, sprites
+from emcid_jax import parallel
 from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.readers import read_requests
 from emcid_jax.concepts.requests import EditRequest
@@ -32,7 +32,8 @@ from emcid_jax.evaluation.judge import Judge, load_judge
 from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.models.weights import params_hash, read_params
 from emcid_jax.pipeline import Pipeline, load_pipeline, with_text_params
-from emcid_jax.tasks import environment
+from emcid_jax.sprites.bundled import model_folder
+from emcid_jax.tasks import environment, results
 from emcid_jax.tasks import workdir as folders
 from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
 from emcid_jax.tasks.moments import find_captions, find_moments
@@ -88,7 +89,7 @@ def prepare(config: EditConfig) -> Job:
     """Reads and checks all input. UserError lists what is wrong; touches nothing."""
     requests = _read_requests(config.requests)
     captions = find_captions(config.moments)
-    folder = model_folder(config.model)
+    folder = _require_model(config.model)
     pipeline = load_pipeline(folder, jnp.dtype(config.model.dtype))
     _require_layers(config.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, config.stage_one)
@@ -151,6 +152,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
 
 def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
     """Evaluation, metrics.json and report.html."""
+    config = job.config
     evaluation = None
     if job.judge is not None:
         with log.timed("evaluation"):
@@ -159,32 +161,17 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
                 job.pipeline,
                 edited,
                 job.judge,
-                job.config.evaluation,
+                config.evaluation,
                 workdir,
                 base_hash=_hash(job.model),
                 mesh=parallel.make_mesh(),
-                progress=job.config.run.progress,
+                progress=config.run.progress,
             )
-    metrics: dict[str, Any] = {"requests": len(job.requests)}
-    if evaluation is not None:
-        result = evaluation.result
-        metrics["aice"] = {name: metric._asdict() for name, metric in result.metrics.items()}
-        metrics["scores"] = result.raw
-        metrics["images"] = result.images
-        metrics["skipped"] = list(result.skipped)
-    folders.write_json(workdir / "metrics.json", metrics | {"seconds": log.seconds()})
-
-
-def model_folder(config: ModelConfig) -> Path:
-    """The folder that `config.path` names; UserError if there is none."""
-    bundled = config.path == "sprites"
-    folder = Path(sprites.__path__[0]) / "weights" if bundled else Path(config.path)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"config.model.path is {config.path!r}, but {folder} is no diffusers folder (it has no "
-            "model_index.json); give `sprites` or a Stable Diffusion folder"
-        )
-    return folder
+    _, ledger = export.read_edit(workdir / "edit.safetensors")
+    with log.timed("report"):
+        memories = [bank.provenance(r, config.stage_one, job.model) for r in job.requests]
+        results.write_page(workdir, config, memories, ledger["report"], evaluation, log)
+    results.write_metrics(workdir, len(job.requests), ledger["report"], evaluation, log)
 
 
 def _read_requests(config: RequestsConfig) -> list[EditRequest]:
@@ -194,6 +181,17 @@ def _read_requests(config: RequestsConfig) -> list[EditRequest]:
     for conflict in require_consistent(requests):
         logging.warning("%s", conflict.message)
     return requests
+
+
+def _require_model(config: ModelConfig) -> Path:
+    """The folder that `config.path` names; UserError if there is none."""
+    folder = model_folder(config.path)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"config.model.path is {config.path!r}, but {folder} is no diffusers folder (it has no "
+            "model_index.json); give `sprites` or a Stable Diffusion folder"
+        )
+    return folder
 
 
 def _require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:

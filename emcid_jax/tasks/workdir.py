@@ -7,6 +7,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -43,6 +44,8 @@ def exclusive(workdir: Path) -> Iterator[None]:
         except OSError as error:
             message = f"--workdir is {str(workdir)!r}, which another run is using; wait for it"
             raise UserError(message) from error
+        for leftover in sorted(workdir.rglob(".*.tmp")):  # What a killed run was writing.
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
 
 
@@ -65,7 +68,7 @@ def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, 
     if not path.exists():
         return
     try:
-        old = json.loads(path.read_text())
+        old = read_json(path)
         old_config, old_inputs = dict(_flat(old["config"])), dict(old["inputs"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not readable ({error}); use a new --workdir") from error
@@ -94,6 +97,11 @@ def write_config(
         "environment": dict(environment),
     }
     write_json(workdir / "config.json", content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that this package wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from emcid_jax.editing import export
 from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit, apply_edit
 from emcid_jax.errors import UserError
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.pipeline import Pipeline, load_pipeline, tokenize
 
 LAYERS = (1, 3)
 
@@ -45,15 +45,13 @@ def test_transformers_loads_the_folder_and_agrees(
 ) -> None:
     target = tmp_path / "text_encoder"
     export.write_text_encoder(target, edited, pipeline.folder / "text_encoder")
-    ids = np.array(pipeline.tokenizer(["a photo of a dog", "art"], padding="max_length").input_ids)
+    ids = tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])
     oracle = CLIPTextModel.from_pretrained(target).eval()
     with torch.no_grad():
-        wanted = oracle(torch.from_numpy(ids)).last_hidden_state.numpy()
-    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids, jnp.int32))
+        wanted = oracle(torch.from_numpy(ids.astype(np.int64))).last_hidden_state.numpy()
+    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids))
     np.testing.assert_allclose(ours.last_hidden_state, wanted, rtol=1e-4, atol=1e-4)
-    base = pipeline.text.apply(
-        {"params": pipeline.params["text_encoder"]}, jnp.asarray(ids, jnp.int32)
-    )
+    base = pipeline.text.apply({"params": pipeline.params["text_encoder"]}, jnp.asarray(ids))
     assert np.abs(np.asarray(base.last_hidden_state) - wanted).max() > 0.01
 
 

@@ -1,0 +1,70 @@
+"""What a run tells about its edit: metrics.json and report.html."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcid_jax.config import EditConfig
+from emcid_jax.editing import bank
+from emcid_jax.evaluation.evaluate import Evaluation
+from emcid_jax.evaluation.figures import LayerBar
+from emcid_jax.evaluation.report import ReportData, write_report
+from emcid_jax.tasks.workdir import Log, read_json, write_json
+
+
+def write_metrics(
+    workdir: Path, requests: int, report: Mapping[str, Any], evaluation: Evaluation | None, log: Log
+) -> None:
+    """metrics.json: the final figures and the seconds of every phase.
+
+    Args:
+        workdir: where to.
+        requests: number of requests edited.
+        report: Stage II's report as the ledger has it.
+        evaluation: what the benchmark found, if it ran.
+        log: gives the seconds.
+    """
+    metrics: dict[str, Any] = {"requests": requests, "stage_two": dict(report)}
+    if evaluation is not None:
+        result = evaluation.result
+        metrics |= {
+            "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
+            "scores": result.raw,
+            "images": result.images,
+            "skipped": list(result.skipped),
+        }
+    write_json(workdir / "metrics.json", metrics | {"seconds": log.seconds()})
+
+
+def write_page(
+    workdir: Path,
+    config: EditConfig,
+    memories: Sequence[bank.Provenance],
+    report: Mapping[str, Any],
+    evaluation: Evaluation | None,
+    log: Log,
+) -> None:
+    """report.html, from what `workdir` holds; `memories` are the provenances of the requests'."""
+    found = (bank.read(workdir / "bank", memory) for memory in memories)
+    curves = [memory.curve for memory in found if memory is not None]
+    about = read_json(workdir / "config.json")
+    layers = [
+        LayerBar(layer["layer"], layer["asked"], layer["left"], layer["change"])
+        for layer in report["layers"]
+    ]
+    data = ReportData(
+        model=config.model.path,
+        requests=len(memories),
+        evaluation=evaluation,
+        loss_curves=np.stack(curves) if curves else None,
+        layers=layers,
+        distance=(report["distance_before"], report["distance_after"]),
+        seconds=log.seconds(),
+        config=about["config"],
+        versions=about["environment"],
+    )
+    write_report(workdir / "report.html", data)
