@@ -80,7 +80,8 @@ def class_prompts(records: list[Record], failures: Failures) -> list[Record]:
         if missing or not isinstance(record["class name"], str):
             field = missing[0] if missing else "class name"
             problem = "is missing" if missing else "is not text"
-            failures.add(record.line, Problem(field, problem, record.get(field), "give a name"))
+            fix = f"give every prompt a {field}"
+            failures.add(record.line, Problem(field, problem, record.get(field), fix))
             continue
         name = record["class name"]
         if name not in classes:

@@ -89,13 +89,14 @@ def read_requests(
 
 def _records(tree: Table | Any, failures: Failures) -> list[Record]:
     if isinstance(tree, Table):
-        columns = {ALIASES.get(name, name) for name in tree.columns}
+        rows = tree.rows
+        manifest = {"source", "dest"} <= {ALIASES.get(name, name) for name in tree.columns}
+        if manifest:
+            rows = _known_columns(tree, failures)
         for accepts, convert in published.TABLES:
             if accepts(frozenset(tree.columns)):
-                return convert(tree.rows, failures)
-        if {"source", "dest"} <= columns:
-            return tree.rows
-        return _unknown("columns " + ", ".join(tree.columns), failures)
+                return convert(rows, failures)
+        return rows if manifest else _unknown("columns " + ", ".join(tree.columns), failures)
     if isinstance(tree, Record):
         return _manifest(tree, failures)
     if not isinstance(tree, list):
@@ -103,6 +104,24 @@ def _records(tree: Table | Any, failures: Failures) -> list[Record]:
     if tree and all(isinstance(item, str) for item in tree):
         return published.artist_names(tree)
     return _listed(tree, failures, 1)
+
+
+def _known_columns(table: Table, failures: Failures) -> list[Record]:
+    """Rows without unknown columns, told once, or nameless ones, such as a written row index."""
+    unknown = {name for name in table.columns if ALIASES.get(name, name) not in _CONVERTERS}
+    for name in table.columns:
+        if name and name in unknown:
+            failures.add(table.line, _unknown_field(name, "column"))
+    return [
+        Record({name: row[name] for name in row if name not in unknown}, row.line)
+        for row in table.rows
+    ]
+
+
+def _unknown_field(name: str, value: object) -> Problem:
+    close = difflib.get_close_matches(name, list(_CONVERTERS), 1)
+    fix = f"did you mean {close[0]}?" if close else "use " + ", ".join(_CONVERTERS)
+    return Problem(name, "is no request field", value, fix)
 
 
 def _manifest(tree: Record, failures: Failures) -> list[Record]:
@@ -169,9 +188,7 @@ def _canonical(record: Record, failures: Failures) -> Record:
         field = ALIASES.get(name, name)
         line = record.line_of(name)
         if field not in _CONVERTERS:
-            close = difflib.get_close_matches(str(name), list(_CONVERTERS), 1)
-            fix = f"did you mean {close[0]}?" if close else "use " + ", ".join(_CONVERTERS)
-            failures.add(line, Problem(str(name), "is no request field", value, fix))
+            failures.add(line, _unknown_field(str(name), value))
         elif value is None or (_is_blank(value) and field not in ("source", "dest")):
             continue
         elif field in fields:
@@ -204,22 +221,43 @@ def _request(
         for field in required
         if field not in record
     ]
-    if not problems:
-        fields.setdefault("dest", "")
-        fields.setdefault("seed", DEFAULT_SEED)
-        own = DEBIAS_TEMPLATES if task == "debias" else OBJECT_TEMPLATES
-        fields.setdefault("templates", default_templates or own)
-        if task == "debias" and fields["dest"]:
-            count = len(fields["dest"])
-            fields.setdefault("ratios", (1 / count,) * count)
-        try:
-            return EditRequest(**fields, origin=f"{path}:{record.line}")
-        except RequestError as error:
-            problems.extend(error.problems)
+    # The remaining fields are checked although some are bad; those get stand-ins that pass.
+    unchecked = {field for problem in problems for field in _spoils(problem.field)}
+    if "source" in unchecked:
+        fields["source"] = "source"
+    if "dest" in unchecked:
+        fields["dest"] = ("one", "other") if task == "debias" else "dest"
+    if "ratios" in unchecked:
+        fields.pop("ratios", None)
+    fields.setdefault("dest", "")
+    fields.setdefault("seed", DEFAULT_SEED)
+    own = DEBIAS_TEMPLATES if task == "debias" else OBJECT_TEMPLATES
+    fields.setdefault("templates", default_templates or own)
+    if task == "debias" and fields["dest"]:
+        count = len(fields["dest"])
+        fields.setdefault("ratios", (1 / count,) * count)
+    try:
+        request = EditRequest(**fields, origin=f"{path}:{record.line}")
+    except RequestError as error:
+        problems += [problem for problem in error.problems if problem.field not in unchecked]
+    else:
+        if not problems:
+            return request
     for problem in problems:
         name = record.names.get(problem.field, problem.field)
         failures.add(record.line_of(problem.field), problem._replace(field=name))
     return None
+
+
+def _spoils(field: str) -> tuple[str, ...]:
+    """A bad field and those that can only be checked with it."""
+    with_it = {
+        "task": ("dest", "ratios"),
+        "dest": ("ratios",),
+        "templates": ("seeds",),
+        "validation_templates": ("seeds",),
+    }
+    return (field, *with_it.get(field, ()))
 
 
 def _is_blank(value: Any) -> bool:

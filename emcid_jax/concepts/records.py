@@ -44,8 +44,9 @@ class Record(dict[str, Any]):
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A CSV file: its header and rows; every value is text."""
+    """A CSV file: its header, the header's line and the rows; every value is text."""
 
+    line: int
     columns: tuple[str, ...]
     rows: list[Record]
 
@@ -205,7 +206,7 @@ def _parse_csv(text: str, failures: Failures) -> Table | None:
             failures.add(line, Problem("row", f"has {len(cells)} values", ",".join(cells), fix))
             continue
         records.append(Record(dict(zip(columns, cells, strict=True)), line))
-    return Table(columns, records)
+    return Table(start, columns, records)
 
 
 def _csv_rows(text: str, failures: Failures) -> Iterator[tuple[int, list[str]]]:
