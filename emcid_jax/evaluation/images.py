@@ -46,10 +46,10 @@ def scored_images(
     draws: Sequence[Draw],
     generate: Generate,
     classify: Classify,
+    batch: int,
     folder: Path,
     depends_on: str,
     *,
-    batch: int,
     keep: Mapping[Draw, Path] | None = None,
     progress: Callable[[int], Any] | None = None,
 ) -> dict[Draw, Float[np.ndarray, label]]:
@@ -59,9 +59,9 @@ def scored_images(
         draws: the images, in drawing order; duplicates are drawn once.
         generate: draws up to `batch` images.
         classify: judges them.
+        batch: images per chunk; a kill loses at most one.
         folder: chunk files go here, one per batch, written atomically after its pictures.
         depends_on: `fingerprint` of the model, the judge and the sampler settings.
-        batch: images per chunk; a kill loses at most one.
         keep: pictures to leave as PNG files; all others are dropped after judging.
         progress: called with the number of draws done, stored ones first.
 

@@ -40,8 +40,7 @@ DRAWS = [Draw("a tench", seed) for seed in range(10)]
 
 def run(model: FakeModel, folder: Path, depends_on: str = "a" * 64, **options):
     draws = options.pop("draws", DRAWS)
-    options = {"batch": 4, **options}
-    return scored_images(draws, model.generate, model.classify, folder, depends_on, **options)
+    return scored_images(draws, model.generate, model.classify, 4, folder, depends_on, **options)
 
 
 def test_each_image_is_drawn_once_and_scored_to_half_precision(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""Run AICE: draw with the clean and the edited model, judge, score, keep a gallery of pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.aice import (
+    AicePlan,
+    Scores,
+    plan_requests,
+    score_plan,
+)
+from emcid_jax.evaluation.gallery import (
+    HOLDOUT_PICTURES,
+    Evaluation,
+    Pair,
+    Seen,
+    claim,
+    picture_files,
+    shown_draws,
+    slug,
+    spread,
+)
+from emcid_jax.evaluation.holdout import holdout_from_labels, limited, read_holdout
+from emcid_jax.evaluation.images import (
+    Classify,
+    Draw,
+    Generate,
+    fingerprint,
+    scored_images,
+)
+from emcid_jax.evaluation.judge import Judge
+from emcid_jax.evaluation.labels import OBJECT, LabelGroup
+from emcid_jax.evaluation.sentences import SENTENCES
+from emcid_jax.models.weights import params_hash
+from emcid_jax.pipeline import Pipeline, generate
+
+FORMAT = 1
+"""Raised whenever stored probabilities would come out differently from the same inputs."""
+
+
+def make_plan(
+    requests: Sequence[EditRequest], labels: LabelGroup, config: EvaluationConfig
+) -> AicePlan:
+    """Requests, aliases and hold-out classes of an evaluation; draws nothing.
+
+    Raises `UserError` if the hold-out file cannot be used.
+    """
+    scored, skipped = plan_requests(
+        requests,
+        labels,
+        SENTENCES,
+        prompts_per_request=config.prompts_per_request,
+        aliases=config.aliases,
+    )
+    if config.holdout_path:
+        holdout = read_holdout(Path(config.holdout_path), labels)
+    else:
+        named = (labels.find(request.source) for request in requests)
+        edited = {one.source_id for one in scored} | {i for i in named if i is not None}
+        holdout = holdout_from_labels(labels, edited, SENTENCES)
+    holdout = limited(holdout, classes=config.holdout, prompts=config.prompts_per_request)
+    return AicePlan(scored, holdout, skipped)
+
+
+def evaluate(
+    requests: Sequence[EditRequest],
+    base: Pipeline,
+    edited: Pipeline,
+    judge: Judge,
+    config: EvaluationConfig,
+    workdir: Path,
+    *,
+    base_hash: str,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate `edited` against `base` on the requests; goes on where a killed run stopped.
+
+    Args:
+        requests: what was edited, in order.
+        base, edited: the same model with clean and with edited text encoder.
+        judge: classifier with an `object` label group.
+        config: benchmark settings.
+        workdir: probabilities go to `evaluation/`, pictures to `images/{before,after}/`.
+        base_hash: identifies every part of the base model.
+        mesh: devices that share each batch.
+        progress: bars on stderr.
+
+    Raises `UserError` if the judge knows no objects or the hold-out file cannot be used.
+    """
+    if OBJECT not in judge.groups:
+        raise UserError(f"judge: none of its labels is an object; groups are {list(judge.groups)}")
+    labels = judge.groups[OBJECT]
+    plan = make_plan(requests, labels, config)
+    shown = {one.index: shown_draws(one) for one in plan.requests}
+    held = spread(plan.holdout, HOLDOUT_PICTURES)
+    names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, (draw, _) in shown.items()}
+    names |= {one.draws[0]: f"holdout-{one.class_id:04d}-{slug(one.name)}" for one in held}
+    wanted = {draw: f"{i + 1:04d}-wanted-{slug(draw.prompt)}" for i, (_, draw) in shown.items()}
+    pictures = {
+        "before": picture_files(workdir / "images" / "before", wanted | names),
+        "after": picture_files(workdir / "images" / "after", names),
+    }
+    clean = fingerprint(FORMAT, base_hash, judge.fingerprint, config.steps, config.guidance)
+    changed = fingerprint(clean, params_hash(edited.params["text_encoder"]))
+    draws = plan.draws()
+    scores: dict[str, Scores] = {}
+    for side, pipeline, depends_on in (("before", base, clean), ("after", edited, changed)):
+        claim(workdir / "images" / side, depends_on)
+        with tqdm(total=len(draws), desc=f"draw {side}", unit="img", disable=not progress) as bar:
+            scores[side] = scored_images(
+                draws,
+                *_batched(pipeline, judge, config, len(draws), mesh),
+                workdir / "evaluation" / side,
+                depends_on,
+                keep=pictures[side],
+                progress=bar.update,
+            )
+
+    def seen(side: str, draw: Draw) -> Seen:
+        vector = scores[side][draw]
+        top = int(np.argmax(vector))
+        return Seen(pictures[side][draw], labels.labels[top][0], float(vector[top]))
+
+    def pair(name: str, draw: Draw, dest: Draw | None = None) -> Pair:
+        goal = seen("before", dest) if dest else None
+        return Pair(name, *draw, seen("before", draw), seen("after", draw), goal)
+
+    return Evaluation(
+        score_plan(plan, scores["before"], scores["after"]),
+        {one.index: pair(one.source, *shown[one.index]) for one in plan.requests},
+        tuple(pair(one.name, one.draws[0]) for one in held),
+    )
+
+
+def _batched(
+    pipeline: Pipeline, judge: Judge, config: EvaluationConfig, count: int, mesh: Mesh | None
+) -> tuple[Generate, Classify, int]:
+    """Drawing and judging in equal chunks, each padded to one size: one compiled program each."""
+    batch = math.ceil(count / math.ceil(count / config.batch)) if count else 1
+
+    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
+        missing = batch - len(prompts)
+        images = generate(
+            pipeline,
+            prompts + prompts[-1:] * missing,
+            seeds + seeds[-1:] * missing,
+            steps=config.steps,
+            guidance=config.guidance,
+            batch=batch,
+            mesh=mesh,
+        )
+        return images[: len(prompts)]
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        return judge.classify(images, batch=batch)[OBJECT]
+
+    return draw, classify, batch

@@ -1,0 +1,145 @@
+"""HTML pieces of the report. Everything that comes from a request or a config is escaped here."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from emcid_jax.evaluation.gallery import Pair, Seen
+from emcid_jax.evaluation.metrics import Metric
+
+THUMBNAIL = 256
+"""Longer side in pixels above which pictures are made smaller."""
+CRISP = 128
+"""Pictures up to this size are enlarged without smoothing."""
+
+
+def escape(value: object) -> str:
+    """Text for HTML, quotes included."""
+    return html.escape(str(value), quote=True)
+
+
+def number(value: float | None, sign: bool = False) -> str:
+    """Three decimals with a true minus sign; a dash for None."""
+    if value is None:
+        return "–"
+    text = f"{value:+.3f}" if sign else f"{value:.3f}"
+    if float(text) == 0:
+        text = "0.000"
+    return text.replace("-", "\N{MINUS SIGN}")
+
+
+def interval(metric: Metric) -> str:
+    """The 95 % interval as text, empty when there is none."""
+    if metric.low is None or metric.high is None:
+        return ""
+    return f"{number(metric.low)} to {number(metric.high)}"
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """A `data:` address holding the file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture(seen: Seen, caption: str, alt: str) -> str:
+    """A kept picture with what the judge sees in it."""
+    content, width, height = _thumbnail(seen.path)
+    crisp = ' class="crisp"' if max(width, height) <= CRISP else ""
+    return (
+        f'<figure><img{crisp} src="{data_uri(content, "image/png")}" width="{width}" '
+        f'height="{height}" alt="{escape(alt)}"><figcaption><b>{escape(caption)}</b><br>'
+        f"{escape(seen.label)} {seen.probability:.2f}</figcaption></figure>"
+    )
+
+
+def _thumbnail(path: Path) -> tuple[bytes, int, int]:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        if max(image.size) <= THUMBNAIL:
+            return path.read_bytes(), image.width, image.height
+        small = image.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        buffer = io.BytesIO()
+        small.save(buffer, "PNG", optimize=True)
+        return buffer.getvalue(), small.width, small.height
+
+
+def request_card(pair: Pair, source: str, dest: str, gain: float) -> str:
+    """A request's pictures: before, after, and the destination as the clean model draws it."""
+    shots = [
+        picture(pair.before, "before", f"before the edit: {pair.prompt}"),
+        picture(pair.after, "after", f"after the edit: {pair.prompt}"),
+    ]
+    if pair.wanted is not None:
+        shots.append(picture(pair.wanted, "wanted", f"{dest}, drawn by the clean model"))
+    tone = "good" if gain > 0.5 else "bad" if gain < 0.1 else ""
+    return (
+        f'<article class="pair"><header><span>{escape(source)} → {escape(dest)}</span>'
+        f'<span class="{tone}">{number(gain, sign=True)}</span></header>'
+        f'<p class="prompt">“{escape(pair.prompt)}”</p>'
+        f'<div class="trio">{"".join(shots)}</div></article>'
+    )
+
+
+def holdout_card(pair: Pair) -> str:
+    """A hold-out class before and after."""
+    before = picture(pair.before, "before", f"before the edit: {pair.prompt}")
+    after = picture(pair.after, "after", f"after the edit: {pair.prompt}")
+    return (
+        f'<figure><div class="duo">{before}{after}</div>'
+        f"<figcaption><b>{escape(pair.name)}</b></figcaption></figure>"
+    )
+
+
+def plot(svg: bytes, alt: str, caption: str) -> str:
+    """A matplotlib figure with its caption."""
+    return (
+        f'<figure class="plot"><img src="{data_uri(svg, "image/svg+xml")}" alt="{escape(alt)}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def gauge(metric: Metric) -> str:
+    """A bar from 0 to the value, its interval, and the range that the protocol allows."""
+    left = min(0.0, metric.bound)
+    width = max(abs(metric.bound), 1e-9)
+
+    def x(value: float) -> float:
+        return 4 + 192 * min(max((value - left) / width, 0.0), 1.0)
+
+    zero, end = x(0.0), x(metric.value)
+    parts = [
+        '<rect x="4" y="8" width="192" height="8" rx="4" fill="#e9edf0"/>',
+        f'<rect x="{min(zero, end):.1f}" y="8" width="{max(abs(end - zero), 1.5):.1f}" '
+        'height="8" rx="2" fill="#0072b2"/>',
+    ]
+    if metric.reachable is not None:
+        parts.append(
+            f'<path d="M{x(metric.reachable):.1f} 4v16" stroke="#d55e00" stroke-width="2"/>'
+        )
+    if metric.low is not None and metric.high is not None:
+        parts.append(
+            f'<path d="M{x(metric.low):.1f} 12H{x(metric.high):.1f}M{x(metric.low):.1f} 8v8'
+            f'M{x(metric.high):.1f} 8v8" stroke="#22303c" stroke-width="1.2" fill="none"/>'
+        )
+    return (
+        '<svg class="gauge" viewBox="0 0 200 24" preserveAspectRatio="none" role="img" '
+        f'aria-label="{number(metric.value)} of {number(metric.bound)}">{"".join(parts)}</svg>'
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[str]) -> str:
+    """A table that scrolls sideways on a narrow screen; `head` cells and rows are HTML."""
+    return (
+        f'<div class="scroll"><table><thead><tr>{"".join(head)}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def cells(values: Iterable[str], kind: str = "n") -> str:
+    """Table cells from HTML."""
+    return "".join(f'<td class="{kind}">{value}</td>' for value in values)

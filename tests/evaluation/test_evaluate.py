@@ -1,0 +1,164 @@
+"""AICE end to end on random models: against direct drawing, with a kill in the middle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation import evaluate as evaluation
+from emcid_jax.evaluation.evaluate import evaluate
+from emcid_jax.evaluation.gallery import Evaluation, claim
+from emcid_jax.evaluation.judge import Judge, load_judge
+from emcid_jax.pipeline import Pipeline, generate, load_pipeline, with_text_params
+
+NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
+CONFIG = EvaluationConfig(steps=1, guidance=2.0, batch=8, holdout=2)
+REQUESTS = [
+    EditRequest("dog", "cat", ("A photo of {}", "{}"), validation_templates=("my {}",)),
+    EditRequest("kitten", "tench", ("A photo of {}",), validation_templates=("../ <my> {}",)),
+    EditRequest("Monet", "art", ("by {}",)),
+]
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    path = tmp_path_factory.mktemp("judge")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=16,
+            patch_size=8,
+            id2label=dict(enumerate(NAMES)),
+            label2id={name: i for i, name in enumerate(NAMES)},
+            initializer_range=1.0,
+        )
+        ViTForImageClassification(config).save_pretrained(path)
+    return load_judge(path)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def edited(base: Pipeline) -> Pipeline:
+    return with_text_params(base, jax.tree.map(lambda x: 1.5 * x, base.params["text_encoder"]))
+
+
+def test_scores_are_those_of_drawing_directly(
+    base: Pipeline, edited: Pipeline, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run() -> Evaluation:
+        return evaluate(
+            REQUESTS, base, edited, judge, CONFIG, tmp_path, base_hash="b", progress=False
+        )
+
+    def dying(*arguments, **options):
+        if len(list((tmp_path / "evaluation" / "after").glob("*.npz"))) == 1:
+            raise KeyboardInterrupt
+        return generate(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "generate", dying)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    drawn: list[int] = []
+
+    def counting(pipeline, prompts, *arguments, **options):
+        drawn.append(len(prompts))
+        return generate(pipeline, prompts, *arguments, **options)
+
+    monkeypatch.setattr(evaluation, "generate", counting)
+    found = run()
+    # 2 + 2 templates, 1 + 1 templates, (1 + 1) x 2 sentences, 1 alias, 2 x 3 hold-outs: two chunks
+    # of at most 8 each side, of which three were already on disk.
+    result = found.result
+    assert result.images == 4 + 2 + 4 + 1 + 6
+    assert len(drawn) == 2
+    assert len(result.records) == 2
+    assert len(result.holdout) == 2
+    assert result.skipped[0].startswith("request 3 ('Monet')")
+
+    record = result.records[0]
+    assert (record.source_id, record.dest_id) == (0, 1)
+    seeds = evaluation.make_plan(REQUESTS, judge.groups["object"], CONFIG).requests[0]
+    for side, pipeline in (("pre", base), ("post", edited)):
+        images = generate(
+            pipeline,
+            ["A photo of dog", "dog"],
+            [draw.seed for draw in seeds.edit_source],
+            steps=1,
+            guidance=2.0,
+        )
+        expected = judge.classify(images)["object"]
+        assert record.edit[f"{side}_source"] == pytest.approx(expected[:, 0].mean(), abs=1e-3)
+        assert record.edit[f"{side}_source_dest"] == pytest.approx(expected[:, 1].mean(), abs=1e-3)
+    assert record.edit["pre_source"] != pytest.approx(record.edit["post_source"], abs=1e-3)
+
+    pair = found.pairs[0]
+    assert pair.prompt == "my dog"
+    assert pair.wanted is not None
+    for seen, pipeline, prompt in (
+        (pair.before, base, "my dog"),
+        (pair.after, edited, "my dog"),
+        (pair.wanted, base, "my cat"),
+    ):
+        wanted = generate(pipeline, [prompt], [pair.seed], steps=1, guidance=2.0)[0]
+        with Image.open(seen.path) as image:
+            # One grey value may round the other way in a batch of another size.
+            np.testing.assert_allclose(np.asarray(image, int), wanted.astype(int), atol=1)
+        scores = judge.classify(wanted[None])["object"][0]
+        assert seen.label == NAMES[scores.argmax()].split(",")[0]
+        assert seen.probability == pytest.approx(scores.max(), abs=0.01)
+    assert found.pairs[1].before.path.name == "0002-my-kitten.png"
+    assert len(found.holdout_pairs) == 2
+    assert all(p.before.path.exists() and p.after.path.exists() for p in found.holdout_pairs)
+
+    drawn.clear()
+    assert run().result == result
+    assert drawn == []
+
+
+def test_pictures_of_other_settings_do_not_stay(tmp_path: Path) -> None:
+    old = tmp_path / "old.png"
+    claim(tmp_path, "a")
+    old.write_bytes(b"")
+    claim(tmp_path, "a")
+    assert old.exists()
+    claim(tmp_path, "b")
+    assert not old.exists()
+
+
+def test_a_published_holdout_file_is_used(judge: Judge, tmp_path: Path) -> None:
+    row = {"class name": "snow", "class id": 4, "text prompt": "deep snow", "random seed": "9"}
+    path = tmp_path / "holdout.json"
+    path.write_text(json.dumps([row]))
+    config = EvaluationConfig(holdout_path=str(path))
+    plan = evaluation.make_plan(REQUESTS, judge.groups["object"], config)
+    assert [(h.class_id, *h.draws[0]) for h in plan.holdout] == [(4, "deep snow", 9)]
+    missing = EvaluationConfig(holdout_path=str(tmp_path / "none.json"))
+    with pytest.raises(UserError, match=r"none\.json"):
+        evaluation.make_plan(REQUESTS, judge.groups["object"], missing)
+
+
+def test_sources_that_cannot_be_scored_are_no_holdout(judge: Judge) -> None:
+    request = EditRequest("snow", "something else", ("{}",))
+    plan = evaluation.make_plan([request], judge.groups["object"], EvaluationConfig())
+    assert 4 not in {h.class_id for h in plan.holdout}
+    assert len(plan.holdout) == len(NAMES) - 1
