@@ -211,7 +211,7 @@ fine,fine too,,,
         ("r.csv", "source,dest\n", "r.csv:1: file: holds no edit request"),
         ("r.csv", "source;dest\na;b\n", "r.csv:1: file: is no known kind of request file "
          "('columns source;dest')"),
-        ("r.csv", "source,dest,colour\na,b,c\n", "r.csv:1: colour: is no request field ('column') — use source"),
+        ("r.csv", "source,dest,colour\na,b,c\n", "r.csv:1: colour: is no request field ('column')"),
     ],
 )  # fmt: skip
 def test_a_failure_is_one_line_that_says_where_what_and_how(
