@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from emcid_jax import config as settings
@@ -84,6 +84,8 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         sys.exit(_fail(" ".join(str(error).split())))
     if rest[1:]:
         sys.exit(_fail(f"unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE"))
+    if not flags.FLAGS["verbosity"].present:  # absl's default shows what libraries tell themselves.
+        logging.set_verbosity(logging.WARNING)
     return rest
 
 
