@@ -204,7 +204,7 @@ def _object(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarr
     return _mix(image, colour, _edge(body + 0.8))
 
 
-def _ground(top: tuple, bottom: tuple, horizon: float, floor: tuple) -> np.ndarray:
+def _ground(top: tuple, bottom: tuple, horizon: int, floor: tuple) -> np.ndarray:
     """Vertical gradient down to `horizon` px, then a flat floor."""
     y = _GRID[1]
     ramp = np.clip(y / horizon, 0, 1)

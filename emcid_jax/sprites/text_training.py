@@ -45,7 +45,7 @@ def tokenise(
         offsets = coded["offset_mapping"][row]
         inside = [i for i, (a, b) in enumerate(offsets) if a < b and a < stop]
         subjects[row] = inside[-1]
-        starts[row] = next(i for i in inside if offsets[i][1] > start)
+        starts[row] = next((i for i in inside if offsets[i][1] > start), inside[-1])
     return ids, lengths, starts, subjects
 
 

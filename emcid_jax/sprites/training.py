@@ -75,6 +75,7 @@ def fit(
     )
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule, b2=0.99))
     state = TrainState(jnp.zeros((), jnp.int32), params, params, optimiser.init(params))
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.train"
     if path.exists():
         state = serialization.from_bytes(state, path.read_bytes())

@@ -1,4 +1,8 @@
-"""Trains the autoencoder on drawn pictures: absolute error, edges, and a light KL term."""
+"""Trains the autoencoder on drawn pictures: absolute error, edges, and a KL term.
+
+First on crops, which show four times as many pictures for the same work, with hardly any KL; then
+on whole pictures, as the decoder will meet them, with enough KL to bear a sampler's small errors.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,6 @@ from emcid_jax.models.vae import AutoencoderKL
 from emcid_jax.sprites.drawing import to_float
 from emcid_jax.sprites.training import Recipe, fit
 
-_KL_WEIGHT = 2e-5
-
 
 def _edges(images: Array) -> tuple[Array, Array]:
     return images[:, 1:] - images[:, :-1], images[:, :, 1:] - images[:, :, :-1]
@@ -25,11 +27,28 @@ def _edges(images: Array) -> tuple[Array, Array]:
 def train_vae(
     model: AutoencoderKL,
     images: UInt8[np.ndarray, "image height width 3"],
+    crops: Recipe,
+    whole: Recipe,
+    folder: Path,
+) -> Any:
+    """Parameters after both passes."""
+    size = images.shape[1]
+    params = model.init(jax.random.key(crops.seed), jnp.zeros((1, size, size, 3)))["params"]
+    params = _pass("vae", model, images, crops, folder, size // 2, 2e-5, params)
+    return _pass("vae_whole", model, images, whole, folder, size, 2e-3, params)
+
+
+def _pass(
+    name: str,
+    model: AutoencoderKL,
+    images: UInt8[np.ndarray, "image height width 3"],
     recipe: Recipe,
     folder: Path,
     crop: int,
+    kl_weight: float,
+    params: Any,
 ) -> Any:
-    """Parameters trained on random `crop` px squares (whole images when `crop` is their size)."""
+    """Training on random `crop` px squares, starting from `params`."""
     size = images.shape[1]
 
     def loss(params, batch, key):
@@ -40,7 +59,7 @@ def train_vae(
         error = jnp.mean(jnp.abs(decoded - batch)) + jnp.mean((decoded - batch) ** 2)
         for a, b in zip(_edges(decoded), _edges(batch), strict=True):
             error += jnp.mean(jnp.abs(a - b))
-        return error + _KL_WEIGHT * kl
+        return error + kl_weight * kl
 
     def batch_at(step: int):
         rng = np.random.default_rng([recipe.seed, step])
@@ -55,6 +74,4 @@ def train_vae(
             ]
         )
 
-    example = jnp.zeros((1, crop, crop, 3))
-    params = model.init(jax.random.key(recipe.seed), example)["params"]
-    return fit("vae", loss, params, batch_at, recipe, folder)
+    return fit(name, loss, params, batch_at, recipe, folder)

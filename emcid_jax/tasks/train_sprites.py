@@ -38,8 +38,6 @@ from emcid_jax.sprites.tokenizer import train_tokenizer
 from emcid_jax.sprites.unet_training import UNetData, encode_images, encode_texts, train_unet
 from emcid_jax.sprites.vae_training import train_vae
 
-_CROP = 32
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -75,7 +73,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
     text = ClipTextModel(text_sizes)
 
     vae = AutoencoderKL(VaeConfig.from_dict(sizes.vae_config()))
-    vae_params = train_vae(vae, images, recipe.vae, workdir, _CROP)
+    vae_params = train_vae(vae, images, recipe.vae, recipe.vae_whole, workdir)
     mean, std = encode_images(vae, vae_params, images)
     factor = float(1 / np.sqrt(np.mean(std**2) + mean.std() ** 2))
 
