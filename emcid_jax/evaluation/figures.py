@@ -92,24 +92,25 @@ def scores_figure(before: Float[np.ndarray, request], after: Float[np.ndarray, r
         place = np.arange(1, len(order) + 1)
         size = float(np.clip(600 / max(len(order), 1), 6, 40))
         axes.vlines(place, before[order], after[order], color="#C9D3DB", lw=1.2)
-        axes.scatter(place, before[order], s=size, color=ORANGE, label="before the edit", lw=0)
+        axes.scatter(place, before[order], s=size, color=ORANGE, label="before", lw=0, zorder=3)
         axes.scatter(place, after[order], s=size, color=BLUE, label="after", lw=0, zorder=3)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("request, sorted")
         axes.set_ylabel("P(destination)")
-        axes.legend(loc="center right")
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        axes.margins(x=0.01)
 
-    return _svg(draw)
+    return _svg(draw, size=(9.6, 3.0))
 
 
-def _svg(draw: Callable[..., None], rows: int = 1) -> bytes:
+def _svg(draw: Callable[..., None], rows: int = 1, size: tuple[float, float] = (6.4, 4.2)) -> bytes:
     """Run `draw` on fresh axes and return the SVG file; the same input gives the same bytes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(6.4, 3.3 if rows == 1 else 4.2), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(*np.atleast_1d(figure.subplots(rows, 1, sharex=rows > 1)).tolist())
         buffer = io.BytesIO()

@@ -36,7 +36,7 @@ def interval(metric: Metric) -> str:
     """The 95 % interval as text, empty when there is none."""
     if metric.low is None or metric.high is None:
         return ""
-    return f"{number(metric.low)} to {number(metric.high)}"
+    return f"{number(metric.low)} … {number(metric.high)}"
 
 
 def data_uri(content: bytes, kind: str) -> str:
@@ -44,14 +44,15 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def picture(seen: Seen, caption: str, alt: str) -> str:
-    """A kept picture with what the judge sees in it."""
+def picture(seen: Seen, caption: str, alt: str, name: str = "") -> str:
+    """A kept picture with what the judge sees in it; its label is left out if it is `name`."""
     content, width, height = _thumbnail(seen.path)
     crisp = ' class="crisp"' if max(width, height) <= CRISP else ""
+    label = "" if seen.label == name else f"{escape(seen.label)} "
     return (
         f'<figure><img{crisp} src="{data_uri(content, "image/png")}" width="{width}" '
-        f'height="{height}" alt="{escape(alt)}"><figcaption><b>{escape(caption)}</b><br>'
-        f"{escape(seen.label)} {seen.probability:.2f}</figcaption></figure>"
+        f'height="{height}" alt="{escape(alt)}"><figcaption><b>{escape(caption)}</b> '
+        f"{label}{seen.probability:.2f}</figcaption></figure>"
     )
 
 
@@ -87,12 +88,9 @@ def request_card(pair: Pair, source: str, dest: str, gain: float) -> str:
 
 def holdout_card(pair: Pair) -> str:
     """A hold-out class before and after."""
-    before = picture(pair.before, "before", f"before the edit: {pair.prompt}")
-    after = picture(pair.after, "after", f"after the edit: {pair.prompt}")
-    return (
-        f'<figure><div class="duo">{before}{after}</div>'
-        f"<figcaption><b>{escape(pair.name)}</b></figcaption></figure>"
-    )
+    before = picture(pair.before, "before", f"before the edit: {pair.prompt}", pair.name)
+    after = picture(pair.after, "after", f"after the edit: {pair.prompt}", pair.name)
+    return f'<div><h4>{escape(pair.name)}</h4><div class="duo">{before}{after}</div></div>'
 
 
 def plot(svg: bytes, alt: str, caption: str) -> str:
@@ -126,9 +124,12 @@ def gauge(metric: Metric) -> str:
             f'<path d="M{x(metric.low):.1f} 12H{x(metric.high):.1f}M{x(metric.low):.1f} 8v8'
             f'M{x(metric.high):.1f} 8v8" stroke="#22303c" stroke-width="1.2" fill="none"/>'
         )
+    ends = ("0", f"limit {number(metric.bound)}")
+    first, last = ends if metric.bound > 0 else ends[::-1]
     return (
         '<svg class="gauge" viewBox="0 0 200 24" preserveAspectRatio="none" role="img" '
         f'aria-label="{number(metric.value)} of {number(metric.bound)}">{"".join(parts)}</svg>'
+        f'<div class="ends"><span>{first}</span><span>{last}</span></div>'
     )
 
 

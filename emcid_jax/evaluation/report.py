@@ -25,7 +25,7 @@ from emcid_jax.evaluation.published import (
 )
 from emcid_jax.evaluation.style import CSS
 
-SHOWN = 4
+SHOWN = 6
 """Requests shown from the top, the middle and the bottom of the ranking."""
 
 
@@ -112,32 +112,44 @@ def _head(data: ReportData) -> str:
 
 
 _HEADLINES = (
-    ("generalization_source2dest", "The source becomes the destination"),
-    ("generalization_source_forget", "The source is gone"),
-    ("holdout_delta", "Everything else stays"),
-    ("average_score", "Both in one number"),
+    (
+        "generalization_source2dest",
+        "Source → destination",
+        "How much probability the destination gains in sentences the edit never saw.",
+    ),
+    (
+        "generalization_source_forget",
+        "Source is gone",
+        "How much probability the source itself loses in the same sentences.",
+    ),
+    (
+        "holdout_delta",
+        "Everything else stays",
+        "How the right class's probability changes for concepts nobody edited.",
+    ),
+    (
+        "average_score",
+        "Both in one number",
+        "Mean of the first and the third, the released code's “F1”.",
+    ),
 )
 
 
 def _cards(metrics: Mapping[str, Metric]) -> str:
     cards = []
-    for key, title in _HEADLINES:
+    for key, title, text in _HEADLINES:
         if key not in metrics:
             continue
         metric, meaning = metrics[key], MEANINGS[key]
         spread = page.interval(metric)
-        limit = f"Limit {number(metric.bound)}"
         if metric.reachable is not None:
-            limit += (
-                f"; orange: {number(metric.reachable)}, what the clean model reaches when asked "
-                "for the destination itself"
-            )
+            text += f" Orange, {number(metric.reachable)}: the clean model asked for it outright."
         where = "" if meaning.group in ("Both", "Specificity") else f"{meaning.group} "
         cards.append(
             f'<div class="card"><h3>{title}</h3><div class="number">{number(metric.value)}</div>'
-            f'<div class="interval">{"95 % interval " + spread if spread else "one unit only"}'
-            f"</div>{page.gauge(metric)}<p><b>{escape(where + meaning.name)}</b>: "
-            f"{escape(meaning.text)}. {limit}.</p></div>"
+            f'<div class="interval">{"95 %: " + spread if spread else "no interval"}</div>'
+            f'{page.gauge(metric)}<p>{text}</p><p class="name">{escape(where + meaning.name)}</p>'
+            "</div>"
         )
     return f'<section class="cards">{"".join(cards)}</section>'
 
@@ -156,15 +168,14 @@ def _aggregates(evaluation: Evaluation, requests: int) -> str:
         published = published_value(key, requests)
         rows.append(
             f"<tr><th>{escape(meaning.name)}<br><small>{escape(meaning.text)}</small></th>"
-            + cells([f"<b>{number(metric.value)}</b>", page.interval(metric) or "–"])
+            + cells([f"<b>{number(metric.value)}</b><br><small>{page.interval(metric)}</small>"])
             + cells([str(metric.count), number(metric.bound)], "n wide")
             + cells([number(published)], "n other")
-            + f'<td class="wide">{escape(meaning.best)}</td></tr>'
+            + f'<td class="wide short">{escape(meaning.best)}</td></tr>'
         )
     head = (
         "<th>aggregate</th>",
-        '<th class="n">this run</th>',
-        '<th class="n">95 % interval</th>',
+        '<th class="n">this run<br><small>95 % interval</small></th>',
         '<th class="n wide">averaged over</th>',
         '<th class="n wide">limit</th>',
         f'<th class="n other">published, SD 1.4<br>n = {nearest}</th>',
@@ -182,7 +193,7 @@ def _aggregates(evaluation: Evaluation, requests: int) -> str:
     skipped = "".join(f"<li>{escape(line)}</li>" for line in evaluation.result.skipped)
     if skipped:
         skipped = (
-            f"<details><summary>{len(evaluation.result.skipped)} requests are not scored"
+            f"<details><summary>Requests that AICE cannot score: {len(evaluation.result.skipped)}"
             f"</summary><ul>{skipped}</ul></details>"
         )
     return f"<section><h2>All aggregates</h2><p>{text}</p>{table(head, rows)}{skipped}</section>"
@@ -263,7 +274,7 @@ def _requests(evaluation: Evaluation) -> str:
     opened = " open" if len(records) <= 3 * SHOWN else ""
     return (
         f"<section><h2>Request by request</h2>{chart}<details{opened}><summary>Table of all "
-        f"{len(records)} requests</summary><p class='note'>Each cell: probability before → after "
+        f"{len(records)} requests</summary><p class='note'>Mean probability before → after "
         f"the edit.</p>{table(head, rows)}</details></section>"
     )
 

@@ -29,7 +29,12 @@ p { margin: 0 0 0.8rem; max-width: 44rem; }
   font-variant-numeric: tabular-nums; }
 .card .interval { color: var(--soft); font-size: 0.85rem; font-variant-numeric: tabular-nums; }
 .card p { font-size: 0.88rem; margin: 0.5rem 0 0; color: var(--soft); }
-.gauge { display: block; width: 100%; height: 26px; margin: 0.5rem 0 0; }
+.gauge { display: block; width: 100%; height: 26px; margin: 0.4rem 0 0; }
+.ends { display: flex; justify-content: space-between; color: var(--soft); font-size: 0.75rem;
+  font-variant-numeric: tabular-nums; }
+.card .name { font-size: 0.75rem; letter-spacing: 0.02em; font-weight: 600; }
+h4 { font-size: 0.85rem; margin: 0 0 0.35rem; font-weight: 600; overflow: hidden;
+  text-overflow: ellipsis; white-space: nowrap; }
 .scroll { overflow-x: auto; margin: 1rem 0; background: var(--card);
   border: 1px solid var(--line); border-radius: 10px; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9rem; }
@@ -43,6 +48,8 @@ td.other, th.other { background: #f5f5f2; color: var(--soft); }
 tr.group th { background: #f4f7f9; color: var(--soft); font-size: 0.75rem; font-weight: 600;
   text-transform: uppercase; letter-spacing: 0.08em; padding: 0.35rem 0.8rem; }
 td small, th small { color: var(--soft); font-weight: 400; }
+tbody th { min-width: 9rem; } tbody small { display: inline-block; line-height: 1.4; }
+td.short { white-space: nowrap; }
 .good { color: var(--blue); } .bad { color: var(--orange); }
 .pairs { display: grid; gap: 1rem; margin: 0.6rem 0 0;
   grid-template-columns: repeat(auto-fill, minmax(19rem, 1fr)); }
