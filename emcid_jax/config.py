@@ -166,7 +166,7 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How a run proceeds; changes no result, so it may change between runs of one workdir."""
+    """How a run proceeds; changes rounding at most, so it may differ between runs of a workdir."""
 
     save_every: Count = 16
     """Concepts per chunk of Stage I: a killed run loses at most the chunk in flight."""

@@ -34,7 +34,10 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's results.")
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the task that the config names. Returns the exit code: 0, or 2 for a user's mistake."""
+    """Runs the task that the config names.
+
+    Returns the exit code: 0, 2 for a mistake of the user, 130 for an interruption.
+    """
     del arguments
     try:
         values = _read_config()
@@ -46,6 +49,9 @@ def main(arguments: list[str]) -> int:
         task.run(config, Path(_WORKDIR.value or _default_workdir()))
     except UserError as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return 130
     return 0
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.training_images import reads_files
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
@@ -49,18 +50,20 @@ def provenance(
 ) -> dict[str, Any]:
     """All that determines a request's memory, as JSON values.
 
-    `model` holds hashes of the model's parts. The request's weight and evaluation fields do not
-    matter, nor does, up to rounding, the number of concepts optimised together: they are left out.
+    Image files count by content, where the settings read them. `model` holds hashes of the model's
+    parts. The request's weight and evaluation fields do not matter, nor does, up to rounding, the
+    number of concepts optimised together: they are left out.
     """
     settings = dataclasses.asdict(config)
     del settings["concept_batch"]
+    files = request.image_paths if reads_files(config) else ()
     return {
         "format": FORMAT,
         "source": request.source,
         "dest": list(request.dests),
         "templates": list(request.templates),
         "seed": request.seed,
-        "images": [_file_hash(Path(path)) for path in request.image_paths],
+        "images": [_file_hash(Path(path)) for path in files],
         "stage_one": settings,
         "model": dict(sorted(model.items())),
     }

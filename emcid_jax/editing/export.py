@@ -57,8 +57,9 @@ def read_edit(path: Path) -> tuple[dict[int, Float[np.ndarray, "out inner"]], di
 def stored_dtype(folder: Path) -> str:
     """Type of the weights of a text encoder folder: float32, float16 or bfloat16."""
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    file = sorted(folder.glob("*.safetensors"))[0]
-    with safe_open(file, framework="np") as handle:
+    files = sorted(folder.glob("*.safetensors"))
+    usual = folder / "model.safetensors"  # Variants such as model.fp16.safetensors may lie beside.
+    with safe_open(usual if usual in files else files[0], framework="np") as handle:
         kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
     # Files may keep integer position_ids beside the weights.
     return next(names[kind] for kind in sorted(kinds) if kind in names)

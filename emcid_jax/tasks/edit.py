@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,12 +74,14 @@ def run(config: EditConfig, workdir: Path) -> None:
     """
     if config.run.compile_cache:
         environment.use_compile_cache()
+    began = time.perf_counter()
     folders.require_writable(workdir)
     job = prepare(config)
     with folders.exclusive(workdir):
         folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
         folders.write_config(workdir, config, job.inputs, environment.describe())
         log = folders.Log(workdir / "metrics.jsonl")
+        log.write("prepare", time.perf_counter() - began)
         if not all((workdir / name).exists() for name in ("text_encoder", "edit.safetensors")):
             edit(job, workdir, log)
         edited = with_text_params(job.pipeline, _read_edited(job.pipeline, workdir))
@@ -96,7 +99,8 @@ def prepare(config: EditConfig) -> Job:
     judge = None
     if config.evaluation.enabled:
         judge = _load_judge(config.evaluation, folder)
-        make_plan(requests, judge.groups[OBJECT], config.evaluation)
+        for reason in make_plan(requests, judge.groups[OBJECT], config.evaluation).skipped:
+            logging.warning("not evaluated: %s", reason)
     hashes = _model_hashes(pipeline, config.model)
     return Job(config, requests, pipeline, prompts, captions, hashes, judge)
 

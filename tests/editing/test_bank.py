@@ -42,8 +42,9 @@ def test_each_thing_that_decides_a_memory_changes_its_name(tmp_path: Path) -> No
         name(replaced(templates=("{}", "A photo of {}"))),
         name(replaced(templates=("A photo of {}",))),
         name(replaced(seed=4)),
-        name(replaced(image_paths=(str(tmp_path / "one"),))),
-        name(replaced(image_paths=(str(tmp_path / "two"),))),
+        name(image_source="files"),
+        name(replaced(image_paths=(str(tmp_path / "one"),)), image_source="files"),
+        name(replaced(image_paths=(str(tmp_path / "two"),)), image_source="files"),
         name(model=MODEL | {"unet": "x"}),
         name(model=MODEL | {"vae": "d"}),
         name(layer=9),
@@ -76,6 +77,7 @@ def test_what_decides_nothing_does_not_change_the_name() -> None:
         name(replaced(source_id=1, dest_id=2, seeds=(5, 6))),
         name(replaced(validation_templates=("my {}",))),
         name(replaced(origin="other.json:7")),
+        name(replaced(image_paths=("not there, not read",))),
         name(model=dict(reversed(MODEL.items()))),
     }
     assert len(same) == 1
@@ -86,7 +88,8 @@ def test_image_files_count_by_content_not_by_path(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "dog.png").write_bytes(b"picture")
     first, second = (
-        name(replaced(image_paths=(str(tmp_path / folder / "dog.png"),))) for folder in "ab"
+        name(replaced(image_paths=(str(tmp_path / folder / "dog.png"),)), image_source="files")
+        for folder in "ab"
     )
     assert first == second
 
