@@ -165,7 +165,8 @@ def test_files_that_ask_nothing_are_refused(data: Path, name: str, found: str) -
     with pytest.raises(UserError) as caught:
         read_requests(data / "emcid" / name)
     (line,) = str(caught.value).splitlines()
-    assert f"{name}:1: file: is no known kind of request file ('{found}" in line
+    assert f"{name}:1: file: is no known kind of request file (" in line
+    assert found in line
 
 
 def test_own_templates_in_the_published_columns(tmp_path: Path) -> None:

@@ -225,9 +225,8 @@ def test_a_failure_is_one_line_that_says_where_what_and_how(
 def test_a_bad_field_does_not_hide_or_invent_other_failures() -> None:
     rest = '"seeds": [1, 2], "weight": -1}'
     start = '[{"source": 3, "dest": ["a", "b", "c"], "ratios": [0.5, 0.5], "task": '
-    assert [
-        line.split(" (")[0] for line in errors(start + '"x", "templates": [4], ' + rest + "]")
-    ] == [
+    unread = errors(start + '"x", "templates": [4], ' + rest + "]")
+    assert [line.split(" (")[0] for line in unread] == [
         "requests.json:1: source: is a number, not text",
         "requests.json:1: task: is unknown",
         "requests.json:1: templates: holds a number, not text",
