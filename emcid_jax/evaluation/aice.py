@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -264,6 +264,18 @@ def score_plan(plan: AicePlan, pre: Scores, post: Scores, *, seed: int = 0) -> A
         plan.skipped,
         len(plan.draws()),
     )
+
+
+def as_json(result: AiceResult) -> dict[str, Any]:
+    """The result as `metrics.json` holds it: aggregates, raw scores, records of every unit."""
+    return {
+        "aggregates": {name: metric._asdict() for name, metric in result.metrics.items()},
+        "raw": result.raw,
+        "images_per_model": result.images,
+        "requests": [record._asdict() for record in result.records],
+        "holdout": [record._asdict() for record in result.holdout],
+        "not_scored": list(result.skipped),
+    }
 
 
 def _mean(scores: Scores, draws: Sequence[Draw], class_id: int) -> float:

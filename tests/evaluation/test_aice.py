@@ -10,7 +10,13 @@ import pytest
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation.aice import AicePlan, HoldoutClass, plan_requests, score_plan
+from emcid_jax.evaluation.aice import (
+    AicePlan,
+    HoldoutClass,
+    as_json,
+    plan_requests,
+    score_plan,
+)
 from emcid_jax.evaluation.holdout import holdout_from_labels, limited, read_holdout
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.evaluation.labels import LabelGroup
@@ -177,6 +183,25 @@ def test_scores_by_hand() -> None:
     assert result.skipped == ("left out",)
     assert result.images == 7
     assert len(one.edit_source) == 1
+
+
+def test_result_as_json() -> None:
+    scored, _ = plan(request("tench", "hen"))
+    whole = AicePlan(scored, (), ("why",))
+    scores = {draw: np.full(6, 1 / 6, np.float32) for draw in whole.draws()}
+    found = json.loads(json.dumps(as_json(score_plan(whole, scores, scores)), allow_nan=False))
+    metric = found["aggregates"]["efficacy_source2dest"]
+    assert metric == {
+        "value": 0.0,
+        "low": None,
+        "high": None,
+        "count": 1,
+        "bound": pytest.approx(5 / 6),
+        "reachable": 0.0,
+    }
+    assert found["requests"][0]["source"] == "tench"
+    assert found["requests"][0]["aliases"].keys() == {"Tinca tinca"}
+    assert found["not_scored"] == ["why"]
 
 
 def test_nothing_scored_gives_no_aggregates() -> None:
