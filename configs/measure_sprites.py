@@ -1,4 +1,4 @@
-"""Scores the bundled sprite model; `--config.sentences=<imgnet_prompts.json>` adds free-form text."""
+"""Scores the bundled sprite model; `--config.sentences=<imgnet_prompts.json>` adds free text."""
 
 from __future__ import annotations
 

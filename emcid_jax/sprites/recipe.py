@@ -17,7 +17,7 @@ LATENT = 8
 class SpriteRecipe:
     """Everything that decides the bundled weights."""
 
-    images: int = 60_000
+    images: int = 40_000
     """Drawn training pictures."""
     image_seed: int = 100
     """Seed of pictures and captions of the UNet and the judges."""

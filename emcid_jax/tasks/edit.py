@@ -61,9 +61,9 @@ class Job:
         """Hash of what a field names: the same name may mean something else another day."""
         asked = [dataclasses.asdict(request) | {"origin": ""} for request in self.requests]
         return {
-            "requests.path": _hash(asked),
-            "model.path": _hash(self.model),
-            "moments.captions": _hash(self.captions),
+            "requests.path": hash_of(asked),
+            "model.path": hash_of(self.model),
+            "moments.captions": hash_of(self.captions),
         }
 
 
@@ -167,7 +167,7 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
                 job.judge,
                 config.evaluation,
                 workdir,
-                base_hash=_hash(job.model),
+                base_hash=hash_of(job.model),
                 mesh=parallel.make_mesh(),
                 progress=config.run.progress,
             )
@@ -216,7 +216,7 @@ def _model_hashes(pipeline: Pipeline, config: ModelConfig) -> dict[str, str]:
             tokenizer.update(f"{file.name}\n".encode() + file.read_bytes())
     return hashes | {
         "tokenizer": tokenizer.hexdigest(),
-        "scheduler": _hash(dict(pipeline.scheduler_config)),
+        "scheduler": hash_of(dict(pipeline.scheduler_config)),
         "dtype": config.dtype,
     }
 
@@ -235,7 +235,7 @@ def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
     return judge
 
 
-def _hash(content: Any) -> str:
+def hash_of(content: Any) -> str:
     """SHA-256 (hex) of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

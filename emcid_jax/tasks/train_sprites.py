@@ -64,13 +64,11 @@ def run(config: TrainConfig, workdir: Path) -> None:
     captions = sample_captions(recipe.images, recipe.image_seed)
     images = _pictures(captions, recipe.image_seed, workdir / "images.npy")
 
-    # Master weights stay float32; the text encoder trains in bfloat16, which halves its time.
+    # Master weights stay float32; the text encoder runs in bfloat16, which halves its time.
     text_json = sizes.text_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     text_sizes = ClipTextConfig.from_dict(text_json)
-    text_params, _ = train_text_encoder(
-        ClipTextModel(text_sizes, jnp.bfloat16), tokenizer, sizes.MAX_LENGTH, recipe.text, workdir
-    )
-    text = ClipTextModel(text_sizes)
+    text = ClipTextModel(text_sizes, jnp.bfloat16)
+    text_params, _ = train_text_encoder(text, tokenizer, sizes.MAX_LENGTH, recipe.text, workdir)
 
     vae = AutoencoderKL(VaeConfig.from_dict(sizes.vae_config()))
     vae_params = train_vae(vae, images, recipe.vae, recipe.vae_whole, workdir)

@@ -1,0 +1,32 @@
+"""The table that decides the defaults: `--config.base.requests.path=<arbitrary_val.csv>`.
+
+Every image set keeps one prompt per request, so that the whole table takes an hour on 2 cores.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+from emcid_jax.tasks.ablate import AblateConfig
+
+VARIANTS = (
+    "",
+    "stage_two.residual=released",
+    "stage_one.image_source=source",
+    "stage_one.objective=text-only",
+    "stage_two.layers=(7,8,9,10)",
+    "stage_two.layers=(10,)",
+    "stage_two.moment_weight=10.",
+    "stage_two.moment_weight=100.",
+    "stage_two.moment_weight=1000.",
+    "stage_two.residual=released stage_two.moment_weight=100.",
+)
+
+
+def get_config() -> ConfigDict:
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path="arbitrary_val.csv"),
+        evaluation=settings.EvaluationConfig(steps=12, prompts_per_request=1, aliases=False),
+    )
+    return settings.to_config_dict(AblateConfig(base=base, variants=VARIANTS))
