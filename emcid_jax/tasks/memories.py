@@ -27,6 +27,10 @@ from emcid_jax.pipeline import Pipeline
 from emcid_jax.tasks.workdir import Log
 
 
+IMAGE_BATCH = 16
+"""Training images drawn together, per device."""
+
+
 class Prompts(NamedTuple):
     """The requests' prompts, as tokens."""
 
@@ -127,13 +131,17 @@ def _prepare(
     """Stage I's inputs of one chunk, training images included."""
     chunk = requests[rows]
     source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
-    images = _images(pipeline, chunk, source.ids.shape[1], config)
+    images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)
     seeds = [request.seed for request in chunk]
     return stage_one.prepare(pipeline, source, destination, seeds, images, config, mesh)
 
 
 def _images(
-    pipeline: Pipeline, requests: Sequence[EditRequest], width: int, config: StageOneConfig
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    width: int,
+    config: StageOneConfig,
+    mesh: jax.sharding.Mesh,
 ) -> np.ndarray | None:
     """Training images [concept, sample, prompt, ...] of `width` prompts each, or None if unused."""
     if not objective.needs_images(config):
@@ -147,7 +155,8 @@ def _images(
         config,
     )
     seeds = [request.seed for request in requests]
-    return training_images.draw(pipeline, prompts, seeds, config)
+    batch = IMAGE_BATCH * mesh.size
+    return training_images.draw(pipeline, prompts, seeds, config, batch=batch, mesh=mesh)
 
 
 def _filled(request: EditRequest, name: str, width: int) -> list[str]:
