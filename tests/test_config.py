@@ -63,7 +63,6 @@ def test_whole_numbers_pass_for_numbers_and_lists_for_tuples() -> None:
         ("model.path", 3, ["text"]),
         ("run.compile_cache", 1, ["True or False"]),
         ("requests.path", "", ["--config.requests.path"]),
-        ("requests.templates", ("a photo",), ["{}"]),
         ("stage_one", 3, ["section"]),
     ],
 )
@@ -80,6 +79,8 @@ def test_a_bad_value_is_named_with_what_is_allowed(
 
 
 def test_an_element_is_named_by_its_place() -> None:
+    with pytest.raises(UserError, match=r"config\.requests\.templates\[1\] is 'a photo'; .*{}"):
+        from_config_dict(altered("requests.templates", ("{}", "a photo")), EditConfig)
     with pytest.raises(UserError, match=r"config\.stage_two\.layers\[1\] is -2; it must be >= 0"):
         from_config_dict(altered("stage_two.layers", (1, -2)), EditConfig)
 

@@ -26,7 +26,6 @@ from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline
 from emcid_jax.tasks.workdir import Log
 
-
 IMAGE_BATCH = 16
 """Training images drawn together, per device."""
 

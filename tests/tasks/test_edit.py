@@ -200,6 +200,7 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
     # The drop-in folder is the base plus the weight edit.
     deltas, ledger = read_edit(finished / "edit.safetensors")
     base = load_file(model / "text_encoder" / "model.safetensors")
+    base = {f"text_model.{name.removeprefix('text_model.')}": base[name] for name in base}
     edited = load_file(finished / "text_encoder" / "model.safetensors")
     assert tuple(deltas) == (1, 2)
     for layer, delta in deltas.items():
@@ -320,8 +321,8 @@ def test_every_mistake_is_a_line_and_leaves_nothing(
     manifest.write_text('{"requests": [\n{"source": "dog"},\n{"source": "cat", "dset": "x"}]}')
     nan = tmp_path / "nan"
     shutil.copytree(model, nan)
-    name = WEIGHT.format(1)
     weights = load_file(nan / "text_encoder" / "model.safetensors")
+    name = next(name for name in weights if name.endswith("layers.1.mlp.fc2.weight"))
     weights[name] = np.full_like(weights[name], np.nan)
     save_file(weights, nan / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
     block = changed(config, "stage_one", layer=7)
