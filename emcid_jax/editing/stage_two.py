@@ -19,6 +19,15 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
 from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing.propagation import (
+    Blocks,
+    SourcePrompts,
+    last_states,
+    prompt_means,
+    split_prompts,
+    write,
+    written_states,
+)
 from emcid_jax.editing.second_moment import SecondMoments, exact
 from emcid_jax.editing.solvers import Form, Solver, ridge
 from emcid_jax.errors import UserError

@@ -69,7 +69,17 @@ def _norm(x: np.ndarray, params: dict[str, np.ndarray]) -> np.ndarray:
 def numpy_clip() -> NumpyClip:
     """4 blocks x 32, inner 64; random weights, large enough that nothing is nearly linear."""
     rng = np.random.default_rng(0)
-    config = ClipTextConfig(VOCAB, 32, 64, 4, 4, TOKENS, "quick_gelu", 1e-5, END)
+    config = ClipTextConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=TOKENS,
+        hidden_act="quick_gelu",
+        layer_norm_eps=1e-5,
+        eos_token_id=END,
+    )
 
     def dense(inside: int, outside: int) -> dict[str, np.ndarray]:
         kernel = rng.standard_normal((inside, outside)) / np.sqrt(inside)

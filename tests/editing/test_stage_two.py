@@ -15,8 +15,10 @@ from emcid_jax.editing.stage_two import WeightEdit, apply_edit, solve
 from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.weights import params_hash
+from emcid_jax.parallel import make_mesh
 
 BLOCK = 3
+ONE = make_mesh(jax.devices()[:1])
 # Keys of different tokens overlap a lot here, so that neither term of the system is negligible.
 CONFIG = StageTwoConfig(layers=(0, 1, 2, 3), moment_weight=3.0, edit_weight=0.6)
 
@@ -91,8 +93,10 @@ class Solved:
     expected: dict[int, np.ndarray]
 
 
-def solved(clip, captions, config, *, requests=11, dtype=np.float64, weights=None, seed=0, **kw):
-    prompts = make_prompts(requests, seed)
+def solved(
+    clip, captions, config, *, requests=11, dtype=np.float64, weights=None, seed=0, mesh=ONE
+):
+    prompts = make_prompts(requests)
     memories = make_memories(clip, prompts)
     with jax.enable_x64(dtype == np.float64):
         params = jax_params(clip, dtype)
@@ -107,7 +111,7 @@ def solved(clip, captions, config, *, requests=11, dtype=np.float64, weights=Non
             config,
             block=config.layers[-1],
             weights=weights,
-            **kw,
+            mesh=mesh,
         )
     return Solved(edit, brute_force(clip, memories, prompts, moments, config, weights))
 
@@ -159,7 +163,7 @@ def test_memories_of_zero_offset_change_nothing(numpy_clip, captions):
         model, memories = ClipTextModel(numpy_clip.config), make_memories(numpy_clip, prompts, 0.0)
         for residual, empty in (("memit", True), ("released", False)):
             config = dataclasses.replace(CONFIG, residual=residual)
-            edit = solve(model, params, memories, prompts, moments, config, block=BLOCK)
+            edit = solve(model, params, memories, prompts, moments, config, block=BLOCK, mesh=ONE)
             size = max(np.abs(delta).max() for delta in edit.deltas.values())
             assert (size < 1e-12) == empty, (residual, size)
 
@@ -173,7 +177,7 @@ def test_small_lambda_reaches_the_memories(numpy_clip, captions):
         params = jax_params(numpy_clip, np.float64)
         moments = brute_moments(numpy_clip, captions, params)
         model = ClipTextModel(numpy_clip.config)
-        edit = solve(model, params, memories, prompts, moments, config, block=BLOCK)
+        edit = solve(model, params, memories, prompts, moments, config, block=BLOCK, mesh=ONE)
         edited = jax.tree.map(np.asarray, apply_edit(params, edit))
     trace = numpy_clip.forward(prompts.ids[:, 0], edited)
     reached = at(trace.hidden[BLOCK], prompts)[:, 0]
@@ -198,6 +202,7 @@ def test_report_figures(numpy_clip, captions):
             moments,
             config,
             block=BLOCK,
+            mesh=ONE,
             progress=seen.append,
         )
         edited = jax.tree.map(np.asarray, apply_edit(params, edit))
@@ -235,6 +240,14 @@ def test_chunking_and_padding_change_nothing(numpy_clip, captions, monkeypatch):
     assert_same(cut.edit.deltas, whole.edit.deltas, 1e-10)
 
 
+def test_eight_devices_give_the_same(numpy_clip, captions):
+    one = solved(numpy_clip, captions, CONFIG)
+    mesh = make_mesh()
+    assert mesh.size == 8
+    eight = solved(numpy_clip, captions, CONFIG, mesh=mesh)
+    assert_same(eight.edit.deltas, one.edit.deltas, 1e-10)
+
+
 def test_order_of_requests_does_not_matter(numpy_clip, captions):
     prompts = make_prompts(12)
     memories = make_memories(numpy_clip, prompts)
@@ -244,8 +257,8 @@ def test_order_of_requests_does_not_matter(numpy_clip, captions):
         params = jax_params(numpy_clip, np.float64)
         moments = brute_moments(numpy_clip, captions, params)
         model = ClipTextModel(numpy_clip.config)
-        one = solve(model, params, memories, prompts, moments, CONFIG, block=BLOCK)
-        two = solve(model, params, memories[order], moved, moments, CONFIG, block=BLOCK)
+        one = solve(model, params, memories, prompts, moments, CONFIG, block=BLOCK, mesh=ONE)
+        two = solve(model, params, memories[order], moved, moments, CONFIG, block=BLOCK, mesh=ONE)
     assert_same(two.deltas, one.deltas, 1e-10)
 
 
