@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from safetensors.numpy import save
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.training_images import reads_files
+from emcid_jax.files import write_atomically
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
@@ -96,16 +96,12 @@ def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
     """Files a memory, by one rename; `details` (JSON) are what else is worth knowing about it."""
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
     metadata = {
         "provenance": json.dumps(about, sort_keys=True, ensure_ascii=False),
         "details": json.dumps(dict(details)),
     }
-    path = _path(folder, about)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save(arrays, metadata=metadata))
-    temporary.replace(path)
+    write_atomically(_path(folder, about), save(arrays, metadata=metadata))
 
 
 def _path(folder: Path, about: Provenance) -> Path:

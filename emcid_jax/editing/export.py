@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from emcid_jax.errors import UserError
+from emcid_jax.files import write_atomically
 from emcid_jax.models.weights import write_params
 
 WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
@@ -34,9 +35,7 @@ def write_edit(
         for layer, delta in deltas.items()
     }
     metadata = {"format": "pt", "ledger": json.dumps(ledger, ensure_ascii=False)}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save(arrays, metadata=metadata))
-    temporary.replace(path)
+    write_atomically(path, save(arrays, metadata=metadata))
 
 
 def read_edit(path: Path) -> tuple[dict[int, Float[np.ndarray, "out inner"]], dict[str, Any]]:

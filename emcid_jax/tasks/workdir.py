@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.errors import UserError
+from emcid_jax.files import write_atomically
 
 FREE_FIELDS = (
     "evaluation",
@@ -106,14 +107,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON by one rename."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Writes a text file by one rename: complete or absent whenever the process dies."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    temporary.replace(path)
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
 
 
 @dataclasses.dataclass(frozen=True)
