@@ -267,14 +267,14 @@ def score_plan(plan: AicePlan, pre: Scores, post: Scores, *, seed: int = 0) -> A
 
 
 def as_json(result: AiceResult) -> dict[str, Any]:
-    """The result as `metrics.json` holds it: aggregates, raw scores, records of every unit."""
+    """The entries of `metrics.json` that an evaluation adds; JSON values only."""
     return {
-        "aggregates": {name: metric._asdict() for name, metric in result.metrics.items()},
-        "raw": result.raw,
-        "images_per_model": result.images,
-        "requests": [record._asdict() for record in result.records],
+        "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
+        "scores": result.raw,
+        "images": result.images,
+        "skipped": list(result.skipped),
+        "records": [record._asdict() for record in result.records],
         "holdout": [record._asdict() for record in result.holdout],
-        "not_scored": list(result.skipped),
     }
 
 

@@ -97,7 +97,9 @@ def scores_figure(before: Float[np.ndarray, request], after: Float[np.ndarray, r
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("request, sorted")
         axes.set_ylabel("P(destination)")
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, markerscale=2
+        )
         axes.margins(x=0.01)
 
     return _svg(draw, size=(9.6, 3.0))

@@ -188,7 +188,7 @@ def _aggregates(evaluation: Evaluation, requests: int) -> str:
         "their request, hold-out classes on their own). The grey column belongs to another "
         "model: EMCID on Stable Diffusion 1.4 at the nearest published number of edits, read off "
         "the authors' plots to about ±0.005 to ±0.015. It says what is usual, not what this model "
-        "should reach."
+        "should reach. Its average is the mean of the two published figures."
     )
     skipped = "".join(f"<li>{escape(line)}</li>" for line in evaluation.result.skipped)
     if skipped:

@@ -190,7 +190,7 @@ def test_result_as_json() -> None:
     whole = AicePlan(scored, (), ("why",))
     scores = {draw: np.full(6, 1 / 6, np.float32) for draw in whole.draws()}
     found = json.loads(json.dumps(as_json(score_plan(whole, scores, scores)), allow_nan=False))
-    metric = found["aggregates"]["efficacy_source2dest"]
+    metric = found["aice"]["efficacy_source2dest"]
     assert metric == {
         "value": 0.0,
         "low": None,
@@ -199,9 +199,9 @@ def test_result_as_json() -> None:
         "bound": pytest.approx(5 / 6),
         "reachable": 0.0,
     }
-    assert found["requests"][0]["source"] == "tench"
-    assert found["requests"][0]["aliases"].keys() == {"Tinca tinca"}
-    assert found["not_scored"] == ["why"]
+    assert found["records"][0]["source"] == "tench"
+    assert found["records"][0]["aliases"].keys() == {"Tinca tinca"}
+    assert found["skipped"] == ["why"]
 
 
 def test_nothing_scored_gives_no_aggregates() -> None:
