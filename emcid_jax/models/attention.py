@@ -23,8 +23,21 @@ def _attend(x: Array, context: Array, heads: int, bias: bool, dtype: DTypeLike) 
         states = nn.Dense(dim, use_bias=bias, dtype=dtype, name=name)(states)
         return states.reshape(batch, -1, heads, dim // heads)
 
-    query, key, value = project("to_q", x), project("to_k", context), project("to_v", context)
-    out = jax.nn.dot_product_attention(query, key, value).reshape(batch, queries, dim)
+    # The softmax's division is left to the end, where it touches queries x dim numbers and not
+    # queries x keys: a third less CPU time than `jax.nn.dot_product_attention` at 64 pixels.
+    query = project("to_q", x) * (dim // heads) ** -0.5
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query, project("to_k", context), preferred_element_type=jnp.float32
+    )
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = jnp.einsum(
+        "bhqk,bkhd->bqhd",
+        weights.astype(dtype),
+        project("to_v", context),
+        preferred_element_type=jnp.float32,
+    )
+    out = out / weights.sum(-1).swapaxes(1, 2)[..., None]
+    out = out.reshape(batch, queries, dim).astype(dtype)
     return nn.Dense(dim, dtype=dtype, name="to_out.0")(out)
 
 

@@ -28,11 +28,18 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        split = x.astype(jnp.float32).reshape(*x.shape[:3], self.groups, channels // self.groups)
-        mean = split.mean((1, 2, 4), keepdims=True)
-        var = jnp.square(split - mean).mean((1, 2, 4), keepdims=True)
-        normed = ((split - mean) * jax.lax.rsqrt(var + self.epsilon)).reshape(x.shape)
-        return (normed * scale + bias).astype(self.dtype)
+        batch, groups = x.shape[0], self.groups
+        pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
+
+        def group_mean(values: Array) -> Array:
+            # Pixels first, one vector lane per channel; then the few channels of each group.
+            means = values.mean(1).reshape(batch, groups, -1).mean(-1, keepdims=True)
+            spread = jnp.broadcast_to(means, (batch, groups, channels // groups))
+            return spread.reshape(batch, 1, channels)
+
+        centred = pixels - group_mean(pixels)
+        gain = jax.lax.rsqrt(group_mean(jnp.square(centred)) + self.epsilon) * scale
+        return (centred * gain + bias).reshape(x.shape).astype(self.dtype)
 
 
 def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.Conv:
