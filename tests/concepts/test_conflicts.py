@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emcid_jax.concepts.conflicts import find_conflicts, normalised, require_consistent
@@ -103,6 +103,7 @@ def test_errors_are_raised_together_and_warnings_returned() -> None:
         unique_by=lambda p: p[0],
     )
 )
+@settings(deadline=None)
 def test_chains_and_cycles_equal_brute_force(pairs: list[tuple[str, str]]) -> None:
     """Each name edited once: cycles by following the destinations, chains are the other links."""
     follows = dict(pairs)
@@ -129,6 +130,7 @@ def test_chains_and_cycles_equal_brute_force(pairs: list[tuple[str, str]]) -> No
 
 
 @given(st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)), max_size=9))
+@settings(deadline=None)
 def test_cycles_with_repeated_sources_equal_the_transitive_closure(
     pairs: list[tuple[str, str]],
 ) -> None:

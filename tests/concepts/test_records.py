@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emcid_jax.concepts.records import Failures, Record, Table, parse, read_text
@@ -34,11 +34,13 @@ def error_of(content: str, name: str = "file") -> str:
 
 
 @given(value=st.lists(tree, max_size=3), indent=st.sampled_from([None, 1, "\t"]))
+@settings(deadline=None)
 def test_json_reads_what_json_reads(value: object, indent: int | str | None) -> None:
     assert parsed(json.dumps(value, indent=indent, ensure_ascii=False)) == value
 
 
 @given(gaps=st.lists(st.sampled_from(["", "\n", "\n\n ", "\t"]), min_size=1, max_size=6))
+@settings(deadline=None)
 def test_json_objects_know_their_line(gaps: list[str]) -> None:
     content = (
         "[" + ",".join(f'{gap}{{"number":{i}, "x": "\\n"}}' for i, gap in enumerate(gaps)) + "]"
@@ -81,6 +83,7 @@ def test_yaml_cannot_build_python_objects() -> None:
     ),
     ending=st.sampled_from(["\n", "\r\n"]),
 )
+@settings(deadline=None)
 def test_csv_rows_know_the_physical_line_they_start_on(rows: list[list[str]], ending: str) -> None:
     lines = ["source,dest"]
     starts, line = [], 2
