@@ -19,7 +19,10 @@ Config = TypeVar("Config", bound="BlockConfig")
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-    """The fields of a `config.json` that size a transformer; each model adds its own."""
+    """The fields of a `config.json` that size a transformer.
+
+    Each model adds its own fields and gives every field a default.
+    """
 
     hidden_size: int
     """Width of the residual stream."""
@@ -40,8 +43,17 @@ class BlockConfig:
 
         Raises `UserError` naming the field if the model cannot be built from the values.
         """
-        names = {field.name for field in dataclasses.fields(cls)}
-        config = cls(**{name: value for name, value in values.items() if name in names})
+        known = {}
+        for field in dataclasses.fields(cls):
+            if field.name in values:
+                value, kind = values[field.name], type(field.default)
+                # JSON does not tell 1 from 1.0.
+                if not isinstance(value, (int, float) if kind is float else kind):
+                    raise UserError(
+                        f"{cls.__name__}: {field.name} is {value!r}; expected {kind.__name__}"
+                    )
+                known[field.name] = kind(value)
+        config = cls(**known)
         config.check()
         return config
 
@@ -54,9 +66,8 @@ class BlockConfig:
             "num_hidden_layers",
             "num_attention_heads",
         ):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value > 0):
-                raise UserError(f"{kind}: {name} is {value!r}; give a positive integer")
+            if getattr(self, name) < 1:
+                raise UserError(f"{kind}: {name} is {getattr(self, name)}; give at least 1")
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
                 f"{kind}: hidden_size {self.hidden_size} is not a multiple of "
@@ -94,10 +105,9 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "quick_gelu": 
 
 def check_patches(image_size: int, patch_size: int, kind: str) -> None:
     """Raise `UserError` unless a square image of `image_size` pixels splits into patches."""
-    sizes = (image_size, patch_size)
-    if not all(isinstance(size, int) and size > 0 for size in sizes) or image_size % patch_size:
+    if min(image_size, patch_size) < 1 or image_size % patch_size:
         raise UserError(
-            f"{kind}: image_size {image_size!r} is not a multiple of patch_size {patch_size!r}"
+            f"{kind}: image_size {image_size} is not a multiple of patch_size {patch_size}"
         )
 
 

@@ -271,7 +271,7 @@ def test_unused_blocks_are_not_computed(models):
 
     everything = operations(lambda out: out.last_hidden_state)
     assert 0 < operations(lambda out: out.keys[0]) < everything / BLOCKS
-    assert operations(lambda out: out.values[1]) < 2 * everything / BLOCKS
+    assert operations(lambda out: out.values[1]) < 2.1 * everything / BLOCKS
 
 
 def test_position_outside_the_prompt_changes_nothing(models):
@@ -320,7 +320,9 @@ def test_initial_weights_follow_clip():
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
         ({"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-        ({"intermediate_size": "80"}, "intermediate_size is '80'"),
+        ({"intermediate_size": "80"}, "intermediate_size is '80'; expected int"),
+        ({"eos_token_id": [2, 3]}, r"eos_token_id is \[2, 3\]"),
+        ({"layer_norm_eps": None}, "layer_norm_eps is None"),
     ],
 )
 def test_bad_config_names_the_field(change, message):
