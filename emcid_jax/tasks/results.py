@@ -10,6 +10,7 @@ import numpy as np
 
 from emcid_jax.config import EditConfig
 from emcid_jax.editing import bank
+from emcid_jax.evaluation.aice import as_json
 from emcid_jax.evaluation.evaluate import Evaluation
 from emcid_jax.evaluation.figures import LayerBar
 from emcid_jax.evaluation.report import ReportData, write_report
@@ -30,13 +31,7 @@ def write_metrics(
     """
     metrics: dict[str, Any] = {"requests": requests, "stage_two": dict(report)}
     if evaluation is not None:
-        result = evaluation.result
-        metrics |= {
-            "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
-            "scores": result.raw,
-            "images": result.images,
-            "skipped": list(result.skipped),
-        }
+        metrics |= as_json(evaluation.result)
     write_json(workdir / "metrics.json", metrics | {"seconds": log.seconds()})
 
 
