@@ -12,7 +12,7 @@ from jaxtyping import Float
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA3AB", "#22303C"
 """Okabe and Ito's colours, told apart with any colour vision, and two neutrals."""
 
-_STYLE = {
+_STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": GREY,
