@@ -87,7 +87,7 @@ def drawn_by_diffusers(folder: Path, noise: np.ndarray, output_type: str) -> np.
 
 def sampled_latents(pipeline: Pipeline, noise: np.ndarray) -> np.ndarray:
     states = encode_prompts(pipeline, ["", *PROMPTS])
-    pairs = states[[[0, 1], [0, 2], [0, 3]]].reshape(6, *states.shape[1:])
+    pairs = jnp.asarray(states[[0, 1, 0, 2, 0, 3]])
 
     def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
         timesteps = jnp.full(len(latents), timestep)

@@ -58,5 +58,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def tokenize(tokenizer: Tokenizer, prompts: Sequence[str]) -> Int[np.ndarray, "prompt token"]:
     """Token ids with start and end token, padded and cut to the tokenizer's `model_max_length`."""
+    if not prompts:  # transformers fails on an empty list
+        return np.zeros((0, tokenizer.model_max_length), np.int32)
     encoded = tokenizer(list(prompts), padding="max_length", truncation=True)
-    return np.asarray(encoded["input_ids"], np.int32).reshape(-1, tokenizer.model_max_length)
+    return np.asarray(encoded["input_ids"], np.int32)
