@@ -35,6 +35,12 @@ def refuse_unsupported(
             raise UserError(f"{name} config: unknown key {key}={value!r}; remove it or set it null")
 
 
+def given(config: Mapping[str, Any], fields: Sequence[str]) -> dict[str, Any]:
+    """The entries of `config` among `fields` that are not null, lists as tuples."""
+    values = {field: config[field] for field in fields if config.get(field) is not None}
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+
+
 def per_block(name: str, field: str, value: T | Sequence[T], blocks: int) -> tuple[T, ...]:
     """One value per resolution from a single value or a list of that length.
 

@@ -99,9 +99,8 @@ class UNetConfig:
         """
         fields = tuple(field.name for field in dataclasses.fields(cls))
         diffusers_config.refuse_unsupported(NAME, config, (*fields, *_IGNORED), _REQUIRED)
-        values = {"cross_attention_dim": 1280, "sample_size": 64}
-        values |= {key: config[key] for key in fields if config.get(key) is not None}
-        channels = values.setdefault("block_out_channels", cls.block_out_channels)
+        values = diffusers_config.given(config, fields)
+        channels = values.get("block_out_channels", cls.block_out_channels)
         single = {
             "layers_per_block": 2,
             "attention_head_dim": 8,
@@ -112,7 +111,7 @@ class UNetConfig:
         for key, default in single.items():
             value = values.get(key, default)
             values[key] = diffusers_config.per_block(NAME, key, value, len(channels))
-        unet = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        unet = cls(**values)
         unet.validate()
         return unet
 

@@ -69,8 +69,7 @@ class VaeConfig:
         """
         fields = tuple(field.name for field in dataclasses.fields(cls))
         diffusers_config.refuse_unsupported(NAME, config, (*fields, "force_upcast"), _REQUIRED)
-        values = {key: config[key] for key in fields if config.get(key) is not None}
-        vae = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        vae = cls(**diffusers_config.given(config, fields))
         vae.validate()
         return vae
 
