@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _from_data_set(name: str, count: int, rng: np.random.Generator) -> list[str]
             'pip install "emcid_jax[tfds]"'
         ) from error
     try:
-        examples: Sequence[Mapping[str, Any]] = tfds.data_source(name, split="train")
+        examples: Any = tfds.data_source(name, split="train")
     except (tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"moments.captions is tfds:{name}: {reason}") from error

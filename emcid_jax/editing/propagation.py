@@ -126,7 +126,7 @@ def split_prompts(prompts: SourcePrompts, mesh: Mesh) -> list[Chunk]:
     where = sharded(mesh)
     chunks = []
     for first in (True, False):
-        for width in np.unique(widths[(prompt == 0) == first]):
+        for width in np.unique(widths[(prompt == 0) == first]).tolist():
             rows = np.flatnonzero(((prompt == 0) == first) & (widths == width))
             # Powers of two up to the limit: few shapes over all widths and edits.
             size = min(CHUNK_TOKENS // width, 1 << int(len(rows) - 1).bit_length())

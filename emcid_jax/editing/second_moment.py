@@ -125,7 +125,7 @@ def accumulate(
     model = exact(model, params)
     batch = padded_size(batch, mesh.size)
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
-    ids, lengths = _canonical(ids, lengths)
+    ids, lengths = _canonical(ids, lengths, model.config.max_position_embeddings)
     batches = _batches(lengths, ids.shape[1], batch)
     provenance = MomentProvenance(params_hash(params), _hash_rows(ids), len(ids), layers)
     if start is None:
@@ -192,18 +192,23 @@ def read_moments(path: Path) -> SecondMoments:
 
 
 def _canonical(
-    ids: Int[np.ndarray, "caption token"], lengths: Int[np.ndarray, " caption"]
+    ids: Int[np.ndarray, "caption token"], lengths: Int[np.ndarray, " caption"], most: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Captions with padding zeroed, sorted by length, then ids: one order for one set."""
-    ids = np.where(np.arange(ids.shape[1]) < lengths[:, None], ids, 0).astype(np.int32)
+    """Captions sorted by length, then ids, with padding zeroed and no wider than needed.
+
+    One form for one set of captions, however they were ordered and padded; `most` is the width
+    that the model takes.
+    """
+    width = min(padded_size(int(lengths.max()), WIDTH_STEP), most)
+    ids = np.pad(ids[:, :width], ((0, 0), (0, max(width - ids.shape[1], 0))))
+    ids = np.where(np.arange(width) < lengths[:, None], ids, 0).astype(np.int32)
     order = np.lexsort((*ids.T[::-1], lengths))
     return ids[order], lengths[order]
 
 
 def _hash_rows(ids: Int[np.ndarray, "caption token"]) -> str:
-    """Hash of captions in canonical order; trailing padding does not matter."""
-    width = int((ids != 0).any(axis=0).nonzero()[0].max(initial=0)) + 1
-    return hashlib.sha256(ids[:, :width].astype("<i4").tobytes()).hexdigest()
+    """Hash of captions in canonical form."""
+    return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
 
 
 def _batches(
