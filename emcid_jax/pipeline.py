@@ -313,7 +313,7 @@ def image_batches(
     for start in range(0, len(prompts), size):
         count = min(size, len(prompts) - start)
         index = np.resize(np.arange(start, start + count), size)
-        arrays = states[rows[index]], initial_noise(pipeline, [seeds[i] for i in index])
+        arrays = states[rows[index]], initial_noise(pipeline, [seeds[i] for i in index.tolist()])
         if mesh:
             arrays = jax.device_put(arrays, parallel.sharded(mesh))
         images = draw(
