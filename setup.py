@@ -19,7 +19,7 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["emcid_jax", "emcid_jax.*"]),
     package_data={
-        "emcid_jax": ["sprites/weights/**/*", "sprites/weights/*", "**/*.json", "py.typed"]
+        "emcid_jax": ["sprites/data/*", "sprites/weights/*", "sprites/weights/**/*", "py.typed"]
     },
     install_requires=[
         "jax>=0.10.2",
