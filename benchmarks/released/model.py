@@ -1,0 +1,31 @@
+"""The model folder in PyTorch, frozen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+
+
+def load(folder: Path) -> Any:
+    """diffusers' own pipeline, float32 on CPU, without gradients for weights."""
+    pipe: Any = StableDiffusionPipeline.from_pretrained(
+        str(folder), safety_checker=None, requires_safety_checker=False, local_files_only=True
+    )
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.text_encoder, pipe.unet, pipe.vae):
+        part.eval().requires_grad_(False)
+    return pipe
+
+
+def tokens(pipe: Any, prompts: list[str]) -> dict[str, torch.Tensor]:
+    """Ids and mask, padded to the longest of the list, as the release does."""
+    return dict(pipe.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt"))
+
+
+def block(pipe: Any, layer: int) -> torch.nn.Module:
+    """One transformer block of the text encoder."""
+    text = pipe.text_encoder
+    return getattr(text, "text_model", text).encoder.layers[layer]

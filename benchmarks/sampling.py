@@ -1,0 +1,52 @@
+"""Drawing a batch of images with guidance: one compiled program against diffusers' pipeline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import workload
+from benchmarks.results import Check, Row
+from benchmarks.settings import Settings
+from benchmarks.timing import take_turns
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.pipeline import Pipeline, generate, initial_noise
+
+
+def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:
+    """From prompts to bytes; both sides start from the same noise."""
+    prompts = [row[0] for row in workload.edits(pipeline, settings.images).source]
+    seeds = list(range(len(prompts)))
+    guidance = EvaluationConfig().guidance
+    noise = torch.from_numpy(initial_noise(pipeline, seeds)).permute(0, 3, 1, 2).contiguous()
+
+    def theirs() -> np.ndarray:
+        images = pipe(
+            prompts,
+            num_inference_steps=settings.sampler_steps,
+            guidance_scale=guidance,
+            latents=noise,
+            output_type="np",
+        ).images
+        return (images * 255).round().astype(np.uint8)
+
+    def ours() -> np.ndarray:
+        return generate(
+            pipeline,
+            prompts,
+            seeds,
+            steps=settings.sampler_steps,
+            guidance=guidance,
+            batch=settings.images,
+        )
+
+    ours()  # compile
+    theirs()
+    baseline, timed = take_turns(settings.repeats, theirs, ours)
+    difference = baseline.result.astype(float) - timed.result
+    fidelity = 20 * np.log10(255 / max(np.sqrt(np.square(difference).mean()), 1e-3))
+    check = Check("same images, PSNR in dB", float(fidelity), low=40.0)
+    name = f"sampling, {settings.sampler_steps} steps, batch {settings.images}"
+    return [Row(name, "s", baseline.seconds, timed.seconds, 1.0, (check,))]
