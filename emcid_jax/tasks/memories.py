@@ -74,8 +74,9 @@ def find_memories(
 ) -> list[Memory]:
     """The memory of every request: from the bank in `folder`, or found and filed there.
 
-    Chunks of `run.save_every` requests are done as a whole, with one compiled program for all of
-    them: a run that was killed computes the very batches that it would have, hence the same bits.
+    Equal chunks of at most `run.save_every` requests are done as a whole, with one compiled program
+    for all of them: a run that was killed computes the very batches that it would have, hence the
+    same bits.
     """
     records = [bank.provenance(request, config, model) for request in requests]
     details = [bank.read_details(folder, record) for record in records]
@@ -83,18 +84,19 @@ def find_memories(
     # What fits in memory may differ from one start to the next; the program must not.
     config = dataclasses.replace(config, concept_batch=config.concept_batch or known)
     mesh = parallel.make_mesh()
+    chunk = _even(len(requests), run.save_every)
     program: Program | None = None
     memories: list[Memory] = []
     bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
     with bar:
-        for first in range(0, len(requests), run.save_every):
-            rows = slice(first, min(first + run.save_every, len(requests)))
+        for first in range(0, len(requests), chunk):
+            rows = slice(first, min(first + chunk, len(requests)))
             found = _filed(folder, records[rows])
             if found is None:
                 began = time.perf_counter()
                 inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
                 if program is None:
-                    full = _resized(inputs, min(run.save_every, len(requests)))
+                    full = _resized(inputs, chunk)
                     program = stage_one.compile_program(pipeline, full, config, mesh)
                 result = stage_one.optimise(pipeline, inputs, config, mesh, program)
                 found = _memories(result)
@@ -110,6 +112,11 @@ def find_memories(
             memories += found
             bar.update(rows.stop - rows.start)
     return memories
+
+
+def _even(count: int, most: int) -> int:
+    """Size of the chunks, at most `most`, that leaves the last one the fullest."""
+    return -(-count // -(-count // most))
 
 
 def _filed(folder: Path, records: Sequence[bank.Provenance]) -> list[Memory] | None:
