@@ -25,7 +25,7 @@ def tokens(pipe: Any, prompts: list[str]) -> dict[str, torch.Tensor]:
     return dict(pipe.tokenizer(prompts, padding=True, truncation=True, return_tensors="pt"))
 
 
-def block(pipe: Any, layer: int) -> torch.nn.Module:
+def block(pipe: Any, layer: int) -> Any:
     """One transformer block of the text encoder."""
     text = pipe.text_encoder
     return getattr(text, "text_model", text).encoder.layers[layer]

@@ -34,7 +34,7 @@ def optimise(
         seed: of all draws.
         config: Stage I's settings.
     """
-    schedule = DDPMScheduler.from_config(pipe.scheduler.config)
+    schedule: Any = DDPMScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(seed)
     source_tokens, destination_tokens = tokens(pipe, source), tokens(pipe, destination)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -55,7 +55,7 @@ def solve(
 
 
 def _means(
-    pipe: Any, fc2: torch.nn.Module, prompts: list[list[str]], columns: torch.Tensor, which: int
+    pipe: Any, fc2: Any, prompts: list[list[str]], columns: torch.Tensor, which: int
 ) -> torch.Tensor:
     """fc2's input (0) or output (1) at the subject, mean over each concept's prompts."""
     kept: list[torch.Tensor] = []

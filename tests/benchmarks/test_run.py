@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emcid_jax.sprites.bundled import BUNDLED, model_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not model_folder(BUNDLED).exists(), reason="needs the bundled model")
+def test_the_smoke_run_finds_both_sides_equal(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", f"--output={output}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads(output.read_text())
+    checks = [check for row in results["rows"] for check in row["checks"]]
+    assert len(results["rows"]) == 6
+    assert len(checks) == 4
+    assert all(check["passed"] for check in checks)
+    assert results["machine"]["cpu"]
