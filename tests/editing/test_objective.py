@@ -101,7 +101,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
             noise_losses.append(torch.zeros((), dtype=torch.float64))
             continue
         latents, noise = (
-            torch.as_tensor(np.asarray(part[prompt]), dtype=torch.float64).permute(2, 0, 1)[None]
+            torch.tensor(np.array(part[prompt], np.float64)).permute(2, 0, 1)[None]
             for part in (draw.latents, draw.noise)
         )
         t = int(draw.timesteps[prompt])
@@ -165,7 +165,7 @@ def test_loss_and_gradient_equal_pytorch(name, prediction, pipeline, oracle, pro
                 MASK[i],
                 Draw(*(part[i] for part in draw)),
                 ours,
-                torch.tensor(np.asarray(inputs.h0[i]), dtype=torch.float64),
+                torch.tensor(np.array(inputs.h0[i], np.float64)),
                 config,
             )
             expected[0].backward()

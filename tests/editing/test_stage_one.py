@@ -63,8 +63,11 @@ def mesh(devices):
     return parallel.make_mesh(jax.devices()[:devices])
 
 
-def assert_same(got, wanted, rtol=1e-5):
-    """Relative to the largest entry of each row."""
+def assert_same(got, wanted, rtol=1e-4):
+    """Relative to the largest entry of each row.
+
+    Adam divides by the gradient's size, which enlarges the rounding of small entries.
+    """
     scale = np.abs(wanted).max(axis=-1, keepdims=True)
     assert (np.abs(got - wanted) <= rtol * scale).all()
 
@@ -143,7 +146,7 @@ def test_steps_are_adam_on_the_objective(pipeline, inputs, result):
         delta, state = stage_one.adam_step(delta, state, gradient, batch.h0, CONFIG)
         curve.append(losses.total)
     np.testing.assert_allclose(result.curve, np.stack(curve, 1), rtol=1e-4)
-    assert_same(result.delta, np.asarray(delta), 1e-4)
+    assert_same(result.delta, np.asarray(delta))
     np.testing.assert_allclose(result.z, result.h0 + result.delta, rtol=1e-6)
     np.testing.assert_allclose(result.h0, inputs.h0)
 
@@ -163,7 +166,7 @@ def test_same_memories_on_eight_devices(pipeline, inputs, result):
     assert zeros.is_deleted()
     assert not COLLECTIVE.search(program.run.as_text())
     assert_same(np.asarray(eight.delta)[:3], result.delta)
-    np.testing.assert_allclose(np.asarray(eight.end.noise)[:3], result.end.noise, rtol=1e-4)
+    np.testing.assert_allclose(np.asarray(eight.curve)[:3], result.curve, rtol=1e-5)
 
 
 def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, result):
@@ -172,7 +175,7 @@ def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, 
     single = dataclasses.replace(CONFIG, concept_batch=1)
     got = stage_one.optimise(pipeline, alone, single, mesh(1))
     assert_same(got.delta, result.delta[1:2])
-    np.testing.assert_allclose(got.end.total, result.end.total[1:2], rtol=1e-4)
+    np.testing.assert_allclose(got.curve, result.curve[1:2], rtol=1e-5)
 
     turned = jax.tree.map(lambda leaf: leaf[::-1], inputs)
     pairs = dataclasses.replace(CONFIG, concept_batch=2)
