@@ -304,6 +304,23 @@ def test_full_size_names_and_shapes_equal_transformers(values):
     assert {name: array.shape for name, array in to_hf(zeros).items()} == expected
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("values", [SD1, SD2], ids=["SD 1.x", "SD 2.x"])
+def test_full_size_states_equal_transformers(values, tmp_path):
+    torch.manual_seed(0)
+    theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = ClipTextModel(ClipTextConfig.from_dict(values))
+    abstract = abstract_params(ours, jax.ShapeDtypeStruct((1, 77), jnp.int32))
+    params = read_params(tmp_path, abstract, disk_name)
+    ids = np.random.default_rng(0).integers(0, 49408, (2, 77))
+    out = jax.jit(ours.apply)({"params": params}, jnp.asarray(ids, jnp.int32))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(ids))
+    assert relative_error(out.last_hidden_state, expected.last_hidden_state) <= 1e-4
+    assert relative_error(out.pooled, expected.pooler_output) <= 1e-4
+
+
 def test_initial_weights_follow_clip():
     module = ClipTextModel(ClipTextConfig.from_dict(TINY | {"hidden_size": 128}))
     ours = to_hf(module.init(jax.random.key(0), prompts()[0])["params"])
