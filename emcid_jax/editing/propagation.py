@@ -22,10 +22,12 @@ from jaxtyping import Bool, Float, Float64, Int
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.parallel import padded_size, replicated, sharded
 
-# Prompts are cut after the subject (attention is causal) to a multiple of this many tokens.
-WIDTH_STEP = 4
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
 CHUNK_TOKENS = 8192
+# Prompts of one more width are worth another compiled program from this many tokens on.
+GROUP_TOKENS = 1024
+# Rows of a chunk are a multiple of this, so that programs fit edits of other sizes too.
+ROW_STEP = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,31 +123,48 @@ def split_prompts(prompts: SourcePrompts, mesh: Mesh) -> list[Chunk]:
     """Prompts cut after their subject and grouped by width, prompt 0 apart from the others."""
     request, prompt = np.nonzero(prompts.mask)
     positions = prompts.positions[request, prompt]
-    longest = prompts.ids.shape[2]
-    widths = np.minimum(-(-(positions + 1) // WIDTH_STEP) * WIDTH_STEP, longest)
-    where = sharded(mesh)
     chunks = []
     for first in (True, False):
-        for width in np.unique(widths[(prompt == 0) == first]).tolist():
-            rows = np.flatnonzero(((prompt == 0) == first) & (widths == width))
-            # Powers of two up to the limit: few shapes over all widths and edits.
-            size = min(CHUNK_TOKENS // width, 1 << int(len(rows) - 1).bit_length())
-            size = padded_size(max(size, 1), mesh.size)
-            for begin in range(0, len(rows), size):
-                part = rows[begin : begin + size]
-                ids = np.zeros((size, width), np.int32)
-                ids[: len(part)] = prompts.ids[request[part], prompt[part], :width]
-                places = np.zeros(size, np.int32)
-                places[: len(part)] = positions[part]
+        rows = np.flatnonzero((prompt == 0) == first)
+        for group, width in _by_width(rows, positions[rows] + 1):
+            parts = -(-group.size * width // CHUNK_TOKENS)
+            size = padded_size(padded_size(-(-group.size // parts), ROW_STEP), mesh.size)
+            for begin in range(0, group.size, size):
+                part = group[begin : begin + size]
+                padding = (0, size - part.size)
+                ids = prompts.ids[request[part], prompt[part], :width].astype(np.int32)
                 chunks.append(
                     Chunk(
                         request[part],
                         first,
-                        jax.make_array_from_callback(ids.shape, where, ids.__getitem__),
-                        jax.make_array_from_callback(places.shape, where, places.__getitem__),
+                        _place(np.pad(ids, (padding, (0, 0))), mesh),
+                        _place(np.pad(positions[part].astype(np.int32), padding), mesh),
                     )
                 )
     return chunks
+
+
+def _by_width(
+    rows: Int[np.ndarray, " row"], lengths: Int[np.ndarray, " row"]
+) -> list[tuple[np.ndarray, int]]:
+    """Groups of rows of about equal length, with the longest length of each.
+
+    Lengths share a group, upwards, until it has `GROUP_TOKENS` tokens: edits of few prompts
+    compile one program, edits of many compute hardly any padding.
+    """
+    groups = []
+    waiting = np.zeros(len(rows), bool)
+    for length in np.unique(lengths).tolist():
+        waiting |= lengths == length
+        if waiting.sum() * length >= GROUP_TOKENS or length == lengths.max():
+            groups.append((rows[waiting], length))
+            waiting[:] = False
+    return groups
+
+
+def _place(array: np.ndarray, mesh: Mesh) -> Array:
+    """A host array, equal on every process, split over the mesh."""
+    return jax.make_array_from_callback(array.shape, sharded(mesh), array.__getitem__)
 
 
 def prompt_means(

@@ -236,8 +236,9 @@ def test_chunking_and_padding_change_nothing(numpy_clip, captions, monkeypatch):
     from emcid_jax.editing import propagation
 
     whole = solved(numpy_clip, captions, CONFIG, requests=40)
-    monkeypatch.setattr(propagation, "CHUNK_TOKENS", 32)
-    monkeypatch.setattr(propagation, "WIDTH_STEP", 5)
+    monkeypatch.setattr(propagation, "CHUNK_TOKENS", 100)
+    monkeypatch.setattr(propagation, "GROUP_TOKENS", 150)
+    monkeypatch.setattr(propagation, "ROW_STEP", 3)
     cut = solved(numpy_clip, captions, CONFIG, requests=40)
     assert_same(cut.edit.deltas, whole.edit.deltas, BAR)
 
