@@ -84,7 +84,7 @@ def find_memories(
     # What fits in memory may differ from one start to the next; the program must not.
     config = dataclasses.replace(config, concept_batch=config.concept_batch or known)
     mesh = parallel.make_mesh()
-    chunk = _even(len(requests), run.save_every)
+    chunk = even_chunk(len(requests), run.save_every)
     program: Program | None = None
     memories: list[Memory] = []
     bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
@@ -114,7 +114,7 @@ def find_memories(
     return memories
 
 
-def _even(count: int, most: int) -> int:
+def even_chunk(count: int, most: int) -> int:
     """Size of the chunks, at most `most`, that leaves the last one the fullest."""
     return -(-count // -(-count // most))
 
