@@ -235,11 +235,11 @@ def test_report_figures(numpy_clip, captions):
 def test_chunking_and_padding_change_nothing(numpy_clip, captions, monkeypatch):
     from emcid_jax.editing import propagation
 
-    whole = solved(numpy_clip, captions, CONFIG, requests=40)
-    monkeypatch.setattr(propagation, "CHUNK_TOKENS", 100)
-    monkeypatch.setattr(propagation, "GROUP_TOKENS", 150)
+    whole = solved(numpy_clip, captions, CONFIG, requests=20)
+    monkeypatch.setattr(propagation, "CHUNK_TOKENS", 60)
+    monkeypatch.setattr(propagation, "GROUP_TOKENS", 100)
     monkeypatch.setattr(propagation, "ROW_STEP", 3)
-    cut = solved(numpy_clip, captions, CONFIG, requests=40)
+    cut = solved(numpy_clip, captions, CONFIG, requests=20)
     assert_same(cut.edit.deltas, whole.edit.deltas, BAR)
 
 
