@@ -24,8 +24,8 @@ class SpriteRecipe:
     vae: Recipe = Recipe(steps=3_500, batch=32, learning_rate=2e-3, warmup=100)
     vae_whole: Recipe = Recipe(steps=1_200, batch=8, learning_rate=1e-3, warmup=50)
     text: Recipe = Recipe(steps=1_700, batch=128, learning_rate=1e-3)
-    unet: Recipe = Recipe(steps=6_000, batch=64, learning_rate=1.5e-3, average=0.999)
-    judge: Recipe = Recipe(steps=1_500, batch=64, learning_rate=1e-3)
+    unet: Recipe = Recipe(steps=2_400, batch=64, learning_rate=1.5e-3, average=0.999)
+    judge: Recipe = Recipe(steps=3_500, batch=64, learning_rate=1e-3)
     image_tower: Recipe = Recipe(steps=800, batch=128, learning_rate=1e-3)
 
 
