@@ -7,12 +7,20 @@ from typing import Any
 
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 
 def load(folder: Path) -> Any:
     """diffusers' own pipeline, float32 on CPU, without gradients for weights."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
     pipe: Any = StableDiffusionPipeline.from_pretrained(
-        str(folder), safety_checker=None, requires_safety_checker=False, local_files_only=True
+        str(folder),
+        torch_dtype=torch.float32,  # transformers would keep a stored float16, slow on CPU
+        safety_checker=None,
+        requires_safety_checker=False,
+        local_files_only=True,
     )
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
