@@ -123,19 +123,21 @@ def prepare(
             for part in _per_prompt(posterior, flat, mesh)
         )
     reads_teacher = config.objective not in ("sampled-noise", "text-only")
-    return StageOneInputs(
-        source_ids=source.ids,
-        position=source.positions,
-        prompt_mask=source.mask.astype(np.float32),
-        hidden=hidden,
-        h0=hidden[np.arange(len(hidden)), 0, source.positions[:, 0]],
-        target_pooled=target_pooled,
-        seeds=_seed_words(seeds),
-        teacher_text=teacher_text if reads_teacher else None,
-        empty_text=empty_text,
-        latent_mean=latent_mean,
-        latent_std=latent_std,
-    )
+    # NumPy arrays: `optimise` moves one batch at a time to the devices.
+    arrays: dict[str, Any] = {
+        "source_ids": source.ids,
+        "position": source.positions,
+        "prompt_mask": source.mask.astype(np.float32),
+        "hidden": hidden,
+        "h0": hidden[np.arange(len(hidden)), 0, source.positions[:, 0]],
+        "target_pooled": target_pooled,
+        "seeds": _seed_words(seeds),
+        "teacher_text": teacher_text if reads_teacher else None,
+        "empty_text": empty_text,
+        "latent_mean": latent_mean,
+        "latent_std": latent_std,
+    }
+    return StageOneInputs(**arrays)
 
 
 def optimise(
@@ -311,7 +313,7 @@ def adam_step(
     """One Adam step, then the projection of each delta onto |delta| <= clamp_norm_factor |h0|."""
     updates, state = optax.adam(config.learning_rate).update(gradient, state)
     radius = config.clamp_norm_factor * jnp.linalg.norm(h0, axis=-1)
-    delta = jax.vmap(optax.projections.projection_l2_ball)(delta + updates, radius)
+    delta = jax.vmap(optax.projections.projection_l2_ball)(delta + cast(Array, updates), radius)
     return delta, state
 
 
