@@ -17,11 +17,11 @@ def load(folder: Path) -> Any:
     transformers_logging.disable_progress_bar()
     pipe: Any = StableDiffusionPipeline.from_pretrained(
         str(folder),
-        torch_dtype=torch.float32,  # transformers would keep a stored float16, slow on CPU
         safety_checker=None,
         requires_safety_checker=False,
         local_files_only=True,
     )
+    pipe.to(dtype=torch.float32)  # transformers keeps a stored float16, which is slow on CPU
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
         part.eval().requires_grad_(False)
