@@ -38,7 +38,7 @@ HELD_OUT_DRAWS = 4
 PREPARE_BATCH = 32
 """Prompts or images encoded together, per device, before the loop."""
 MAX_SAMPLES = 96
-"""Prompts per device and step beyond which a larger batch gains nothing (docs/stage_one.md)."""
+"""Most prompts per device and step that `concept_batch = 0` takes, however much memory is free."""
 MEMORY_SHARE = 0.8
 """Share of a device's free memory that a program may need."""
 
