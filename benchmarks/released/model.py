@@ -21,10 +21,10 @@ def load(folder: Path) -> Any:
         requires_safety_checker=False,
         local_files_only=True,
     )
-    pipe.to(dtype=torch.float32)  # transformers keeps a stored float16, which is slow on CPU
     pipe.set_progress_bar_config(disable=True)
     for part in (pipe.text_encoder, pipe.unet, pipe.vae):
-        part.eval().requires_grad_(False)
+        # float: transformers keeps a stored float16, which is slow on CPU.
+        part.eval().requires_grad_(False).float()
     return pipe
 
 
