@@ -17,8 +17,13 @@ class Tokenizer(Protocol):
     """The part of `transformers.CLIPTokenizer` that is used here."""
 
     model_max_length: int
+    bos_token_id: int
     eos_token_id: int
     backend_tokenizer: Any
+
+    def __len__(self) -> int:
+        """Number of tokens."""
+        ...
 
     def __call__(self, text: list[str], **options: Any) -> Any:
         """Token ids (and offsets, if asked for) of each text."""

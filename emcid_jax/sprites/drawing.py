@@ -156,8 +156,8 @@ def _outline(shape: int) -> Image.Image:
 def _distance(shape: int) -> np.ndarray:
     """Signed distance (negative inside) in units of the shape's half size, `_FIELD` px square."""
     inside = np.asarray(_outline(shape)) > 127
-    pixels = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    return np.asarray(pixels) / (0.7 * _FIELD / 2)
+    outside, within = (np.asarray(ndimage.distance_transform_edt(m)) for m in (~inside, inside))
+    return (outside - within) / (0.7 * _FIELD / 2)
 
 
 def _mix(base: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:

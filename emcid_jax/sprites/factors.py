@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax import Array
 from jaxtyping import Float, Int
 
 from emcid_jax.sprites.catalogue import (
@@ -67,7 +68,7 @@ def label_array(pictures: Sequence[Picture]) -> Int[np.ndarray, "picture factor"
     return np.array([labels_of(picture) for picture in pictures], np.int32)
 
 
-def split_logits(logits: Float[np.ndarray, "picture label"]) -> list:
+def split_logits(logits: Float[np.ndarray | Array, "picture label"]) -> list:
     """Logits cut into one array per factor, in the order of FACTORS."""
     stops = np.cumsum([factor.size for factor in FACTORS])[:-1].tolist()
     parts, start = [], 0

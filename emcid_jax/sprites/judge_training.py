@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
-from emcid_jax.models.clip_vision import ClipVisionModelWithProjection
+from emcid_jax.models.clip_vision import ClipVisionModelWithProjection, VisionOutput
 from emcid_jax.models.vit import ViTForImageClassification
 from emcid_jax.sprites.catalogue import GENDERS, PROFESSIONS, SCENES, catalogue
 from emcid_jax.sprites.drawing import to_float
@@ -120,9 +120,9 @@ def train_image_tower(
 
     def loss(params, batch, key):
         pixels, states = batch
-        seen = model.apply({"params": params["image"]}, _distorted(pixels, key)).image_embeds
+        out = cast(VisionOutput, model.apply({"params": params["image"]}, _distorted(pixels, key)))
         read = states @ params["text_projection"]["kernel"]
-        logits = unit(jnp.asarray(seen, jnp.float32)) @ unit(read).T / _TEMPERATURE
+        logits = unit(jnp.asarray(out.image_embeds, jnp.float32)) @ unit(read).T / _TEMPERATURE
         match = jnp.arange(len(logits))
         both = [
             optax.softmax_cross_entropy_with_integer_labels(x, match) for x in (logits, logits.T)

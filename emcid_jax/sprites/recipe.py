@@ -34,6 +34,7 @@ def text_config(vocabulary: int, bos: int, eos: int) -> dict[str, Any]:
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
+        "dtype": "float32",
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 12,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from emcid_jax.models.clip_text import ClipTextModel
+from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.sprites.captions import Caption, sample_caption
 from emcid_jax.sprites.catalogue import PROFESSIONS, catalogue
 from emcid_jax.sprites.factors import LABELS, label_array, split_logits
@@ -148,7 +148,7 @@ def train_text_encoder(
     def loss(params, batch, key):
         del key
         ids, subjects, labels = batch
-        out = model.apply({"params": params["text"]}, ids)
+        out = cast(TextOutput, model.apply({"params": params["text"]}, ids))
         at_subject = out.last_hidden_state[jnp.arange(len(ids)), subjects]
         total = jnp.zeros(())
         for state, weight in ((out.pooled, 1.0), (at_subject, 0.5)):

@@ -8,16 +8,17 @@ classifier-free guidance.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jaxtyping import Float, Float16, Int, UInt8
 from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
-from emcid_jax.models.clip_text import ClipTextModel
+from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.models.unet import UNet2DCondition
 from emcid_jax.models.vae import AutoencoderKL
 from emcid_jax.sprites.drawing import to_float
@@ -60,7 +61,9 @@ def encode_texts(
     text: ClipTextModel, params: Any, ids: Int[np.ndarray, "caption token"]
 ) -> Float16[np.ndarray, "caption token dim"]:
     """Final states of every caption, padded as at inference."""
-    encode = jax.jit(lambda x: text.apply({"params": params}, x).last_hidden_state)
+    encode = jax.jit(
+        lambda x: cast(TextOutput, text.apply({"params": params}, x)).last_hidden_state
+    )
     parts = _in_batches(
         "text states",
         lambda rows: np.asarray(encode(ids[rows])).astype(np.float16),
@@ -84,7 +87,7 @@ def train_unet(
         time = jax.random.randint(keys[2], (len(mean),), 0, len(alphas))
         alpha = alphas[time][:, None, None, None]
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
-        predicted = model.apply({"params": params}, noisy, time, text)
+        predicted = cast(Array, model.apply({"params": params}, noisy, time, text))
         snr = alpha / (1 - alpha)
         return jnp.mean(jnp.minimum(snr, _SNR_LIMIT) / snr * (predicted - noise) ** 2)
 

@@ -7,7 +7,7 @@ on whole pictures, as the decoder will meet them, with enough KL to bear a sampl
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,10 @@ def _pass(
     size = images.shape[1]
 
     def loss(params, batch, key):
-        mean, std = model.apply({"params": params}, batch, method="encode")
+        posterior = model.apply({"params": params}, batch, method="encode")
+        mean, std = cast(tuple[Array, Array], posterior)
         latents = mean + std * jax.random.normal(key, mean.shape)
-        decoded = model.apply({"params": params}, latents, method="decode")
+        decoded = cast(Array, model.apply({"params": params}, latents, method="decode"))
         kl = 0.5 * jnp.mean(mean**2 + std**2 - 1 - 2 * jnp.log(std))
         error = jnp.mean(jnp.abs(decoded - batch)) + jnp.mean((decoded - batch) ** 2)
         for a, b in zip(_edges(decoded), _edges(batch), strict=True):

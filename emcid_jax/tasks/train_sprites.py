@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models import weights
-from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel, TextOutput
 from emcid_jax.models.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
-from emcid_jax.models.tokenizer import load_tokenizer
+from emcid_jax.models.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.vae import AutoencoderKL, VaeConfig
 from emcid_jax.models.vit import ViTConfig, ViTForImageClassification
@@ -35,6 +35,7 @@ from emcid_jax.sprites.factors import LABELS, label_array
 from emcid_jax.sprites.recipe import SpriteRecipe
 from emcid_jax.sprites.text_training import tokenise, train_text_encoder
 from emcid_jax.sprites.tokenizer import train_tokenizer
+from emcid_jax.sprites.training import Recipe
 from emcid_jax.sprites.unet_training import UNetData, encode_images, encode_texts, train_unet
 from emcid_jax.sprites.vae_training import train_vae
 
@@ -76,7 +77,7 @@ def run(config: TrainConfig, workdir: Path) -> None:
     factor = float(1 / np.sqrt(np.mean(std**2) + mean.std() ** 2))
 
     ids = tokenise(tokenizer, captions, sizes.MAX_LENGTH)[0]
-    empty = np.array(tokenizer("", padding="max_length").input_ids, np.int32)[None]
+    empty = tokenize(tokenizer, [""])
     data = UNetData(
         mean * factor,
         std * factor,
@@ -102,10 +103,10 @@ def run(config: TrainConfig, workdir: Path) -> None:
 
 def _scaled(config: TrainConfig) -> SpriteRecipe:
     recipe = SpriteRecipe(images=config.images)
-    parts = {
+    parts: dict[str, Any] = {
         name: dataclasses.replace(part, steps=max(2, round(part.steps * config.scale)))
         for name, part in vars(recipe).items()
-        if dataclasses.is_dataclass(part)
+        if isinstance(part, Recipe)
     }
     return dataclasses.replace(recipe, **parts)
 
@@ -131,7 +132,7 @@ def _pictures(captions: list[Caption], seed: int, path: Path) -> np.ndarray:
 
 
 def _pooled(text: ClipTextModel, params: Any, ids: np.ndarray) -> np.ndarray:
-    encode = jax.jit(lambda x: text.apply({"params": params}, x).pooled)
+    encode = jax.jit(lambda x: cast(TextOutput, text.apply({"params": params}, x)).pooled)
     parts = [np.asarray(encode(ids[start : start + 200])) for start in range(0, len(ids), 200)]
     return np.concatenate(parts)
 

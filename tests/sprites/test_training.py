@@ -6,14 +6,14 @@ import pytest
 from emcid_jax.sprites.training import Recipe, fit
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
 def _batches(stop: int | None):
     def batch_at(step: int):
         if step == stop:
-            raise Killed
+            raise KilledError
         return np.random.default_rng(step).normal(size=(8, 3)).astype(np.float32)
 
     return batch_at
@@ -29,7 +29,7 @@ def test_a_killed_run_continues_as_if_it_had_not_been(tmp_path):
     recipe = Recipe(steps=12, batch=8, learning_rate=0.1, warmup=2)
     start = {"w": jnp.zeros(3)}
     whole = fit("part", _loss, start, _batches(None), recipe, tmp_path / "a", save_every=4)
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         fit("part", _loss, start, _batches(6), recipe, tmp_path / "b", save_every=4)
     resumed = fit("part", _loss, start, _batches(None), recipe, tmp_path / "b", save_every=4)
     np.testing.assert_array_equal(whole["w"], resumed["w"])
