@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
             requests=settings.RequestsConfig(path=str(requests)),
             stage_one=settings.StageOneConfig(steps=60, image_steps=10),
             moments=settings.MomentConfig(count=5_000),
+            stage_two=settings.StageTwoConfig(moment_weight=100.0),
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=2, holdout=25, aliases=False
             ),
