@@ -12,13 +12,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from emcid_jax import config as settings
 from emcid_jax import parallel
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing import stage_two
-from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.evaluate import evaluate
 from emcid_jax.pipeline import with_text_params
@@ -113,17 +110,7 @@ def _measure(job: edit.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
     moments = find_moments(
         pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
     )
-    source = job.prompts.source
-    solved = stage_two.solve(
-        pipeline.text,
-        text,
-        np.stack([memory.z for memory in memories]),
-        SourcePrompts(source.ids, source.positions, source.mask),
-        moments,
-        config.stage_two,
-        block=config.stage_one.layer,
-        weights=np.array([request.weight for request in job.requests]),
-    )
+    solved = edit.solve(job, memories, moments)
     edited = with_text_params(pipeline, stage_two.apply_edit(text, solved))
     assert job.judge is not None
     result = evaluate(

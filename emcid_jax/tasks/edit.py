@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ from emcid_jax.config import (
 )
 from emcid_jax.editing import bank, export, stage_two
 from emcid_jax.editing.propagation import SourcePrompts
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import WeightEdit
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.evaluate import evaluate, make_plan
 from emcid_jax.evaluation.judge import Judge, load_judge
@@ -129,17 +132,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     )
     text = pipeline.params["text_encoder"]
     with log.timed("stage_two") as figures:
-        source = job.prompts.source
-        solved = stage_two.solve(
-            pipeline.text,
-            text,
-            np.stack([memory.z for memory in memories]),
-            SourcePrompts(source.ids, source.positions, source.mask),
-            moments,
-            config.stage_two,
-            block=config.stage_one.layer,
-            weights=np.array([request.weight for request in job.requests]),
-        )
+        solved = solve(job, memories, moments)
         report = solved.report
         figures["distance"] = [report.distance_before, report.distance_after]
     with log.timed("export"):
@@ -152,6 +145,21 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         )
         ledger = _ledger(job, dataclasses.asdict(report), params_hash(edited))
         export.write_edit(workdir / "edit.safetensors", solved.deltas, ledger)
+
+
+def solve(job: Job, memories: Sequence[bank.Memory], moments: SecondMoments) -> WeightEdit:
+    """Stage II of the job, from the pristine text encoder."""
+    source = job.prompts.source
+    return stage_two.solve(
+        job.pipeline.text,
+        job.pipeline.params["text_encoder"],
+        np.stack([memory.z for memory in memories]),
+        SourcePrompts(source.ids, source.positions, source.mask),
+        moments,
+        job.config.stage_two,
+        block=job.config.stage_one.layer,
+        weights=np.array([request.weight for request in job.requests]),
+    )
 
 
 def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
