@@ -6,10 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("any-machine", deadline=None)
+hypothesis.settings.load_profile("any-machine")
 
 CORPUS = """
 a photo of a dog on the beach, a photo of a cat in the snow, an image of a golden retriever
