@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.errors import UserError
+from emcid_jax.files import write_atomically
 from emcid_jax.models import clip_text, weights
 from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from emcid_jax.models.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
@@ -397,7 +397,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+    write_atomically(path, text.encode())

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from safetensors.numpy import save_file
 
 from emcid_jax.editing.solvers import Moment
 from emcid_jax.errors import UserError
+from emcid_jax.files import replacing
 from emcid_jax.models.clip_text import ClipTextModel, end_positions
 from emcid_jax.models.weights import params_hash
 from emcid_jax.parallel import CONCEPT_AXIS, make_mesh, padded_size, replicated, sharded
@@ -169,13 +169,8 @@ def write_moments(path: Path, moments: SecondMoments) -> None:
     """Write `moments` to one safetensors file, atomically."""
     arrays = {str(layer): matrix for layer, matrix in moments.moments.items()}
     about = dataclasses.asdict(moments.provenance) | {"count": moments.count}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         save_file(arrays, temporary, metadata={"second_moments": json.dumps(about)})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_moments(path: Path) -> SecondMoments:

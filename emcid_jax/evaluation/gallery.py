@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from emcid_jax.evaluation.aice import AiceResult, HoldoutClass, ScoredRequest
-from emcid_jax.evaluation.images import Draw, write_atomically
+from emcid_jax.evaluation.images import Draw
+from emcid_jax.files import write_atomically
 
 HOLDOUT_PICTURES = 24
 """Hold-out classes of which a picture is kept."""

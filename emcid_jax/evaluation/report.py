@@ -14,7 +14,6 @@ from jaxtyping import Float
 from emcid_jax.evaluation import figures, page
 from emcid_jax.evaluation.aice import RequestRecord
 from emcid_jax.evaluation.gallery import Evaluation
-from emcid_jax.evaluation.images import write_atomically
 from emcid_jax.evaluation.metrics import Metric
 from emcid_jax.evaluation.page import cells, escape, number, table
 from emcid_jax.evaluation.published import (
@@ -24,6 +23,7 @@ from emcid_jax.evaluation.published import (
     published_value,
 )
 from emcid_jax.evaluation.style import CSS
+from emcid_jax.files import write_atomically
 
 SHOWN = 6
 """Requests shown from the top, the middle and the bottom of the ranking."""

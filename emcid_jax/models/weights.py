@@ -7,11 +7,9 @@ out (out, in, ...) instead of (..., in, out).
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from emcid_jax.errors import UserError
+from emcid_jax.files import replacing
 
 Params = dict[str, Any]
 Rename = Callable[[str], str | None]
@@ -78,7 +77,7 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
 
     Returns:
         A tree like `abstract` of float32 (or `abstract`'s dtype) arrays; half precision on disk
-        is widened.
+        is widened, and a linear layer may be stored as a 1x1 convolution (old autoencoders).
 
     Raises:
         UserError: no such file, a damaged file, or, all in one message, the missing and the
@@ -96,9 +95,10 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
             continue
         path, leaf = expected[name]
         wanted = _disk_shape(path[-1], leaf.shape)
+        pointwise = path[-1] == "kernel" and len(wanted) == 2 and shape == (*wanted, 1, 1)
         if path in leaves:
             problems.unexpected.append(f"{stored} (a second {name})")
-        elif shape != wanted:
+        elif shape != wanted and not pointwise:
             problems.wrong.append(f"{stored} has shape {shape}, expected {wanted}")
             leaves[path] = leaf
         elif kind not in _FLOATS:
@@ -106,7 +106,7 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
             leaves[path] = leaf
         else:
             with np.errstate(over="ignore"):  # reported below, with the names
-                array = _from_disk(path[-1], load()).astype(leaf.dtype)
+                array = _from_disk(path[-1], load().reshape(wanted)).astype(leaf.dtype)
             if not np.isfinite(array).all():
                 problems.non_finite.append(stored)
             leaves[path] = jnp.asarray(array)
@@ -129,16 +129,11 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
             f"{path}: not written, values are NaN, infinite or too large for {jnp.dtype(dtype)}: "
             f"{_listed(bad)}"
         )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(named, temporary, metadata={"format": "pt"})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(named, temporary, metadata={"format": "pt"})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already, or never made
-            temporary.unlink()
 
 
 def params_hash(params: Mapping[str, Any]) -> str:

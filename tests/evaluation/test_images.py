@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emcid_jax.evaluation.images import Draw, fingerprint, scored_images, write_atomically
+from emcid_jax.evaluation.images import Draw, fingerprint, scored_images
 
 
 class FakeModel:
@@ -109,14 +109,6 @@ def test_kept_pictures_are_png_files_and_drawn_again_when_lost(tmp_path: Path) -
 
 def test_nothing_to_draw(tmp_path: Path) -> None:
     assert run(FakeModel(), tmp_path, draws=[]) == {}
-
-
-def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "file"
-    target.mkdir()
-    with pytest.raises(OSError):
-        write_atomically(target, b"content")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_keys_tell_prompt_and_seed_apart() -> None:

@@ -1,4 +1,4 @@
-"""The autoencoder against PyTorch diffusers, and checkpoints with the old attention names."""
+"""The autoencoder against PyTorch diffusers, and checkpoints with the old attention layers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,8 @@ def test_log_variance_is_clipped_like_diffusers(tmp_path: Path) -> None:
     assert float(std[..., 0].max()) < 1e-6 < 1e4 < float(std[..., 1].min())
 
 
-def test_attention_names_of_old_checkpoints_are_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("convolutions", [False, True])
+def test_attention_of_old_checkpoints_is_read(convolutions: bool, tmp_path: Path) -> None:
     new, old = tmp_path / "new", tmp_path / "old"
     reference_model(TWO_BLOCKS).save_pretrained(new)
     old_names = {"to_q": "query", "to_k": "key", "to_v": "value", r"to_out\.0": "proj_attn"}
@@ -109,7 +110,10 @@ def test_attention_names_of_old_checkpoints_are_read(tmp_path: Path) -> None:
     for name, tensor in load_file(new / "diffusion_pytorch_model.safetensors").items():
         for today, before in old_names.items():
             name = re.sub(rf"(mid_block\.attentions\.0)\.{today}\.", rf"\1.{before}.", name)
-        tensors[name] = tensor
+        # The oldest files have 1x1 convolutions where today's have linear layers.
+        pointwise = convolutions and "attentions" in name and tensor.ndim == 2
+        tensors[name] = tensor[:, :, None, None] if pointwise else tensor
+    assert sum(t.ndim == 4 and "attentions" in n for n, t in tensors.items()) == 8 * convolutions
     assert sum("proj_attn" in name for name in tensors) == 4
     old.mkdir()
     save_file(tensors, old / "diffusion_pytorch_model.safetensors", {"format": "pt"})

@@ -208,6 +208,16 @@ def test_all_damages_come_in_one_error(file, tensors, abstract):
         assert message in str(caught.value)
 
 
+def test_only_1x1_convolutions_are_linear_layers(file, tensors, abstract):
+    linear = tensors["out.weight"]
+    save_file(tensors | {"out.weight": linear[..., None, None]}, file)
+    np.testing.assert_array_equal(read_params(file, abstract)["out"]["kernel"], linear.T)
+    for wrong in (linear[..., None], np.stack([linear] * 2, -1)[..., None]):
+        save_file(tensors | {"out.weight": wrong}, file)
+        with pytest.raises(UserError, match=r"out\.weight has shape .*, expected \(4, 5\)"):
+            read_params(file, abstract)
+
+
 def test_two_tensors_for_one_parameter_are_refused(file, tensors, abstract):
     save_file(tensors | {"old.out.bias": tensors["out.bias"]}, file)
     with pytest.raises(UserError, match=r"old\.out\.bias|a second out\.bias"):
