@@ -2,29 +2,41 @@
 
 A sampler turns a step count into `rows`, a table computed on the host with one row per call of the
 denoiser, and updates its state with one row at a time. `sampling.sample` scans over the rows, so a
-new sampler (Euler, say) is a new pair of row and state and touches nothing else. All samplers are
-frozen and hashable: they are static arguments of compiled programs.
+new sampler is a new pair of row and state and touches nothing else. All samplers are frozen and
+hashable: they are static arguments of compiled programs. The Euler samplers are in `euler`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from emcid_jax.diffusion.schedule import NoiseSchedule, boolean, choice, integer, unsupported
-
-TimestepSpacing = Literal["leading", "linspace", "trailing"]
+from emcid_jax.diffusion.euler import Euler
+from emcid_jax.diffusion.schedule import (
+    NoiseSchedule,
+    TimestepSpacing,
+    boolean,
+    choice,
+    integer,
+    spaced_timesteps,
+    unsupported,
+)
 
 
 @runtime_checkable
 class Sampler(Protocol):
     """What `sampling.sample` needs. `Row` and `State` are the sampler's own pytrees."""
+
+    @property
+    def fresh(self) -> int:
+        """Noise arrays that an image takes on its way: one per call, or none."""
+        ...
 
     def rows(self) -> Any:
         """The table: arrays with one leading entry per call; `timestep` goes to the denoiser."""
@@ -38,8 +50,8 @@ class Sampler(Protocol):
         """What the denoiser sees."""
         ...
 
-    def advance(self, state: Any, output: Array, row: Any) -> Any:
-        """The state after the denoiser's output for this row."""
+    def advance(self, state: Any, output: Array, row: Any, noise: Array | None = None) -> Any:
+        """The state after the denoiser's output for this row; `noise` is the call's fresh noise."""
         ...
 
     def result(self, state: Any) -> Array:
@@ -68,6 +80,7 @@ class Ddim:
     set_alpha_to_one: bool = True
     clip_sample_range: float | None = None
     """Predicted clean latents are clipped to +-this; None does not clip."""
+    fresh: ClassVar[int] = 0
 
     def rows(self) -> DdimRow:
         """One row per step."""
@@ -98,16 +111,17 @@ class Ddim:
         state: Float[Array, "batch *shape"],
         output: Float[Array, "batch *shape"],
         row: DdimRow,
+        noise: None = None,
     ) -> Float[Array, "batch *shape"]:
         """Goes to the predicted clean latents and adds the next timestep's share of the noise."""
         if self.schedule.prediction_type == "epsilon":
-            noise, clean = output, (state - row.noise * output) / row.signal
+            inside, clean = output, (state - row.noise * output) / row.signal
         else:
-            noise = row.signal * output + row.noise * state
+            inside = row.signal * output + row.noise * state
             clean = row.signal * state - row.noise * output
         if self.clip_sample_range is not None:
             clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
-        return row.next_signal * clean + row.next_noise * noise
+        return row.next_signal * clean + row.next_noise * inside
 
     def result(self, state: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         """The latents."""
@@ -150,6 +164,7 @@ class Pndm:
     timestep_spacing: TimestepSpacing = "leading"
     steps_offset: int = 0
     set_alpha_to_one: bool = False
+    fresh: ClassVar[int] = 0
 
     def rows(self) -> PndmRow:
         """One row per call."""
@@ -191,86 +206,93 @@ class Pndm:
         return state.latents
 
     def advance(
-        self, state: PndmState, output: Float[Array, "batch *shape"], row: PndmRow
+        self,
+        state: PndmState,
+        output: Float[Array, "batch *shape"],
+        row: PndmRow,
+        noise: None = None,
     ) -> PndmState:
         """One linear multistep update."""
         outputs = jnp.concatenate([output[None], state.outputs])
         latents = jnp.where(row.again, state.initial, state.latents)
-        noise = jnp.tensordot(row.weights, outputs, axes=1, precision="highest")
+        inside = jnp.tensordot(row.weights, outputs, axes=1, precision="highest")
         if self.schedule.prediction_type == "v_prediction":
-            noise = row.signal * noise + row.noise * latents
+            inside = row.signal * inside + row.noise * latents
         kept = jnp.where(row.again, state.outputs, outputs[:3])
-        return PndmState(row.scale * latents - row.slope * noise, state.initial, kept)
+        return PndmState(row.scale * latents - row.slope * inside, state.initial, kept)
 
     def result(self, state: PndmState) -> Float[Array, "batch *shape"]:
         """The latents."""
         return state.latents
 
 
-def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm:
+def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm | Euler:
     """The sampler that a parsed `scheduler_config.json` names, with `steps` denoising steps.
 
     Raises:
         UserError: an unknown `_class_name` or a value we do not support; names field and value.
     """
-    name = choice(scheduler_config, "_class_name", "", ("DDIMScheduler", "PNDMScheduler"))
+    name = choice(scheduler_config, "_class_name", "", tuple(_MAKERS))
     schedule = NoiseSchedule.from_dict(scheduler_config)
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise unsupported("steps", steps, f"use 1 to {schedule.num_train_timesteps}")
     spacing = choice(
-        scheduler_config, "timestep_spacing", "leading", ("leading", "linspace", "trailing")
+        scheduler_config,
+        "timestep_spacing",
+        "linspace" if name.startswith("Euler") else "leading",
+        ("leading", "linspace", "trailing"),
     )
     offset = integer(scheduler_config, "steps_offset", 0, minimum=0)
-    if name == "DDIMScheduler":
-        if boolean(scheduler_config, "thresholding", False):
-            raise unsupported("thresholding", True, "dynamic thresholding is for pixel models")
-        clip = boolean(scheduler_config, "clip_sample", True)
-        sampler = Ddim(
-            schedule,
-            steps,
-            spacing,
-            offset,
-            boolean(scheduler_config, "set_alpha_to_one", True),
-            float(scheduler_config.get("clip_sample_range", 1.0)) if clip else None,
-        )
-    else:
-        if not boolean(scheduler_config, "skip_prk_steps", False):
-            raise unsupported("skip_prk_steps", False, "set it to true, as Stable Diffusion does")
-        if schedule.rescale_betas_zero_snr:
-            raise unsupported("rescale_betas_zero_snr", True, "PNDM cannot start from pure noise")
-        sampler = Pndm(
-            schedule,
-            steps,
-            spacing,
-            offset,
-            boolean(scheduler_config, "set_alpha_to_one", False),
-        )
     spaced_timesteps(schedule, steps, spacing, offset)  # raises before anything is compiled
-    return sampler
+    return _MAKERS[name](scheduler_config, schedule, steps, spacing, offset)
 
 
-def spaced_timesteps(
-    schedule: NoiseSchedule, steps: int, spacing: TimestepSpacing, offset: int
-) -> np.ndarray:
-    """The descending timesteps of the denoising steps: int64 [steps] (arXiv 2305.08891, table 2).
+def _make_ddim(config: Mapping[str, Any], *common: Any) -> Ddim:
+    if boolean(config, "thresholding", False):
+        raise unsupported("thresholding", True, "dynamic thresholding is for pixel models")
+    clip = boolean(config, "clip_sample", True)
+    return Ddim(
+        *common,
+        boolean(config, "set_alpha_to_one", True),
+        float(config.get("clip_sample_range", 1.0)) if clip else None,
+    )
 
-    Raises:
-        UserError: the offset pushes the first timestep past the schedule's end.
-    """
-    total = schedule.num_train_timesteps
-    match spacing:
-        case "leading":
-            timesteps = np.arange(steps)[::-1] * (total // steps) + offset
-        case "linspace":
-            timesteps = np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
-        case "trailing":
-            # Rounding of the stride may yield one entry too many.
-            timesteps = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
-    if timesteps[0] >= total:
-        raise unsupported(
-            "steps_offset", offset, f"with {steps} steps it starts past timestep {total - 1}"
-        )
-    return timesteps
+
+def _make_pndm(config: Mapping[str, Any], schedule: NoiseSchedule, *common: Any) -> Pndm:
+    if not boolean(config, "skip_prk_steps", False):
+        raise unsupported("skip_prk_steps", False, "set it to true, as Stable Diffusion does")
+    if schedule.rescale_betas_zero_snr:
+        raise unsupported("rescale_betas_zero_snr", True, "PNDM cannot start from pure noise")
+    return Pndm(schedule, *common, boolean(config, "set_alpha_to_one", False))
+
+
+def _make_euler(config: Mapping[str, Any], *common: Any) -> Euler:
+    for field, only in _EULER_ONLY.items():
+        if config.get(field, only) not in (only, None):
+            raise unsupported(field, config[field], f"remove it or use {only!r}")
+    return Euler(*common, karras=bool(config.get("use_karras_sigmas", False)))
+
+
+def _make_ancestral(config: Mapping[str, Any], *common: Any) -> Euler:
+    return Euler(*common, ancestral=True)
+
+
+_MAKERS: Mapping[str, Callable[..., Ddim | Pndm | Euler]] = {
+    "DDIMScheduler": _make_ddim,
+    "PNDMScheduler": _make_pndm,
+    "EulerDiscreteScheduler": _make_euler,
+    "EulerAncestralDiscreteScheduler": _make_ancestral,
+}
+# Options of EulerDiscreteScheduler that are not computed here, with the value that leaves them out.
+_EULER_ONLY: Mapping[str, Any] = {
+    "final_sigmas_type": "zero",
+    "interpolation_type": "linear",
+    "sigma_max": None,
+    "sigma_min": None,
+    "timestep_type": "discrete",
+    "use_beta_sigmas": False,
+    "use_exponential_sigmas": False,
+}
 
 
 def _alphas(schedule: NoiseSchedule, timesteps: np.ndarray, last_is_one: bool) -> np.ndarray:

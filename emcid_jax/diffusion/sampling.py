@@ -17,15 +17,26 @@ Predict = Callable[[Array, Array], Array]
 
 
 def sample(
-    predict: Predict, sampler: Sampler, latents: Float[Array, "batch *shape"]
+    predict: Predict,
+    sampler: Sampler,
+    latents: Float[Array, "batch *shape"],
+    fresh: Float[Array, "batch call *shape"] | None = None,
 ) -> Float[Array, "batch *shape"]:
-    """Denoises unit-variance noise into latents: one `lax.scan`, one call of `predict` per row."""
+    """Denoises unit-variance noise into latents: one `lax.scan`, one call of `predict` per row.
 
-    def step(state: Any, row: Any) -> tuple[Any, None]:
+    Samplers that add noise on the way (`sampler.fresh` arrays per example) take it from `fresh`.
+    """
+    calls = 0 if fresh is None else fresh.shape[1]
+    if calls != sampler.fresh:
+        raise ValueError(f"fresh has {calls} noise arrays per example; give {sampler.fresh}")
+
+    def step(state: Any, inputs: tuple[Any, Array | None]) -> tuple[Any, None]:
+        row, noise = inputs
         output = predict(sampler.model_input(state, row), row.timestep)
-        return sampler.advance(state, output, row), None
+        return sampler.advance(state, output, row, noise), None
 
-    state, _ = jax.lax.scan(step, sampler.start(latents), sampler.rows())
+    noises = None if fresh is None else jnp.moveaxis(fresh, 1, 0)
+    state, _ = jax.lax.scan(step, sampler.start(latents), (sampler.rows(), noises))
     return sampler.result(state)
 
 

@@ -17,6 +17,7 @@ from emcid_jax.errors import UserError
 
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]
+TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +165,30 @@ class NoiseSchedule:
         signal, sigma = self.signal_and_noise(t)
         shape = (-1,) + (1,) * (like.ndim - 1)
         return signal.reshape(shape), sigma.reshape(shape)
+
+
+def spaced_timesteps(
+    schedule: NoiseSchedule, steps: int, spacing: TimestepSpacing, offset: int
+) -> np.ndarray:
+    """The descending timesteps of the denoising steps: int64 [steps] (arXiv 2305.08891, table 2).
+
+    Raises:
+        UserError: the offset pushes the first timestep past the schedule's end.
+    """
+    total = schedule.num_train_timesteps
+    match spacing:
+        case "leading":
+            timesteps = np.arange(steps)[::-1] * (total // steps) + offset
+        case "linspace":
+            timesteps = np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
+        case "trailing":
+            # Rounding of the stride may yield one entry too many.
+            timesteps = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
+    if timesteps[0] >= total:
+        raise unsupported(
+            "steps_offset", offset, f"with {steps} steps it starts past timestep {total - 1}"
+        )
+    return timesteps
 
 
 def unsupported(field: str, value: object, fix: str) -> UserError:

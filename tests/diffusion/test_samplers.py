@@ -9,12 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+)
 
+from emcid_jax.diffusion.euler import Euler
 from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler
 from emcid_jax.diffusion.sampling import sample
 from emcid_jax.errors import UserError
 
+# diffusers' Euler schedulers turn tensors into arrays the old way.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SHAPE = (2, 4, 4, 3)
 DDIM: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -26,54 +34,86 @@ DDIM: dict[str, Any] = {
     "steps_offset": 1,
 }
 PNDM = DDIM | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
-SCHEDULERS = {"DDIMScheduler": DDIMScheduler, "PNDMScheduler": PNDMScheduler}
+EULER = DDIM | {"_class_name": "EulerDiscreteScheduler"}
+ANCESTRAL = DDIM | {"_class_name": "EulerAncestralDiscreteScheduler"}
+SCHEDULERS = {
+    "DDIMScheduler": DDIMScheduler,
+    "PNDMScheduler": PNDMScheduler,
+    "EulerDiscreteScheduler": EulerDiscreteScheduler,
+    "EulerAncestralDiscreteScheduler": EulerAncestralDiscreteScheduler,
+}
+BASES = pytest.mark.parametrize(
+    "base", [DDIM, PNDM, EULER, ANCESTRAL], ids=["ddim", "pndm", "euler", "ancestral"]
+)
 
 
 class Denoiser:
-    """A fixed random nonlinear map of latents and timestep, the same in NumPy, torch and JAX."""
+    """A fixed random nonlinear map of latents and timestep, the same in torch and JAX."""
 
     def __init__(self) -> None:
         rng = np.random.default_rng(3)
         self.mix = (rng.standard_normal((3, 3)) / np.sqrt(3)).astype(np.float32)
-        self.shift = rng.standard_normal((1000, 3)).astype(np.float32)
+        self.waves = rng.uniform(0.001, 0.03, 3).astype(np.float32)
 
     def jax(self, latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        return jnp.tanh(latents @ self.mix + jnp.asarray(self.shift)[timestep]) + 0.3 * latents
+        shift = 2 * jnp.sin(timestep * self.waves)
+        return jnp.tanh(latents @ self.mix + shift) + 0.3 * latents
 
     def torch(self, latents: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        shift = torch.tensor(self.shift)[timestep]
+        shift = 2 * torch.sin(timestep * torch.tensor(self.waves))
         return torch.tanh(latents @ torch.tensor(self.mix) + shift) + 0.3 * latents
 
 
 def trajectories(config: dict[str, Any], steps: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Latents after every call of the denoiser: ours (via the rows), diffusers'."""
     denoiser = Denoiser()
-    noise = np.random.default_rng(1).standard_normal(SHAPE).astype(np.float32)
-
-    scheduler = SCHEDULERS[config["_class_name"]].from_config(config)
-    scheduler.set_timesteps(steps)
-    latents, theirs = torch.tensor(noise), []
-    for timestep in scheduler.timesteps:
-        latents = scheduler.step(denoiser.torch(latents, timestep), timestep, latents).prev_sample
-        theirs.append(latents.numpy())
+    noise, *fresh = np.random.default_rng(1).standard_normal((steps + 1, *SHAPE), np.float32)
+    theirs = trajectory_of_diffusers(config, steps, denoiser, noise, fresh)
 
     sampler = make_sampler(config, steps)
-    rows = sampler.rows()
-    np.testing.assert_array_equal(rows.timestep, scheduler.timesteps.numpy())
+    noises = jnp.asarray(fresh) if sampler.fresh else None
 
     @jax.jit
     def run(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def step(state: Any, row: Any) -> tuple[Any, jax.Array]:
+        def step(state: Any, inputs: Any) -> tuple[Any, jax.Array]:
+            row, noise = inputs
             output = denoiser.jax(sampler.model_input(state, row), row.timestep)
-            state = sampler.advance(state, output, row)
+            state = sampler.advance(state, output, row, noise)
             return state, sampler.result(state)
 
-        _, ours = jax.lax.scan(step, sampler.start(latents), rows)
-        return ours, sample(denoiser.jax, sampler, latents)
+        _, ours = jax.lax.scan(step, sampler.start(latents), (sampler.rows(), noises))
+        per_example = None if noises is None else jnp.moveaxis(noises, 0, 1)
+        return ours, sample(denoiser.jax, sampler, latents, per_example)
 
     ours, final = run(jnp.asarray(noise))
     np.testing.assert_array_equal(ours[-1], final)
     return list(np.asarray(ours)), theirs
+
+
+def trajectory_of_diffusers(
+    config: dict[str, Any],
+    steps: int,
+    denoiser: Denoiser,
+    noise: np.ndarray,
+    fresh: list[np.ndarray],
+) -> list[np.ndarray]:
+    scheduler = SCHEDULERS[config["_class_name"]].from_config(config)
+    scheduler.set_timesteps(steps)
+    tolerance = 0.05 if config.get("use_karras_sigmas") else 1e-3  # interpolated in float32 there
+    np.testing.assert_allclose(
+        make_sampler(config, steps).rows().timestep, scheduler.timesteps.numpy(), atol=tolerance
+    )
+    latents, theirs = torch.tensor(noise) * scheduler.init_noise_sigma, []
+    for index, timestep in enumerate(scheduler.timesteps):
+        output = denoiser.torch(scheduler.scale_model_input(latents, timestep), timestep)
+        with pytest.MonkeyPatch.context() as patch:
+            if scheduler.__class__ is EulerAncestralDiscreteScheduler:  # the one that draws noise
+                drawn = torch.tensor(fresh[index])
+                module = "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor"
+                patch.setattr(module, lambda *_, drawn=drawn, **__: drawn)
+            latents = scheduler.step(output, timestep, latents).prev_sample
+        theirs.append(latents.numpy())
+    return theirs
 
 
 def relative_error(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
@@ -81,8 +121,12 @@ def relative_error(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("base", [DDIM, PNDM], ids=["ddim", "pndm"])
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 20, 50])
+@pytest.mark.parametrize(
+    ("base", "steps"),
+    [(base, steps) for base in (DDIM, PNDM) for steps in (1, 2, 3, 4, 7, 20, 50)]
+    + [(base, steps) for base in (EULER, ANCESTRAL) for steps in (1, 3, 20)],
+    ids=lambda value: value if isinstance(value, int) else value["_class_name"],
+)
 def test_trajectory(base: dict[str, Any], prediction: str, steps: int) -> None:
     ours, theirs = trajectories(base | {"prediction_type": prediction}, steps)
     assert relative_error(ours, theirs) <= 1e-4
@@ -101,11 +145,13 @@ def test_trajectory(base: dict[str, Any], prediction: str, steps: int) -> None:
     ],
     ids=lambda change: "-".join(str(value) for value in change.values())[:30],
 )
-@pytest.mark.parametrize("base", [DDIM, PNDM], ids=["ddim", "pndm"])
+@BASES
 def test_every_field_of_the_file(base: dict[str, Any], change: dict[str, Any]) -> None:
     for prediction in ("epsilon", "v_prediction"):
         ours, theirs = trajectories(base | change | {"prediction_type": prediction}, 11)
-        assert relative_error(ours, theirs) <= 1e-4
+        # Euler starts this one at sigma 20,000, where float32 itself is coarser than 1e-4.
+        coarse = base in (EULER, ANCESTRAL) and "squaredcos_cap_v2" in change.values()
+        assert relative_error(ours, theirs) <= (1e-3 if coarse else 1e-4)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +172,33 @@ def test_fields_of_ddim_only(change: dict[str, Any]) -> None:
     assert relative_error(ours, theirs) <= 1e-4
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"use_karras_sigmas": True},
+        {"use_karras_sigmas": True, "timestep_spacing": "leading"},
+        {
+            "rescale_betas_zero_snr": True,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+        },
+    ],
+    ids=["karras", "karras-leading", "zero-snr"],
+)
+def test_fields_of_euler_only(change: dict[str, Any]) -> None:
+    ours, theirs = trajectories(EULER | change, 8)
+    assert relative_error(ours, theirs) <= 1e-4
+
+
+def test_fresh_noise_is_asked_for_by_name() -> None:
+    sampler = make_sampler(ANCESTRAL, 5)
+    latents = jnp.zeros(SHAPE)
+    with pytest.raises(ValueError, match="0 noise arrays per example; give 5"):
+        sample(Denoiser().jax, sampler, latents)
+    with pytest.raises(ValueError, match="5 noise arrays per example; give 0"):
+        sample(Denoiser().jax, make_sampler(EULER, 5), latents, jnp.zeros((2, 5, *SHAPE[1:])))
+
+
 def test_pndm_calls_the_denoiser_once_more_than_it_steps() -> None:
     calls = make_sampler(PNDM, 10).rows().timestep
     assert len(calls) == 11
@@ -139,6 +212,10 @@ def test_defaults_are_those_of_diffusers() -> None:
     config = DDIMScheduler().config
     assert ddim.clip_sample_range == config.clip_sample_range
     assert ddim.set_alpha_to_one == config.set_alpha_to_one
+    for name in ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler"):
+        euler = make_sampler({"_class_name": name}, 5)
+        assert isinstance(euler, Euler)
+        assert euler.timestep_spacing == SCHEDULERS[name]().config.timestep_spacing == "linspace"
     config = {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
     pndm = make_sampler(config, 5)
     assert isinstance(pndm, Pndm)
@@ -152,13 +229,19 @@ def test_defaults_are_those_of_diffusers() -> None:
 @pytest.mark.parametrize(
     ("base", "field", "value"),
     [
-        (DDIM, "_class_name", "EulerDiscreteScheduler"),
+        (DDIM, "_class_name", "UniPCMultistepScheduler"),
         (DDIM, "timestep_spacing", "karras"),
         (DDIM, "thresholding", True),
         (DDIM, "clip_sample", "no"),
         (DDIM, "steps_offset", 200),
         (PNDM, "skip_prk_steps", False),
         (PNDM, "steps_offset", 1.5),
+        (EULER, "final_sigmas_type", "sigma_min"),
+        (EULER, "interpolation_type", "log_linear"),
+        (EULER, "timestep_type", "continuous"),
+        (EULER, "use_beta_sigmas", True),
+        (EULER, "use_exponential_sigmas", True),
+        (EULER, "sigma_max", 14.0),
         (PNDM | {"prediction_type": "v_prediction"}, "rescale_betas_zero_snr", True),
     ],
 )
