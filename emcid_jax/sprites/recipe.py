@@ -17,13 +17,16 @@ LATENT = 8
 class SpriteRecipe:
     """Everything that decides the bundled weights."""
 
-    images: int = 40_000
+    images: int = 60_000
     """Drawn training pictures."""
     image_seed: int = 100
-    """Seed of pictures and captions of the UNet and the judges."""
+    """Seed of their pictures and captions."""
     vae: Recipe = Recipe(steps=3_500, batch=32, learning_rate=2e-3, warmup=100)
     vae_whole: Recipe = Recipe(steps=1_200, batch=8, learning_rate=1e-3, warmup=50)
     text: Recipe = Recipe(steps=1_700, batch=128, learning_rate=1e-3)
+    interchange: Recipe = Recipe(
+        steps=800, batch=64, learning_rate=5e-4, warmup=50, average=0.99, seed=7
+    )
     unet: Recipe = Recipe(steps=2_400, batch=64, learning_rate=1.5e-3, average=0.999)
     judge: Recipe = Recipe(steps=3_500, batch=64, learning_rate=1e-3)
     image_tower: Recipe = Recipe(steps=800, batch=128, learning_rate=1e-3)

@@ -6,7 +6,7 @@ that both hold what the UNet needs. The linear read-outs are thrown away afterwa
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from jaxtyping import Float
 
 from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.sprites.captions import Caption, sample_caption
@@ -81,8 +82,13 @@ def strew(
     return length, subject
 
 
-def _batches(tokenizer: Any, recipe: Recipe, max_length: int):
-    """Step -> batch. Eight batches are drawn together and sorted by length, to pad less."""
+def caption_batches(
+    tokenizer: Any, recipe: Recipe, max_length: int, widths: Sequence[int]
+) -> Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Step -> ids, last subject tokens and labels of a batch, cut to the shortest fit of `widths`.
+
+    Eight batches are drawn together and sorted by length, to pad less.
+    """
     group = 8
     cache: dict[int, list] = {}
     world = catalogue()
@@ -110,7 +116,7 @@ def _batches(tokenizer: Any, recipe: Recipe, max_length: int):
         order = np.argsort(lengths, kind="stable").reshape(group, recipe.batch)
         batches = []
         for rows in order:
-            width = next(w for w in (*_WIDTHS, max_length) if w >= lengths[rows].max())
+            width = next(w for w in widths if w >= lengths[rows].max())
             batches.append((ids[rows, :width], subjects[rows], labels[rows]))
         return [batches[i] for i in rng.permutation(group)]
 
@@ -133,6 +139,19 @@ def factor_loss(logits: Array, labels: Array) -> Array:
     return total
 
 
+def read_loss(readout: Any, states: Float[Array, "caption dim"], labels: Array) -> Array:
+    """`factor_loss` of what the linear read-out makes of text states."""
+    return factor_loss(states @ readout["kernel"] + readout["bias"], labels)
+
+
+def reading_loss(readout: Any, out: TextOutput, subjects: Array, labels: Array) -> Array:
+    """Loss of the labels read at the end token and, at half weight, at the last subject token."""
+    at_subject = out.last_hidden_state[jnp.arange(len(subjects)), subjects]
+    # A subject that comes before its scene or style cannot know them.
+    known = labels.at[:, 3:7].set(-1)
+    return read_loss(readout, out.pooled, labels) + 0.5 * read_loss(readout, at_subject, known)
+
+
 def train_text_encoder(
     model: ClipTextModel, tokenizer: Any, max_length: int, recipe: Recipe, folder: Path
 ) -> tuple[Any, Any]:
@@ -149,20 +168,13 @@ def train_text_encoder(
         del key
         ids, subjects, labels = batch
         out = cast(TextOutput, model.apply({"params": params["text"]}, ids))
-        at_subject = out.last_hidden_state[jnp.arange(len(ids)), subjects]
-        total = jnp.zeros(())
-        for state, weight in ((out.pooled, 1.0), (at_subject, 0.5)):
-            logits = state @ params["readout"]["kernel"] + params["readout"]["bias"]
-            # A subject that comes before its scene or style cannot know them.
-            known = labels if weight == 1 else labels.at[:, 3:7].set(-1)
-            total += weight * factor_loss(logits, known)
-        return total
+        return reading_loss(params["readout"], out, subjects, labels)
 
     params = fit(
         "text_encoder",
         loss,
         {"text": text, "readout": readout},
-        _batches(tokenizer, recipe, max_length),
+        caption_batches(tokenizer, recipe, max_length, (*_WIDTHS, max_length)),
         recipe,
         folder,
     )

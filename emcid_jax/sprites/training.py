@@ -1,12 +1,13 @@
 """One training loop for every part of the sprite model: Adam, cosine decay, weight averaging.
 
 A step's batch depends on the step alone, so a run that was killed continues as if it had not been.
+Batches are sharded over all devices. Two virtual devices train faster on two CPU cores than one
+with two threads (docs/sprites.md).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ import optax
 from flax import serialization
 from jax import Array
 from tqdm import tqdm
+
+from emcid_jax import parallel
+from emcid_jax.files import write_atomically
 
 Batch = Any
 Loss = Callable[[Any, Batch, Array], Array]
@@ -50,12 +54,6 @@ class TrainState(NamedTuple):
     optimiser: Any
 
 
-def _write(path: Path, state: TrainState) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(serialization.to_bytes(state))
-    os.replace(partial, path)
-
-
 def fit(
     name: str,
     loss: Loss,
@@ -68,6 +66,7 @@ def fit(
 ) -> Any:
     """Minimises `loss(params, batch, key)`; returns the averaged parameters.
 
+    `batch_at(step)` is a tree of arrays whose leading axis the number of devices divides.
     Continues from `folder/<name>.train` when it is there, and saves there every `save_every` steps.
     """
     schedule = optax.warmup_cosine_decay_schedule(
@@ -90,8 +89,12 @@ def fit(
         average = optax.incremental_update(params, state.average, 1 - decay)
         return TrainState(state.step + 1, params, average, optimiser_state), value
 
-    update = jax.jit(update, donate_argnums=0)
-    state = jax.tree.map(jnp.array, state)
+    mesh = parallel.make_mesh()
+    everywhere, spread = parallel.replicated(mesh), parallel.sharded(mesh)
+    update = jax.jit(
+        update, in_shardings=(everywhere, spread), out_shardings=everywhere, donate_argnums=0
+    )
+    state = jax.device_put(jax.tree.map(jnp.array, state), everywhere)
     losses: list[Array] = []
     with tqdm(total=recipe.steps, initial=int(state.step), desc=name, mininterval=5) as bar:
         for step in range(int(state.step), recipe.steps):
@@ -101,5 +104,5 @@ def fit(
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
                 bar.set_postfix(loss=f"{np.mean([float(v) for v in losses]):.4f}")
                 losses.clear()
-                _write(path, state)
+                write_atomically(path, serialization.to_bytes(state))
     return state.average

@@ -59,18 +59,20 @@ def encode_images(
 
 def encode_texts(
     text: ClipTextModel, params: Any, ids: Int[np.ndarray, "caption token"]
-) -> Float16[np.ndarray, "caption token dim"]:
-    """Final states of every caption, padded as at inference."""
-    encode = jax.jit(
-        lambda x: cast(TextOutput, text.apply({"params": params}, x)).last_hidden_state
-    )
-    parts = _in_batches(
-        "text states",
-        lambda rows: np.asarray(encode(ids[rows])).astype(np.float16),
-        len(ids),
-        200,
-    )
-    return np.concatenate(parts)
+) -> tuple[Float16[np.ndarray, "caption token dim"], Float16[np.ndarray, "caption dim"]]:
+    """Final states of every caption, padded as at inference, and the pooled ones."""
+
+    @jax.jit
+    def encode(batch: Array) -> tuple[Array, Array]:
+        out = cast(TextOutput, text.apply({"params": params}, batch))
+        return out.last_hidden_state.astype(jnp.float16), out.pooled.astype(jnp.float16)
+
+    def batch(rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        return jax.device_get(encode(ids[rows]))
+
+    parts = _in_batches("text states", batch, len(ids), 200)
+    states, pooled = zip(*parts, strict=True)
+    return np.concatenate(states), np.concatenate(pooled)
 
 
 def train_unet(

@@ -1,6 +1,6 @@
 """Task `train_sprites`: makes the bundled model from nothing, part by part, resumable.
 
-Order: tokenizer, pictures, autoencoder, text encoder, UNet, judges. Every part continues from its
+Order: tokenizer, pictures, text encoder, autoencoder, UNet, judges. Every part continues from its
 own file in the work folder; the finished model is written to `workdir/model`.
 """
 
@@ -10,16 +10,15 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models import weights
-from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel, TextOutput
+from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from emcid_jax.models.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
 from emcid_jax.models.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
@@ -32,6 +31,7 @@ from emcid_jax.sprites.captions import Caption, sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.sprites.drawing import draw
 from emcid_jax.sprites.factors import LABELS, label_array
+from emcid_jax.sprites.interchange import train_interchange
 from emcid_jax.sprites.recipe import SpriteRecipe
 from emcid_jax.sprites.text_training import tokenise, train_text_encoder
 from emcid_jax.sprites.tokenizer import train_tokenizer
@@ -69,7 +69,14 @@ def run(config: TrainConfig, workdir: Path) -> None:
     text_json = sizes.text_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
     text_sizes = ClipTextConfig.from_dict(text_json)
     text = ClipTextModel(text_sizes, jnp.bfloat16)
-    text_params, _ = train_text_encoder(text, tokenizer, sizes.MAX_LENGTH, recipe.text, workdir)
+    text_params, _ = train_interchange(
+        text,
+        train_text_encoder(text, tokenizer, sizes.MAX_LENGTH, recipe.text, workdir),
+        tokenizer,
+        sizes.MAX_LENGTH,
+        recipe.interchange,
+        workdir,
+    )
 
     vae = AutoencoderKL(VaeConfig.from_dict(sizes.vae_config()))
     vae_params = train_vae(vae, images, recipe.vae, recipe.vae_whole, workdir)
@@ -77,13 +84,9 @@ def run(config: TrainConfig, workdir: Path) -> None:
     factor = float(1 / np.sqrt(np.mean(std**2) + mean.std() ** 2))
 
     ids = tokenise(tokenizer, captions, sizes.MAX_LENGTH)[0]
-    empty = tokenize(tokenizer, [""])
-    data = UNetData(
-        mean * factor,
-        std * factor,
-        encode_texts(text, text_params, ids),
-        encode_texts(text, text_params, empty)[0],
-    )
+    states, pooled = encode_texts(text, text_params, ids)
+    empty, _ = encode_texts(text, text_params, np.asarray(tokenize(tokenizer, [""])))
+    data = UNetData(mean * factor, std * factor, states, empty[0])
     unet = UNet2DCondition(UNetConfig.from_dict(sizes.unet_config()))
     schedule = NoiseSchedule.from_dict(sizes.scheduler_config())
     unet_params = train_unet(unet, schedule, data, recipe.unet, workdir)
@@ -97,7 +100,6 @@ def run(config: TrainConfig, workdir: Path) -> None:
     params = {"text_encoder": text_params, "unet": unet_params, "vae": vae_params}
     model = workdir / "model"
     save_pipeline(make_pipeline(configs, params, tokenizer, model), model, jnp.float16)
-    pooled = _pooled(text, text_params, ids)
     _make_judges(model, images, captions, pooled, recipe, workdir)
 
 
@@ -129,12 +131,6 @@ def _pictures(captions: list[Caption], seed: int, path: Path) -> np.ndarray:
         np.save(partial, np.stack(rows))
         os.replace(partial, path)
     return np.load(path, mmap_mode="r")
-
-
-def _pooled(text: ClipTextModel, params: Any, ids: np.ndarray) -> np.ndarray:
-    encode = jax.jit(lambda x: cast(TextOutput, text.apply({"params": params}, x)).pooled)
-    parts = [np.asarray(encode(ids[start : start + 200])) for start in range(0, len(ids), 200)]
-    return np.concatenate(parts)
 
 
 def _make_judges(
