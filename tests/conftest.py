@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,31 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def write_tiny_judge() -> Callable[..., None]:
+    """Writes a random ViT classifier of 16-pixel images to a folder, with transformers.
+
+    The larger `spread`, the more its answers differ between images.
+    """
+    import torch
+    from transformers import ViTConfig, ViTForImageClassification
+
+    def write(folder: Path, labels: Sequence[str], spread: float = 1.0) -> None:
+        config = ViTConfig(
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=16,
+            image_size=16,
+            patch_size=8,
+            id2label=dict(enumerate(labels)),
+            label2id={label: i for i, label in enumerate(labels)},
+            initializer_range=spread,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            ViTForImageClassification(config).save_pretrained(folder)
+
+    return write

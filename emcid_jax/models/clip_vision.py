@@ -11,11 +11,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
-from emcid_jax.models.transformer import BlockConfig, ClipBlock, check_patches, layer_norm
+from emcid_jax.models.patches import ImageTowerConfig, patch_tokens
+from emcid_jax.models.transformer import ClipBlock, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipVisionConfig(BlockConfig):
+class ClipVisionConfig(ImageTowerConfig):
     """`config.json` of a CLIP image tower; the defaults are those of transformers."""
 
     hidden_size: int = 768
@@ -25,11 +26,8 @@ class ClipVisionConfig(BlockConfig):
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
     image_size: int = 224
-    """Height and width of the input in pixels."""
     patch_size: int = 32
-    """Height and width of a patch in pixels."""
     num_channels: int = 3
-    """Channels of the input."""
     projection_dim: int = 512
     """Size of the space shared with the text tower."""
 
@@ -45,11 +43,6 @@ class ClipVisionConfig(BlockConfig):
             outer = {name: values[name] for name in ("projection_dim",) if name in values}
             values = {**values["vision_config"], **outer}
         return super().from_dict(values)
-
-    def check(self) -> None:
-        """Raise `UserError` for a field this package cannot serve."""
-        super().check()
-        check_patches(self.image_size, self.patch_size, type(self).__name__)
 
 
 def disk_name(stored: str) -> str | None:
@@ -78,29 +71,24 @@ class VisionEmbeddings(nn.Module):
         self, pixels: Float[Array, "image height width channel"]
     ) -> Float[Array, "image token dim"]:
         """Input of the first norm."""
-        config = self.config
-        patch = (config.patch_size, config.patch_size)
-        patches = nn.Conv(
-            config.hidden_size,
-            patch,
-            strides=patch,
-            padding="VALID",
-            use_bias=False,
-            dtype=self.dtype,
+        dim, normal = self.config.hidden_size, nn.initializers.normal
+        tokens = patch_tokens(
+            pixels,
+            self.param("class_embedding", normal(dim**-0.5), (dim,)),
+            self.config.patch_size,
+            bias=False,
             name="patch_embedding",
-        )(pixels)
-        count, rows, columns, dim = patches.shape
-        patches = patches.reshape(count, rows * columns, dim)
-        first = self.param("class_embedding", nn.initializers.normal(dim**-0.5), (dim,))
-        first = jnp.broadcast_to(first.astype(self.dtype), (count, 1, dim))
+            dtype=self.dtype,
+        )
+        count = tokens.shape[1]
         places = nn.Embed(
-            rows * columns + 1,
+            count,
             dim,
             dtype=self.dtype,
-            embedding_init=nn.initializers.normal(0.02),
+            embedding_init=normal(0.02),
             name="position_embedding",
-        )(jnp.arange(rows * columns + 1))
-        return jnp.concatenate([first, patches], axis=1) + places
+        )
+        return tokens + places(jnp.arange(count))
 
 
 class VisionEncoder(nn.Module):
@@ -151,9 +139,7 @@ class ClipVisionModelWithProjection(nn.Module):
             ValueError: the images do not have the config's size.
         """
         config = self.config
-        wanted = (config.image_size, config.image_size, config.num_channels)
-        if pixels.shape[1:] != wanted:
-            raise ValueError(f"images are {pixels.shape[1:]}; the model takes {wanted}")
+        config.check_images(pixels)
         pooled, last = VisionTransformer(config, self.dtype, name="vision_model")(pixels)
         project = nn.Dense(
             config.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"

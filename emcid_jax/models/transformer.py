@@ -103,14 +103,6 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
-def check_patches(image_size: int, patch_size: int, kind: str) -> None:
-    """Raise `UserError` unless a square image of `image_size` pixels splits into patches."""
-    if min(image_size, patch_size) < 1 or image_size % patch_size:
-        raise UserError(
-            f"{kind}: image_size {image_size} is not a multiple of patch_size {patch_size}"
-        )
-
-
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
     """Layer norm as PyTorch computes it: two-pass variance, statistics in float32."""
     return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)

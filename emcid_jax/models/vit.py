@@ -12,17 +12,12 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.errors import UserError
-from emcid_jax.models.transformer import (
-    ACTIVATIONS,
-    BlockConfig,
-    attention,
-    check_patches,
-    layer_norm,
-)
+from emcid_jax.models.patches import ImageTowerConfig, patch_tokens
+from emcid_jax.models.transformer import ACTIVATIONS, attention, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig(BlockConfig):
+class ViTConfig(ImageTowerConfig):
     """`config.json` of a ViT classifier; the defaults are those of transformers."""
 
     hidden_size: int = 768
@@ -32,11 +27,8 @@ class ViTConfig(BlockConfig):
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-12
     image_size: int = 224
-    """Height and width of the input in pixels."""
     patch_size: int = 16
-    """Height and width of a patch in pixels."""
     num_channels: int = 3
-    """Channels of the input."""
     qkv_bias: bool = True
     """Whether query, key and value have biases."""
     num_labels: int = 2
@@ -54,7 +46,6 @@ class ViTConfig(BlockConfig):
     def check(self) -> None:
         """Raise `UserError` for a field this package cannot serve."""
         super().check()
-        check_patches(self.image_size, self.patch_size, type(self).__name__)
         if self.num_labels < 1:
             raise UserError(f"ViTConfig: num_labels is {self.num_labels}; a classifier needs one")
 
@@ -107,22 +98,16 @@ class ViTEmbeddings(nn.Module):
         self, pixels: Float[Array, "image height width channel"]
     ) -> Float[Array, "image token dim"]:
         """Input of block 0."""
-        config = self.config
-        patch = (config.patch_size, config.patch_size)
-        patches = nn.Conv(
-            config.hidden_size,
-            patch,
-            strides=patch,
-            padding="VALID",
-            dtype=self.dtype,
+        dim, init = self.config.hidden_size, nn.initializers.normal(0.02)
+        tokens = patch_tokens(
+            pixels,
+            self.param("cls_token", init, (1, 1, dim))[0, 0],
+            self.config.patch_size,
+            bias=True,
             name="patch_embeddings.projection",
-        )(pixels)
-        count, rows, columns, dim = patches.shape
-        patches = patches.reshape(count, rows * columns, dim)
-        init = nn.initializers.normal(0.02)
-        first = self.param("cls_token", init, (1, 1, dim)).astype(self.dtype)
-        tokens = jnp.concatenate([jnp.broadcast_to(first, (count, 1, dim)), patches], axis=1)
-        places = self.param("position_embeddings", init, (1, rows * columns + 1, dim))
+            dtype=self.dtype,
+        )
+        places = self.param("position_embeddings", init, (1, *tokens.shape[1:]))
         return tokens + places.astype(self.dtype)
 
 
@@ -160,8 +145,6 @@ class ViTForImageClassification(nn.Module):
             ValueError: the images do not have the config's size.
         """
         config = self.config
-        wanted = (config.image_size, config.image_size, config.num_channels)
-        if pixels.shape[1:] != wanted:
-            raise ValueError(f"images are {pixels.shape[1:]}; the model takes {wanted}")
+        config.check_images(pixels)
         states = ViT(config, self.dtype, name="vit")(pixels)
         return nn.Dense(config.num_labels, dtype=self.dtype, name="classifier")(states[:, 0])
