@@ -12,7 +12,8 @@ from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.pipeline import Pipeline, generate, initial_noise
+from emcid_jax.generation import generate, initial_noise
+from emcid_jax.pipeline import Pipeline
 
 
 def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:

@@ -1,29 +1,18 @@
-"""A Stable Diffusion folder as one value, and drawing with it.
-
-Loading and saving use diffusers' folder format. Drawing is one compiled program per shape: text
-states and noise in, bytes out.
-"""
+"""A Stable Diffusion as one value, loaded from and saved to diffusers' folder format."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax import Array
-from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Float, Int, UInt8
 
-from emcid_jax import parallel
-from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler
-from emcid_jax.diffusion.sampling import guided, sample
+from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
@@ -35,10 +24,6 @@ from emcid_jax.models.vae import AutoencoderKL, VaeConfig, rename_vae_key
 
 __all__ = [
     "Pipeline",
-    "encode_prompts",
-    "generate",
-    "image_batches",
-    "initial_noise",
     "load_pipeline",
     "make_pipeline",
     "save_pipeline",
@@ -66,9 +51,6 @@ _CONFIG_FILES = {
     "scheduler": "scheduler_config.json",
 }
 _RENAMES = {"text_encoder": clip_text.disk_name, "unet": None, "vae": rename_vae_key}
-
-TEXT_BATCH = 64
-"""Prompts per call of the text encoder."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -205,168 +187,6 @@ def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float
 def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
     """The pipeline with another text encoder; everything else is shared, nothing is changed."""
     return dataclasses.replace(pipeline, params=pipeline.params | {"text_encoder": text_params})
-
-
-def encode_prompts(
-    pipeline: Pipeline, prompts: Sequence[str], params: Params | None = None
-) -> Float[np.ndarray, "prompt token dim"]:
-    """Text states after the final layer norm, on the host.
-
-    Args:
-        pipeline: the model.
-        prompts: texts; longer ones are cut to the tokenizer's `model_max_length`.
-        params: used in place of `pipeline.params` (the same tree of three parts).
-    """
-    params = pipeline.params if params is None else params
-    ids = tokenize(pipeline.tokenizer, prompts)
-    # Few sizes, so that few programs are compiled: 1, 2, 4, ... TEXT_BATCH.
-    size = min(TEXT_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
-    padded = np.resize(ids, (parallel.padded_size(max(len(ids), 1), size), ids.shape[1]))
-    chunks = [
-        np.asarray(_encode(params["text_encoder"], padded[i : i + size], text=pipeline.text))
-        for i in range(0, len(padded), size)
-    ]
-    return np.concatenate(chunks)[: len(ids)]
-
-
-def initial_noise(
-    pipeline: Pipeline, seeds: Sequence[int]
-) -> Float[np.ndarray, "image height width channel"]:
-    """Unit-variance latents, each drawn by NumPy from its own seed: no image depends on others."""
-    size = pipeline.latent_size
-    noise = [np.random.default_rng(seed).standard_normal(size) for seed in seeds]
-    return np.asarray(noise, np.float32).reshape(-1, *size)
-
-
-def generate(
-    pipeline: Pipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    negative: str = "",
-    params: Params | None = None,
-    batch: int = 16,
-    mesh: Mesh | None = None,
-) -> UInt8[np.ndarray, "image height width 3"]:
-    """Draws one image per prompt and seed; arguments as in `image_batches`."""
-    batches = image_batches(
-        pipeline,
-        prompts,
-        seeds,
-        steps=steps,
-        guidance=guidance,
-        negative=negative,
-        params=params,
-        batch=batch,
-        mesh=mesh,
-    )
-    height, width = pipeline.image_size
-    return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *batches])
-
-
-def image_batches(
-    pipeline: Pipeline,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    steps: int,
-    guidance: float,
-    negative: str = "",
-    params: Params | None = None,
-    batch: int = 16,
-    mesh: Mesh | None = None,
-) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
-    """Draws one image per prompt and seed, batch by batch and in order.
-
-    An image is a function of its prompt, seed and the settings, not of its neighbours. Each unique
-    prompt is encoded once.
-
-    Args:
-        pipeline: the model.
-        prompts: one per image.
-        seeds: one per image.
-        steps: denoising steps; PNDM calls the UNet once more.
-        guidance: strength of classifier-free guidance; at 1 the negative prompt is not run.
-        negative: the prompt to guide away from.
-        params: used in place of `pipeline.params` (the same tree of three parts).
-        batch: images per call; rounded up to a multiple of the devices, the last one is padded.
-        mesh: devices that share each batch; None computes where the parameters are.
-
-    Raises:
-        UserError: the scheduler cannot take that many steps.
-    """
-    if len(prompts) != len(seeds):
-        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one per image")
-    sampler = make_sampler(pipeline.scheduler_config, steps)
-    params = pipeline.params if params is None else params
-    row = {prompt: i for i, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
-    states = encode_prompts(pipeline, list(row), params)
-    rows = np.array([[row[negative], row[prompt]] for prompt in prompts]).reshape(-1, 2)
-    if guidance == 1.0:
-        rows = rows[:, 1:]
-    size = parallel.padded_size(min(batch, max(len(prompts), 1)), mesh.size if mesh else 1)
-    models = {part: params[part] for part in ("unet", "vae")}
-    if mesh:
-        models = jax.device_put(models, parallel.replicated(mesh))
-    for start in range(0, len(prompts), size):
-        count = min(size, len(prompts) - start)
-        index = np.resize(np.arange(start, start + count), size)
-        arrays = states[rows[index]], initial_noise(pipeline, [seeds[i] for i in index.tolist()])
-        if mesh:
-            arrays = jax.device_put(arrays, parallel.sharded(mesh))
-        images = draw(
-            models,
-            *arrays,
-            jnp.float32(guidance),
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            sampler=sampler,
-            mesh=mesh,
-        )
-        yield np.asarray(images)[:count]
-
-
-@functools.partial(jax.jit, static_argnames=("unet", "vae", "sampler", "mesh"))
-def draw(
-    params: Params,
-    text: Float[Array, "image text token dim"],
-    noise: Float[Array, "image height width channel"],
-    guidance: Float[Array, ""],
-    *,
-    unet: UNet2DCondition,
-    vae: AutoencoderKL,
-    sampler: Ddim | Pndm,
-    mesh: Mesh | None,
-) -> UInt8[Array, "image pixel_height pixel_width 3"]:
-    """The one program of drawing: denoises, decodes, rounds to bytes as diffusers does.
-
-    `text` holds per image the negative and the positive prompt's states, or the positive's alone
-    for no guidance. The images are split over `mesh`, if one is given.
-    """
-    contexts = text.reshape(-1, *text.shape[2:])
-
-    def predict(latents: Array, timestep: Array) -> Array:
-        timesteps = jnp.broadcast_to(timestep, len(latents))
-        output = unet.apply({"params": params["unet"]}, latents, timesteps, contexts)
-        return jnp.asarray(output, jnp.float32)
-
-    denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
-    latents = sample(denoiser, sampler, noise) / vae.config.scaling_factor
-    images = vae.apply({"params": params["vae"]}, latents, method=AutoencoderKL.decode)
-    images = jnp.round(jnp.clip(jnp.asarray(images) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
-    if mesh:
-        images = jax.lax.with_sharding_constraint(images, parallel.sharded(mesh))
-    return images
-
-
-@functools.partial(jax.jit, static_argnames="text")
-def _encode(
-    params: Params, ids: Int[Array, "prompt token"], *, text: ClipTextModel
-) -> Float[Array, "prompt token dim"]:
-    output = text.apply({"params": params}, ids)
-    return output.last_hidden_state.astype(jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _abstract(pipeline: Pipeline) -> Params:

@@ -16,7 +16,8 @@ from jaxtyping import Float, UInt8
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing import objective
 from emcid_jax.errors import UserError
-from emcid_jax.pipeline import Pipeline, generate
+from emcid_jax.generation import generate
+from emcid_jax.pipeline import Pipeline
 
 SOURCE_OBJECTIVES = ("ablate-source", "esd")
 """Objectives that are defined on images of the source."""
@@ -44,7 +45,7 @@ def draw(
         prompts: [concept][prompt], all concepts with equally many (padded to a rectangle).
         seeds: one per concept.
         config: settings; `image_steps` and `image_guidance` are the sampler's.
-        generate_options: passed on to `pipeline.generate`.
+        generate_options: passed on to `generate`.
     """
     count = len(prompts[0])
     flat_prompts, flat_seeds = [], []

@@ -41,8 +41,9 @@ from emcid_jax.evaluation.images import (
 from emcid_jax.evaluation.judge import Judge
 from emcid_jax.evaluation.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.sentences import SENTENCES
+from emcid_jax.generation import generate
 from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import Pipeline, generate
+from emcid_jax.pipeline import Pipeline
 
 FORMAT = 1
 """Raised whenever stored probabilities would come out differently from the same inputs."""

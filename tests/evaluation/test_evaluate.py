@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -17,7 +18,8 @@ from emcid_jax.evaluation import evaluate as evaluation
 from emcid_jax.evaluation.evaluate import evaluate
 from emcid_jax.evaluation.gallery import Evaluation, claim
 from emcid_jax.evaluation.judge import Judge, load_judge
-from emcid_jax.pipeline import Pipeline, generate, load_pipeline, with_text_params
+from emcid_jax.generation import generate
+from emcid_jax.pipeline import Pipeline, load_pipeline, with_text_params
 
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
 CONFIG = EvaluationConfig(steps=1, guidance=2.0, batch=8, holdout=2)
@@ -29,25 +31,9 @@ REQUESTS = [
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
-
+def judge(write_tiny_judge: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Judge:
     path = tmp_path_factory.mktemp("judge")
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=16,
-            patch_size=8,
-            id2label=dict(enumerate(NAMES)),
-            label2id={name: i for i, name in enumerate(NAMES)},
-            initializer_range=1.0,
-        )
-        ViTForImageClassification(config).save_pretrained(path)
+    write_tiny_judge(path, NAMES)
     return load_judge(path)
 
 

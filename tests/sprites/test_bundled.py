@@ -7,7 +7,8 @@ from diffusers import StableDiffusionPipeline
 from transformers import ViTForImageClassification
 
 from emcid_jax.evaluation.judge import load_judge
-from emcid_jax.pipeline import generate, initial_noise, load_pipeline
+from emcid_jax.generation import generate, initial_noise
+from emcid_jax.pipeline import load_pipeline
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.measure import measure, probes
 

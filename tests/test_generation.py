@@ -1,0 +1,187 @@
+"""Drawing against PyTorch diffusers on a tiny random Stable Diffusion."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from emcid_jax import parallel
+from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.diffusion.sampling import guided, sample
+from emcid_jax.generation import draw, encode_prompts, generate, image_batches, initial_noise
+from emcid_jax.pipeline import Pipeline, load_pipeline, tokenize, with_text_params
+
+PROMPTS = ["a photo of a dog on the beach", "a painting by Vincent van Gogh", ""]
+SEEDS = [11, 12, 13]
+SETTINGS: dict[str, Any] = {"steps": 10, "guidance": 4.0}  # shared: fewer compiled programs
+PNDM = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def pndm_folder(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pndm") / "model"
+    shutil.copytree(tiny_pipeline_folder, folder)
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(PNDM))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "PNDMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def load_diffusers(folder: Path) -> Any:
+    from diffusers import StableDiffusionPipeline
+
+    oracle = StableDiffusionPipeline.from_pretrained(folder)
+    oracle.set_progress_bar_config(disable=True)
+    return oracle
+
+
+def drawn_by_diffusers(folder: Path, noise: np.ndarray, output_type: str) -> np.ndarray:
+    oracle = load_diffusers(folder)
+    images = oracle(
+        PROMPTS,
+        latents=torch.tensor(noise.transpose(0, 3, 1, 2)),
+        num_inference_steps=10,
+        guidance_scale=4.0,
+        output_type=output_type,
+    ).images
+    if output_type == "latent":
+        return images.numpy().transpose(0, 2, 3, 1)
+    return np.stack([np.asarray(image) for image in images])
+
+
+def sampled_latents(pipeline: Pipeline, noise: np.ndarray) -> np.ndarray:
+    states = encode_prompts(pipeline, ["", *PROMPTS])
+    pairs = jnp.asarray(states[[0, 1, 0, 2, 0, 3]])
+
+    def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+        timesteps = jnp.full(len(latents), timestep)
+        return pipeline.unet.apply({"params": pipeline.params["unet"]}, latents, timesteps, pairs)
+
+    sampler = make_sampler(pipeline.scheduler_config, 10)
+    return np.asarray(jax.jit(functools.partial(sample, guided(predict, 4.0), sampler))(noise))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "pndm"])
+def test_draws_what_diffusers_draws(
+    scheduler: str, tiny_pipeline_folder: Path, pndm_folder: Path
+) -> None:
+    folder = tiny_pipeline_folder if scheduler == "ddim" else pndm_folder
+    pipeline = load_pipeline(folder)
+    noise = initial_noise(pipeline, SEEDS)
+    np.testing.assert_array_equal(
+        noise[1], np.random.default_rng(12).standard_normal((8, 8, 4)).astype(np.float32)
+    )
+
+    theirs = drawn_by_diffusers(folder, noise, "latent")
+    ours = sampled_latents(pipeline, noise)
+    assert np.abs(ours - theirs).max() / np.abs(theirs).max() <= 1e-3
+
+    theirs = drawn_by_diffusers(folder, noise, "pil")
+    ours = generate(pipeline, PROMPTS, SEEDS, **SETTINGS)
+    assert ours.dtype == np.uint8
+    assert theirs.std() > 20  # there is something to see
+    error = np.mean((ours.astype(float) - theirs.astype(float)) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 40
+
+
+def test_text_states_are_those_of_transformers(
+    pipeline: Pipeline, tiny_pipeline_folder: Path
+) -> None:
+    oracle = load_diffusers(tiny_pipeline_folder)
+    prompts = [*PROMPTS, "a red sports car " * 20]
+    ids = oracle.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
+    np.testing.assert_array_equal(tokenize(pipeline.tokenizer, prompts), ids.input_ids.numpy())
+    with torch.no_grad():
+        theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
+    np.testing.assert_allclose(encode_prompts(pipeline, prompts), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_image_depends_on_its_own_prompt_and_seed_only(pipeline: Pipeline) -> None:
+    together = generate(pipeline, PROMPTS, SEEDS, **SETTINGS).astype(int)
+    padded = list(image_batches(pipeline, PROMPTS, SEEDS, batch=2, **SETTINGS))
+    assert [len(images) for images in padded] == [2, 1]
+    assert np.abs(together - np.concatenate(padded)).max() <= 1
+    prompts, seeds = [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [5, SEEDS[1], SEEDS[1]]
+    same, *others = generate(pipeline, prompts, seeds, **SETTINGS)[[1, 0, 2]].astype(int)
+    assert np.abs(together[1] - same).max() <= 1
+    assert all(np.abs(together[:2] - other).max(axis=(1, 2, 3)).min() > 10 for other in others)
+
+
+def test_no_guidance_is_guidance_of_one(pipeline: Pipeline) -> None:
+    settings = SETTINGS | {"guidance": 1.0}
+    plain = generate(pipeline, PROMPTS, SEEDS, **settings)
+    settings = SETTINGS | {"guidance": 1.0 + 1e-6}
+    nearly = generate(pipeline, PROMPTS, SEEDS, **settings, negative="a cat")
+    assert np.abs(plain.astype(int) - nearly.astype(int)).max() <= 1
+
+
+def test_nothing_to_draw_is_no_images(pipeline: Pipeline) -> None:
+    assert generate(pipeline, [], [], **SETTINGS).shape == (0, 16, 16, 3)
+    assert encode_prompts(pipeline, []).shape == (0, 32, 32)
+
+
+def test_the_program_is_compiled_once_per_shape(pipeline: Pipeline) -> None:
+    def run(pipeline: Pipeline, guidance: float, prompts: list[str]) -> int:
+        generate(pipeline, prompts, SEEDS, **(SETTINGS | {"guidance": guidance}))
+        return draw._cache_size()
+
+    first = run(pipeline, 4.0, PROMPTS)
+    assert first > 0
+    assert run(pipeline, 7.5, ["a cat", "a nurse", "a nurse"]) == first
+    edited = with_text_params(
+        pipeline, jax.tree.map(lambda x: 2 * x, pipeline.params["text_encoder"])
+    )
+    assert run(edited, 4.0, PROMPTS) == first
+
+
+def test_a_mesh_splits_the_batch_and_changes_nothing(pipeline: Pipeline) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    one = generate(pipeline, PROMPTS, SEEDS, **SETTINGS)
+    two = generate(pipeline, PROMPTS, SEEDS, mesh=mesh, **SETTINGS)  # padded to 4
+    assert np.abs(one.astype(int) - two.astype(int)).max() <= 1
+
+    split = parallel.sharded(mesh)
+    models = {part: pipeline.params[part] for part in ("unet", "vae")}
+    compiled = draw.lower(
+        jax.device_put(models, parallel.replicated(mesh)),
+        jax.device_put(np.zeros((4, 2, 32, 32), np.float32), split),
+        jax.device_put(np.zeros((4, 8, 8, 4), np.float32), split),
+        jnp.float32(4.0),
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        sampler=make_sampler(pipeline.scheduler_config, 1),
+        mesh=mesh,
+    ).compile()
+    assert compiled.output_shardings.is_equivalent_to(split, 4)
+    program = compiled.as_text()
+    assert "all-gather" not in program
+    assert "all-reduce" not in program
+    assert "collective-permute" not in program
+
+
+def test_prompts_and_seeds_must_match(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="3 prompts but 1 seeds"):
+        generate(pipeline, PROMPTS, [1], steps=2, guidance=4.0)
