@@ -32,7 +32,7 @@ EDIT_PROMPTS = 3
 HOLDOUT_PROMPTS = 3
 """Free-form prompts scored per hold-out class."""
 
-Scores = Mapping[Draw, Float[np.ndarray, "label"]]
+Scores = Mapping[Draw, Float[np.ndarray, " label"]]
 
 
 class Alias(NamedTuple):

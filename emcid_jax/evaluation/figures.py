@@ -84,7 +84,9 @@ def layers_figure(layers: Sequence[LayerBar]) -> bytes:
     return _svg(draw, rows=2)
 
 
-def scores_figure(before: Float[np.ndarray, request], after: Float[np.ndarray, request]) -> bytes:
+def scores_figure(
+    before: Float[np.ndarray, " request"], after: Float[np.ndarray, " request"]
+) -> bytes:
     """Destination probability on source prompts before and after, requests sorted by the latter."""
 
     def draw(axes: Any) -> None:

@@ -52,7 +52,7 @@ def scored_images(
     *,
     keep: Mapping[Draw, Path] | None = None,
     progress: Callable[[int], Any] | None = None,
-) -> dict[Draw, Float[np.ndarray, label]]:
+) -> dict[Draw, Float[np.ndarray, " label"]]:
     """Probabilities of every label for each distinct draw, drawing only what is not stored.
 
     Args:

@@ -20,35 +20,35 @@ LEVEL = 0.95
 class SplitScores(NamedTuple):
     """Scores of one prompt set ("edit" templates or "general" sentences), one entry per request."""
 
-    pre_source: Float[np.ndarray, request]
+    pre_source: Float[np.ndarray, " request"]
     """Source prompts, source class, clean model."""
-    post_source: Float[np.ndarray, request]
+    post_source: Float[np.ndarray, " request"]
     """Source prompts, source class, edited model."""
-    pre_source_dest: Float[np.ndarray, request]
+    pre_source_dest: Float[np.ndarray, " request"]
     """Source prompts, destination class, clean model."""
-    post_source_dest: Float[np.ndarray, request]
+    post_source_dest: Float[np.ndarray, " request"]
     """Source prompts, destination class, edited model."""
-    pre_dest: Float[np.ndarray, request]
+    pre_dest: Float[np.ndarray, " request"]
     """Destination prompts, destination class, clean model."""
-    post_dest: Float[np.ndarray, request]
+    post_dest: Float[np.ndarray, " request"]
     """Destination prompts, destination class, edited model."""
 
 
 class AliasScores(NamedTuple):
     """Scores of alias prompts, one entry per alias; `request` says whose alias it is."""
 
-    request: Int[np.ndarray, alias]
-    pre_source: Float[np.ndarray, alias]
-    post_source: Float[np.ndarray, alias]
-    pre_source_dest: Float[np.ndarray, alias]
-    post_source_dest: Float[np.ndarray, alias]
+    request: Int[np.ndarray, " alias"]
+    pre_source: Float[np.ndarray, " alias"]
+    post_source: Float[np.ndarray, " alias"]
+    pre_source_dest: Float[np.ndarray, " alias"]
+    post_source_dest: Float[np.ndarray, " alias"]
 
 
 class HoldoutScores(NamedTuple):
     """Scores of hold-out classes on their own prompts, one entry per class."""
 
-    pre: Float[np.ndarray, holdout]
-    post: Float[np.ndarray, holdout]
+    pre: Float[np.ndarray, " holdout"]
+    post: Float[np.ndarray, " holdout"]
 
 
 class Metric(NamedTuple):
@@ -67,22 +67,22 @@ class Metric(NamedTuple):
 
 
 def request_scores(
-    images: Sequence[Float[np.ndarray, image]],
-) -> Float[np.ndarray, request]:
+    images: Sequence[Float[np.ndarray, " image"]],
+) -> Float[np.ndarray, " request"]:
     """Mean over the images of each request; a request without images raises ValueError."""
     if any(len(one) == 0 for one in images):
         raise ValueError("a request without images has no score")
     return np.array([np.mean(one, dtype=np.float64) for one in images], np.float64)
 
 
-def score(images: Sequence[Float[np.ndarray, image]]) -> float:
+def score(images: Sequence[Float[np.ndarray, " image"]]) -> float:
     """Mean over the images of one request, then mean over requests."""
     return float(np.mean(request_scores(images)))
 
 
 def _resampled_means(
-    values: Float[np.ndarray, unit], units: Int[np.ndarray, unit], seed: int, draws: int
-) -> Float[np.ndarray, draw] | None:
+    values: Float[np.ndarray, " unit"], units: Int[np.ndarray, " unit"], seed: int, draws: int
+) -> Float[np.ndarray, " draw"] | None:
     """Means under resampling whole groups `units`; None when there are fewer than two groups."""
     _, group = np.unique(units, return_inverse=True)
     groups = int(group.max()) + 1
@@ -94,7 +94,7 @@ def _resampled_means(
     return (weights @ sums) / (weights @ counts)
 
 
-def _interval(means: Float[np.ndarray, draw] | None) -> tuple[float | None, float | None]:
+def _interval(means: Float[np.ndarray, " draw"] | None) -> tuple[float | None, float | None]:
     if means is None:
         return None, None
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -102,10 +102,10 @@ def _interval(means: Float[np.ndarray, draw] | None) -> tuple[float | None, floa
 
 
 def bootstrap_mean(
-    values: Float[np.ndarray, unit],
+    values: Float[np.ndarray, " unit"],
     *,
     bound: float,
-    units: Int[np.ndarray, unit] | None = None,
+    units: Int[np.ndarray, " unit"] | None = None,
     reachable: float | None = None,
     seed: int = 0,
     draws: int = BOOTSTRAP_DRAWS,

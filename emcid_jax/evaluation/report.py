@@ -181,7 +181,6 @@ def _aggregates(evaluation: Evaluation, requests: int) -> str:
         f'<th class="n other">published, SD 1.4<br>n = {nearest}</th>',
         '<th class="wide">better</th>',
     )
-    rows = [row.replace('colspan="6"', f'colspan="{len(head)}"') for row in rows]
     text = (
         f"AICE over {count} requests and {len(evaluation.result.holdout)} hold-out classes, "
         f"{evaluation.result.images} images per model. Intervals resample requests (aliases with "

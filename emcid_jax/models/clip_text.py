@@ -171,7 +171,7 @@ class ClipTextModel(nn.Module):
         attention_mask: Int[Array, "prompt token"] | None = None,
         *,
         delta: Float[Array, "prompt dim"] | None = None,
-        position: Int[Array, prompt] | None = None,
+        position: Int[Array, " prompt"] | None = None,
         block: int | None = None,
         hidden: Float[Array, "prompt token dim"] | None = None,
         start: int = 0,
@@ -209,7 +209,9 @@ class ClipTextModel(nn.Module):
         return model(input_ids, mask, edit, hidden, start)
 
 
-def end_positions(input_ids: Int[Array, "prompt token"], eos_token_id: int) -> Int[Array, prompt]:
+def end_positions(
+    input_ids: Int[Array, "prompt token"], eos_token_id: int
+) -> Int[Array, " prompt"]:
     """Index of the token whose final state is the pooled text feature."""
     if eos_token_id == LEGACY_EOS:
         return jnp.argmax(input_ids, axis=-1)

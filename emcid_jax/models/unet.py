@@ -149,7 +149,7 @@ class UNetConfig:
 
 
 def timestep_embedding(
-    timesteps: Int[Array, batch] | Float[Array, batch],
+    timesteps: Int[Array, " batch"] | Float[Array, " batch"],
     dim: int,
     flip_sin_to_cos: bool,
     freq_shift: int | float,
@@ -287,7 +287,7 @@ class UNet2DCondition(nn.Module):
     def __call__(
         self,
         latents: Float[Array, "batch height width channel"],
-        timesteps: Int[Array, batch] | Float[Array, batch],
+        timesteps: Int[Array, " batch"] | Float[Array, " batch"],
         text: Float[Array, "batch token dim"],
     ) -> Float[Array, "batch height width out_channel"]:
         """Prediction in the layout of `latents`, in `dtype`; timesteps may be fractional."""
