@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import workload
@@ -80,7 +81,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> Measured:
 def _padded_tokens(pipeline: Pipeline, captions: list[str]) -> int:
     """Tokens that our batches hold, padding and padded rows included."""
     ids = tokenize(pipeline.tokenizer, captions)
-    lengths = np.asarray(end_positions(ids, pipeline.text.config.eos_token_id)) + 1
+    lengths = np.asarray(end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id)) + 1
     step, batch = second_moment.WIDTH_STEP, MomentConfig().batch
     widths = np.minimum(-(-lengths // step) * step, ids.shape[1])
     groups = zip(*np.unique(widths, return_counts=True), strict=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.utils import logging as diffusers_logging
 from transformers.utils import logging as transformers_logging
 

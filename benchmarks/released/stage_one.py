@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.functional import mse_loss
 
 from benchmarks.released.model import block, tokens
