@@ -111,7 +111,7 @@ class Ddim:
         state: Float[Array, "batch *shape"],
         output: Float[Array, "batch *shape"],
         row: DdimRow,
-        noise: None = None,
+        noise: Array | None = None,
     ) -> Float[Array, "batch *shape"]:
         """Goes to the predicted clean latents and adds the next timestep's share of the noise."""
         if self.schedule.prediction_type == "epsilon":
@@ -210,7 +210,7 @@ class Pndm:
         state: PndmState,
         output: Float[Array, "batch *shape"],
         row: PndmRow,
-        noise: None = None,
+        noise: Array | None = None,
     ) -> PndmState:
         """One linear multistep update."""
         outputs = jnp.concatenate([output[None], state.outputs])
