@@ -253,8 +253,8 @@ def _make_ddim(config: Mapping[str, Any], *common: Any) -> Ddim:
     clip = boolean(config, "clip_sample", True)
     return Ddim(
         *common,
-        boolean(config, "set_alpha_to_one", True),
-        float(config.get("clip_sample_range", 1.0)) if clip else None,
+        set_alpha_to_one=boolean(config, "set_alpha_to_one", True),
+        clip_sample_range=float(config.get("clip_sample_range", 1.0)) if clip else None,
     )
 
 
@@ -263,7 +263,7 @@ def _make_pndm(config: Mapping[str, Any], schedule: NoiseSchedule, *common: Any)
         raise unsupported("skip_prk_steps", False, "set it to true, as Stable Diffusion does")
     if schedule.rescale_betas_zero_snr:
         raise unsupported("rescale_betas_zero_snr", True, "PNDM cannot start from pure noise")
-    return Pndm(schedule, *common, boolean(config, "set_alpha_to_one", False))
+    return Pndm(schedule, *common, set_alpha_to_one=boolean(config, "set_alpha_to_one", False))
 
 
 def _make_euler(config: Mapping[str, Any], *common: Any) -> Euler:
