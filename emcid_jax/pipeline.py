@@ -131,12 +131,13 @@ def make_pipeline(
     )
 
 
-def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32) -> Pipeline:
+def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32, variant: str = "") -> Pipeline:
     """Reads a Stable Diffusion 1.x or 2.x folder in diffusers' format.
 
     Args:
         folder: holds `model_index.json` and a folder per component.
         dtype: type of the computation; parameters are float32 whatever is stored.
+        variant: which weight files, e.g. `fp16` for `*.fp16.safetensors`; empty: the plain ones.
 
     Raises:
         UserError: a folder or file is missing or damaged, another kind of model is inside, or
@@ -160,7 +161,7 @@ def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32) -> Pipeline:
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     params = {
-        part: weights.read_params(folder / part, abstract, _RENAMES[part])
+        part: weights.read_params(folder / part, abstract, _RENAMES[part], variant)
         for part, abstract in _abstract(empty).items()
     }
     return dataclasses.replace(empty, params=params)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +24,7 @@ from safetensors.numpy import save_file
 
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
+from emcid_jax.models.weight_files import weight_files
 
 Params = dict[str, Any]
 Rename = Callable[[str], str | None]
@@ -66,7 +66,9 @@ def to_hf(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return dict(sorted(named.items()))
 
 
-def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = None) -> Params:
+def read_params(
+    folder_or_file: Path, abstract: Params, rename: Rename | None = None, variant: str = ""
+) -> Params:
     """Read the parameters that `abstract` describes from safetensors.
 
     Args:
@@ -74,6 +76,7 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
             `*.index.json` counts as one).
         abstract: tree of `jax.ShapeDtypeStruct`, see `abstract_params`.
         rename: maps a name on disk to the expected name, or to None to skip that tensor.
+        variant: which files of the folder, see `weight_files`.
 
     Returns:
         A tree like `abstract` of float32 (or `abstract`'s dtype) arrays; half precision on disk
@@ -86,7 +89,7 @@ def read_params(folder_or_file: Path, abstract: Params, rename: Rename | None = 
     expected = {hf_name(path): (path, leaf) for path, leaf in _flat(abstract).items()}
     leaves: dict[tuple[str, ...], jax.Array] = {}
     problems = _Problems()
-    for stored, shape, kind, load in _tensors(folder_or_file):
+    for stored, shape, kind, load in _tensors(folder_or_file, variant):
         name = rename(stored) if rename else stored
         if name is None or stored.rsplit(".", 1)[-1] in _BUFFERS:
             continue
@@ -200,9 +203,9 @@ def _disk_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 Tensor = tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]
 
 
-def _tensors(source: Path) -> Iterator[Tensor]:
+def _tensors(source: Path, variant: str) -> Iterator[Tensor]:
     """Name, shape, type and loader of each stored tensor, one file open at a time."""
-    for file in _files(source):
+    for file in weight_files(source, variant):
         try:
             with safe_open(file, framework="np") as handle:
                 for name in handle.keys():  # noqa: SIM118 (not a mapping)
@@ -217,26 +220,3 @@ def _tensors(source: Path) -> Iterator[Tensor]:
             raise UserError(f"{file}: no such file; give a *.safetensors file or folder") from None
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file}: not a readable safetensors file: {error}") from error
-
-
-def _files(source: Path) -> list[Path]:
-    """The safetensors files that make up `source`."""
-    if not source.is_dir():
-        return [source]
-    indices = sorted(source.glob("*.safetensors.index.json"))
-    if indices:
-        try:
-            names = set(json.loads(indices[0].read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"{indices[0]}: not a weight index; download it again") from None
-        return [source / name for name in sorted(names)]
-    files = sorted(source.glob("*.safetensors"))
-    # `model.safetensors` before `model.fp16.safetensors` and the like.
-    plain = [file for file in files if file.name.count(".") == 1]
-    chosen = plain or files
-    if len(chosen) != 1:
-        what = "holds no *.safetensors file (pickled weights are not read; convert them)"
-        if chosen:
-            what = f"holds several weight files ({_listed([f.name for f in chosen])}); name one"
-        raise UserError(f"{source}: {what}")
-    return chosen

@@ -1,0 +1,268 @@
+"""A single-file Stable Diffusion checkpoint as a diffusers folder, converted once.
+
+All that follows (loading, exporting, hashing) then knows one layout only. Keys and shapes are
+checked against the model's config before anything is written, tensors are copied one at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from safetensors import SafetensorError, safe_open
+
+from emcid_jax.errors import UserError
+from emcid_jax.files import replacing, write_atomically
+from emcid_jax.models import ldm, weights
+from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.models.tokenizer import Tokenizer, save_tokenizer
+from emcid_jax.models.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.vae import AutoencoderKL, VaeConfig
+
+Configs = Mapping[str, Mapping[str, Any]]
+Names = Mapping[str, Mapping[str, ldm.Shape]]
+"""Part -> name in the diffusers folder -> shape on disk."""
+
+WEIGHT_FILES = {
+    "text_encoder": "model.safetensors",
+    "unet": "diffusion_pytorch_model.safetensors",
+    "vae": "diffusion_pytorch_model.safetensors",
+}
+CONFIG_FILES = {
+    "text_encoder": "config.json",
+    "unet": "config.json",
+    "vae": "config.json",
+    "scheduler": "scheduler_config.json",
+}
+_FLOATS = ("F32", "F16", "BF16", "F64")
+
+
+class Header(NamedTuple):
+    """What a safetensors file says about its tensors, without their content."""
+
+    shapes: dict[str, ldm.Shape]
+    kinds: dict[str, str]
+    """Type of each tensor: F16, BF16, F32, ..."""
+
+
+def read_header(file: Path) -> Header:
+    """Names, shapes and types in a safetensors file.
+
+    Raises:
+        UserError: no such file, or it is damaged; names the first tensor that is cut off.
+    """
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = file.stat().st_size
+            if not 2 <= length <= size - 8:
+                raise UserError(f"{file}: not a safetensors file; download it again")
+            entries = json.loads(stream.read(length))
+        entries.pop("__metadata__", None)
+        ends = {name: entry["data_offsets"][1] for name, entry in entries.items()}
+        header = Header(
+            {name: tuple(entry["shape"]) for name, entry in entries.items()},
+            {name: entry["dtype"] for name, entry in entries.items()},
+        )
+    except OSError as error:
+        raise UserError(f"{file}: not readable: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{file}: its header is damaged ({error}); download it again") from error
+    cut = [name for name, end in ends.items() if end > size - 8 - length]
+    if cut:
+        first = min(cut, key=lambda name: ends[name])
+        raise UserError(
+            f"{file}: cut off after {size} bytes, within {first} ({len(cut)} tensors are missing); "
+            "download it again"
+        )
+    return header
+
+
+def convert(
+    file: Path,
+    header: Header,
+    version: ldm.Version,
+    configs: Configs,
+    tokenizer: Tokenizer,
+    cache: Path,
+) -> Path:
+    """The diffusers folder in `cache` that holds the model of `file`; made if there is none yet.
+
+    Args:
+        file: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
+        header: of that file.
+        version: see `ldm.version_of`.
+        configs: content of the diffusers folder's JSON files, see `ldm.default_configs`.
+        tokenizer: goes into the folder.
+        cache: folder of converted models. Stored types stay as they are.
+
+    Raises:
+        UserError: keys, shapes or values that are not those of the model; names file and key.
+    """
+    places = _places(file, header, configs, version)
+    folder = cache / f"{file.stem}-{_digest(file, configs, tokenizer)[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process dies
+        if folder.exists():
+            return folder
+        staging = cache / f".{folder.name}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process was writing
+        _write_parts(file, header, places, staging)
+        for part, name in CONFIG_FILES.items():
+            text = json.dumps(dict(configs[part]), indent=2, sort_keys=True) + "\n"
+            write_atomically(staging / part / name, text.encode())
+        save_tokenizer(tokenizer, staging / "tokenizer")
+        write_atomically(staging / "model_index.json", _index(configs).encode())
+        os.rename(staging, folder)
+    return folder
+
+
+def names_of(configs: Configs) -> Names:
+    """Names and shapes of all tensors of the three parts in a diffusers folder."""
+    text = ClipTextModel(ClipTextConfig.from_dict(dict(configs["text_encoder"])))
+    unet = UNet2DCondition(UNetConfig.from_dict(configs["unet"]))
+    vae = AutoencoderKL(VaeConfig.from_dict(configs["vae"]))
+    shape = jax.ShapeDtypeStruct
+    # Parameters have the same shapes whatever the size of the image.
+    side = 2 ** len(unet.config.block_out_channels)
+    states = shape((1, 1, text.config.hidden_size), jnp.float32)
+    latents = shape((1, side, side, unet.config.in_channels), jnp.float32)
+    pixels = shape((1, *(8 * vae.config.downscale,) * 2, vae.config.in_channels), jnp.float32)
+    trees = {
+        "text_encoder": weights.abstract_params(text, shape((1, 1), jnp.int32)),
+        "unet": weights.abstract_params(unet, latents, shape((1,), jnp.int32), states),
+        "vae": weights.abstract_params(vae, pixels),
+    }
+    return {part: _disk_shapes(tree) for part, tree in trees.items()}
+
+
+def _disk_shapes(tree: weights.Params) -> dict[str, ldm.Shape]:
+    shapes = {}
+    for path, leaf in cast(dict[tuple[str, ...], Any], flatten_dict(tree)).items():
+        kernel = path[-1] == "kernel"
+        shape = (*leaf.shape[-1:-3:-1], *leaf.shape[:-2]) if kernel else leaf.shape
+        shapes[weights.hf_name(path)] = tuple(shape)
+    return shapes
+
+
+class _Source(NamedTuple):
+    """A tensor to write: where it is, and its shape there and here."""
+
+    place: ldm.Place
+    shape: ldm.Shape
+
+
+def _places(
+    file: Path, header: Header, configs: Configs, version: ldm.Version
+) -> dict[str, dict[str, _Source]]:
+    """Every tensor of the folder, found in the file; UserError lists all that is wrong."""
+    unet, vae = UNetConfig.from_dict(configs["unet"]), VaeConfig.from_dict(configs["vae"])
+    locate: dict[str, Callable[[str], ldm.Place]] = {
+        "text_encoder": lambda name: ldm.locate_text(name, version, header.shapes),
+        "unet": lambda name: ldm.locate_unet(name, unet),
+        "vae": lambda name: ldm.locate_vae(name, vae),
+    }
+    found = {
+        part: {name: _Source(locate[part](name), shape) for name, shape in names.items()}
+        for part, names in names_of(configs).items()
+    }
+    sources = [source for part in found.values() for source in part.values()]
+    blocks = ClipTextConfig.from_dict(dict(configs["text_encoder"])).num_hidden_layers
+    needed = {key for key in header.shapes if ldm.is_needed(key, version, blocks)}
+    taken = {source.place.key for source in sources}
+    problems = [f"{key} is missing" for key in sorted(taken - needed)]
+    problems += [f"{key} is unknown" for key in sorted(needed - taken)]
+    for place, shape in sources:
+        stored = header.shapes.get(place.key)
+        wanted = shape if place.third is None else (3 * shape[0], *shape[1:])
+        # Linear layers of early files are 1x1 convolutions.
+        if stored is not None and stored not in (wanted, (*wanted, 1, 1), (*wanted, 1)):
+            problems.append(f"{place.key} has shape {stored}, expected {wanted}")
+        elif stored is not None and header.kinds[place.key] not in _FLOATS:
+            problems.append(f"{place.key} has type {header.kinds[place.key]}, expected {_FLOATS}")
+    if problems:
+        listed = "; ".join(list(dict.fromkeys(problems))[:10])
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(f"{file}: not the weights of Stable Diffusion {version}.x: {listed}{more}")
+    return found
+
+
+def _write_parts(
+    file: Path, header: Header, places: Mapping[str, Mapping[str, _Source]], folder: Path
+) -> None:
+    try:
+        with safe_open(file, framework="np") as handle:
+            for part, sources in places.items():
+                tensors = (
+                    (name, header.kinds[source.place.key], source, handle)
+                    for name, source in sorted(sources.items())
+                )
+                _write_tensors(folder / part / WEIGHT_FILES[part], tensors, file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file}: not convertible: {error}") from error
+
+
+def _write_tensors(
+    path: Path, tensors: Iterable[tuple[str, str, _Source, Any]], file: Path
+) -> None:
+    """A safetensors file, written tensor by tensor: the library's writer wants all at once."""
+    listed, entries, end = list(tensors), {}, 0
+    for name, kind, source, _ in listed:
+        start = end
+        end += math.prod(source.shape) * {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}[kind]
+        entries[name] = {"dtype": kind, "shape": source.shape, "data_offsets": (start, end)}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for _, _, (place, shape), handle in listed:
+            array = handle.get_tensor(place.key)
+            if place.third is not None:
+                array = np.split(array, 3)[place.third]
+            if not np.isfinite(array.astype(np.float32)).all():
+                raise UserError(f"{file}: {place.key} holds NaN or infinity; download it again")
+            stream.write(np.ascontiguousarray(array.reshape(shape)).tobytes())
+
+
+def _digest(file: Path, configs: Configs, tokenizer: Tokenizer) -> str:
+    """What a conversion depends on. The file stands for its content by size and time: reading
+    gigabytes at every start would take longer than the rest of it."""
+    status = file.stat()
+    about = [
+        str(file.resolve()),
+        status.st_size,
+        status.st_mtime_ns,
+        {part: dict(config) for part, config in configs.items()},
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.model_max_length,
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+
+
+def _index(configs: Configs) -> str:
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", configs["scheduler"]["_class_name"]],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    return json.dumps(index, indent=2) + "\n"
