@@ -24,6 +24,7 @@ Residual = Literal["memit", "released"]
 Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
+Prediction = Literal["", "epsilon", "v_prediction"]
 
 Config = TypeVar("Config")
 
@@ -71,7 +72,14 @@ class ModelConfig:
     """What is edited."""
 
     path: str = "sprites"
-    """`sprites` (the bundled model) or a local Stable Diffusion folder in diffusers' layout."""
+    """`sprites` (the bundled model), a Stable Diffusion folder in diffusers' layout, a single
+    .safetensors file in the original key names, or a Hub id."""
+    revision: str = ""
+    """Branch, tag or commit of a Hub id; empty: its main branch."""
+    variant: str = ""
+    """Weight files of a folder or Hub id: e.g. `fp16` for *.fp16.safetensors; empty: the plain."""
+    prediction: Prediction = ""
+    """What the UNet of a single Stable Diffusion 2 file predicts, for the file does not say."""
     dtype: Dtype = "float32"
     """Computation of the networks; parameters, losses and solves keep float32 or better."""
     export_dtype: ExportDtype = "source"
