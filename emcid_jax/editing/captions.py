@@ -92,7 +92,7 @@ def _from_data_set(name: str, count: int, rng: np.random.Generator) -> list[str]
         ) from error
     try:
         examples: Any = tfds.data_source(name, split="train")
-    except (tfds.core.DatasetNotFoundError, ValueError, NotImplementedError) as error:
+    except (tfds.core.DatasetNotFoundError, ImportError, ValueError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"moments.captions is tfds:{name}: {reason}") from error
     captions: list[str] = []

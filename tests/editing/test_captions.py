@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -52,70 +51,91 @@ def test_other_bad_sources(tmp_path):
         read_captions(str(tmp_path / "latin.txt"), 0, 0)
 
 
-class Source:
-    """What `tfds.data_source` returns: random access, counting what is read."""
+@pytest.fixture(scope="module")
+def data_sets(tmp_path_factory):
+    """Real data sets on disk (array_record, no TensorFlow), one per known shape of captions."""
+    import tensorflow_datasets as tfds
 
-    def __init__(self, examples):
-        self.examples, self.read = examples, []
-
-    def __len__(self):
-        return len(self.examples)
-
-    def __getitem__(self, index):
-        self.read.append(index)
-        return self.examples[index]
-
-
-class NotFoundError(Exception):
-    pass
-
-
-@pytest.fixture
-def fake_tfds(monkeypatch):
-    """A stand-in for the package, with one data set per known shape of caption features."""
-    sources = {
-        "plain": Source([{"caption": f"c{i}".encode(), "image": 0} for i in range(50)]),
-        "coco": Source(
-            [{"captions": {"text": np.array([f"c{i}a", f"c{i}b"], object)}} for i in range(9)]
+    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    text = tfds.features.Text()
+    content = {
+        "own_plain": ({"caption": text}, [{"caption": f"é{i}"} for i in range(50)]),
+        "own_coco": (
+            {"captions": tfds.features.Sequence({"id": np.int64, "text": text})},
+            [{"captions": [{"id": i, "text": f"{i}{w}"} for w in "ab"]} for i in range(9)],
         ),
-        "records": Source([{"captions": [{"text": b"x"}, {"text": b"y"}]}]),
-        "texts": Source([{"text": "only"}]),
-        "labels": Source([{"label": 3}]),
+        "own_texts": ({"text": text}, [{"text": " only "}, {"text": " "}]),
+        "own_labels": ({"label": np.int64}, [{"label": 3}]),
     }
 
-    def data_source(name, split):
-        assert split == "train"
-        if name not in sources:
-            raise NotFoundError(f"Dataset {name} not found.\nmore")
-        return sources[name]
+    class Written(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        """Found by what lies on disk, as a user's own data set is."""
 
-    module = types.ModuleType("tensorflow_datasets")
-    module.data_source = data_source
-    module.core = types.SimpleNamespace(DatasetNotFoundError=NotFoundError)
-    monkeypatch.setitem(sys.modules, "tensorflow_datasets", module)
-    return sources
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict(content[self.name][0])
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, download):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from enumerate(content[self.name][1])
+
+    for name in content:
+        Written.name = name
+        Written(data_dir=folder, file_format="array_record").download_and_prepare()
+    tfds.core.add_data_dir(folder)
+    yield
+    tfds.core.utils.file_utils.clear_registered_data_dirs()
 
 
-def test_tfds_reads_what_it_needs(fake_tfds):
-    picked = read_captions("tfds:plain", 6, 3)
-    assert len(set(picked)) == 6
-    assert set(picked) < {f"c{i}" for i in range(50)}
-    assert picked == [f"c{i}" for i in fake_tfds["plain"].read]
-    assert picked == read_captions("tfds:plain", 6, 3)
-    assert picked != read_captions("tfds:plain", 6, 4)
-
-
-def test_tfds_feature_shapes(fake_tfds):
-    assert sorted(read_captions("tfds:coco", 100, 0)) == sorted(
-        f"c{i}{which}" for i in range(9) for which in "ab"
+def test_tfds_feature_shapes(data_sets):
+    assert sorted(read_captions("tfds:own_coco", 100, 0)) == sorted(
+        f"{i}{which}" for i in range(9) for which in "ab"
     )
-    assert len(read_captions("tfds:coco", 3, 0)) == 3
-    assert read_captions("tfds:records", 5, 0) == ["x", "y"]
-    assert read_captions("tfds:texts", 5, 0) == ["only"]
+    assert len(read_captions("tfds:own_coco", 3, 0)) == 3
+    assert read_captions("tfds:own_texts", 5, 0) == ["only"]
     with pytest.raises(UserError, match=r"features are \['label'\]"):
-        read_captions("tfds:labels", 5, 0)
+        read_captions("tfds:own_labels", 5, 0)
     with pytest.raises(UserError, match=r"tfds:absent: Dataset absent not found\.$"):
         read_captions("tfds:absent", 5, 0)
+
+
+def test_tfds_reads_what_it_needs(data_sets, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    class Counting:
+        def __init__(self, source):
+            self.source = source
+
+        def __len__(self):
+            return len(self.source)
+
+        def __getitem__(self, index):
+            read.append(self.source[index]["caption"].decode())
+            return self.source[index]
+
+    read, data_source = [], tfds.data_source
+    monkeypatch.setattr(tfds, "data_source", lambda *a, **kw: Counting(data_source(*a, **kw)))
+    picked = read_captions("tfds:own_plain", 6, 3)
+    assert picked == read
+    assert len(set(picked)) == 6
+    assert set(picked) < {f"é{i}" for i in range(50)}
+    assert picked == read_captions("tfds:own_plain", 6, 3)
+    assert picked != read_captions("tfds:own_plain", 6, 4)
+
+
+def test_tfds_code_that_needs_tensorflow(data_sets, monkeypatch):
+    import tensorflow_datasets as tfds
+
+    def data_source(*arguments, **options):
+        raise ModuleNotFoundError("Failed to construct dataset: No module named 'tensorflow'")
+
+    monkeypatch.setattr(tfds, "data_source", data_source)
+    with pytest.raises(UserError, match=r"tfds:coco_captions: .*No module named 'tensorflow'"):
+        read_captions("tfds:coco_captions", 5, 0)
 
 
 def test_tfds_missing(monkeypatch):
