@@ -16,9 +16,9 @@ from benchmarks.settings import Settings
 from benchmarks.timing import take_turns, timed
 from emcid_jax import parallel
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import stage_one, training_images
+from emcid_jax.editing import loop, preparation, stage_one, training_images
+from emcid_jax.editing.loop import StageOneResult
 from emcid_jax.editing.objective import Params, StageOneInputs
-from emcid_jax.editing.stage_one import StageOneResult
 from emcid_jax.pipeline import Pipeline
 
 
@@ -41,7 +41,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:
 
     def prepare() -> StageOneInputs:
         tokens = edits.source_tokens, edits.destination_tokens
-        return stage_one.prepare(pipeline, *tokens, seeds, images, config, mesh)
+        return preparation.prepare(pipeline, *tokens, seeds, images, config, mesh)
 
     def theirs(config: StageOneConfig) -> np.ndarray:
         offsets = [
@@ -104,6 +104,6 @@ def _held_out(
 
     @jax.jit
     def loss(params: Params, inputs: StageOneInputs, delta: Array) -> Array:
-        return stage_one.held_out_loss(pipeline, params, inputs, delta, config).total.mean()
+        return loop.held_out_loss(pipeline, params, inputs, delta, config).total.mean()
 
     return float(loss(stage_one.model_params(pipeline), few, offsets))

@@ -21,6 +21,7 @@ from emcid_jax.errors import UserError
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
+Solve = Literal["host", "device"]
 Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
@@ -114,6 +115,8 @@ class StageOneConfig:
     """Sampler steps of a training image."""
     image_guidance: NotNegative = 4.0
     """Classifier-free guidance of a training image."""
+    teacher_pool: CountOrZero = 0
+    """Fixed samples per prompt that the steps take in turn; 0 draws a new one in every step."""
     concept_batch: CountOrZero = 0
     """Concepts optimised together; 0 chooses from the compiled program's memory."""
 
@@ -144,6 +147,8 @@ class StageTwoConfig:
     """lambda (mom2_update_weight)."""
     edit_weight: Annotated[float, Range(0.0, 1.0, open=True)] = 0.5
     """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
+    solve: Solve = "host"
+    """Linear systems in float64 on the host, or in refined float32 on the device."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 An offset `delta` at the last subject token of the *source* prompts is good when the UNet, reading
 the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
 pooled text features match those of the destination. Everything here is a pure function of its
-arguments; drawing the noise and taking the steps is `stage_one`'s job.
+arguments; drawing the noise is `draws`' job, taking the steps `loop`'s.
 
 Concepts and prompts are folded into one batch axis for the models (DESIGN, section 4, last point),
 and losses are kept per concept: their sum has, for each concept, exactly that concept's gradient.
@@ -11,6 +11,7 @@ and losses are kept per concept: their sum has, for each concept, exactly that c
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
@@ -58,12 +61,24 @@ class StageOneInputs(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """One random sample per concept and prompt: what a step of the loop is evaluated on."""
+    """The random part of a sample, per concept and prompt."""
 
     latents: Float[Array, "concept prompt height width channel"]
     """Clean latents, times the scaling factor."""
     noise: Float[Array, "concept prompt height width channel"]
     timesteps: Int[Array, "concept prompt"]
+
+
+class Sample(NamedTuple):
+    """What the loss is evaluated on: noisy latents and what the student should predict on them.
+
+    Rows are folded: leading axis `concept * prompt`.
+    """
+
+    noisy: Float[Array, "row height width channel"]
+    timesteps: Int[Array, " row"]
+    target: Float[Array, "row height width channel"]
+    """In the model's own prediction space (noise or velocity), float32."""
 
 
 class Losses(NamedTuple):
@@ -114,32 +129,28 @@ def student_text(
     return cast(TextOutput, output)
 
 
-def target(
-    pipeline: Pipeline,
-    params: Params,
-    inputs: StageOneInputs,
-    draw: Draw,
-    config: StageOneConfig,
-) -> Float[Array, "row height width channel"]:
-    """What the student should predict, in the model's own prediction space (noise or velocity).
+def make_sample(
+    pipeline: Pipeline, params: Params, inputs: StageOneInputs, draw: Draw, config: StageOneConfig
+) -> Sample:
+    """A draw with its noise added and the teacher asked.
 
-    `ablate-dest`, `ablate-source`: the clean model on `teacher_text`. `sampled-noise`: the noise
-    that was drawn, or its velocity. `esd`: eps(empty) - mu (eps(source) - eps(empty)).
+    The target of `ablate-dest` and `ablate-source` is the clean model's prediction on
+    `teacher_text`; of `sampled-noise` the noise that was drawn, or its velocity; of `esd`
+    eps(empty) - mu (eps(source) - eps(empty)).
     """
+    latents, noise, timesteps = map(_fold, draw)
+    noisy = pipeline.schedule.add_noise(latents, noise, timesteps)
     if config.objective == "sampled-noise":
-        return pipeline.schedule.training_target(
-            _fold(draw.latents), _fold(draw.noise), _fold(draw.timesteps)
-        )
+        target = pipeline.schedule.training_target(latents, noise, timesteps)
+        return Sample(noisy, timesteps, target)
     assert inputs.teacher_text is not None
-    noisy = _noisy(pipeline, draw)
-    read = _fold(inputs.teacher_text)
-    if config.objective != "esd":
-        return jax.lax.stop_gradient(_predict(pipeline, params, noisy, draw, read))
-    assert inputs.empty_text is not None
-    empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
-    clean = _predict(pipeline, params, noisy, draw, read)
-    free = _predict(pipeline, params, noisy, draw, empty)
-    return jax.lax.stop_gradient(free - config.esd_guidance * (clean - free))
+    target = _predict(pipeline, params, noisy, timesteps, _fold(inputs.teacher_text))
+    if config.objective == "esd":
+        assert inputs.empty_text is not None
+        empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
+        free = _predict(pipeline, params, noisy, timesteps, empty)
+        target = free - config.esd_guidance * (target - free)
+    return Sample(noisy, timesteps, target)
 
 
 def loss(
@@ -147,28 +158,31 @@ def loss(
     params: Params,
     inputs: StageOneInputs,
     delta: Float[Array, "concept dim"],
-    draw: Draw | None,
+    sample: Sample | None,
     config: StageOneConfig,
+    rematerialise: bool = False,
 ) -> Losses:
-    """Stage I's loss per concept at a given draw (`None` only for `text-only`).
+    """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
     noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
     features of (pooled(edited source) - pooled(destination))^2. decay: weight_decay |delta| /
     |h0|^2, with gradient 0 at delta = 0.
+
+    With `rematerialise` only the results of the UNet's convolutions and dense layers are kept for
+    its backward pass, and the rest, above all the attention weights, is computed again.
     """
     student = student_text(pipeline, params, inputs, delta, config)
     text = _prompt_mean(
         jnp.square(student.pooled.astype(jnp.float32) - _fold(inputs.target_pooled)),
         inputs.prompt_mask,
     )
-    if needs_images(config):
-        assert draw is not None
-        goal = target(pipeline, params, inputs, draw, config)
-        noisy = _noisy(pipeline, draw)
-        predicted = _predict(pipeline, params, noisy, draw, student.last_hidden_state)
-        noise = _prompt_mean(jnp.square(predicted - goal), inputs.prompt_mask)
-    else:
-        noise = jnp.zeros_like(text)
+    noise = jnp.zeros_like(text)
+    if sample is not None:
+        predict = functools.partial(_predict, pipeline, params, sample.noisy, sample.timesteps)
+        if rematerialise:
+            predict = jax.checkpoint(predict, policy=_is_kept)
+        error = predict(student.last_hidden_state) - sample.target
+        noise = _prompt_mean(jnp.square(error), inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
     decay = (
         config.weight_decay
@@ -183,13 +197,14 @@ def loss_and_gradient(
     params: Params,
     inputs: StageOneInputs,
     delta: Float[Array, "concept dim"],
-    draw: Draw | None,
+    sample: Sample | None,
     config: StageOneConfig,
+    rematerialise: bool = False,
 ) -> tuple[Losses, Float[Array, "concept dim"]]:
     """The loss and, for each concept, the gradient of its own total with respect to its `delta`."""
 
     def summed(offset: Array) -> tuple[Array, Losses]:
-        parts = loss(pipeline, params, inputs, offset, draw, config)
+        parts = loss(pipeline, params, inputs, offset, sample, config, rematerialise)
         return parts.total.sum(), parts
 
     gradient, parts = jax.grad(summed, has_aux=True)(delta)
@@ -201,15 +216,20 @@ def _fold(array: Array) -> Array:
     return array.reshape((-1, *array.shape[2:]))
 
 
-def _noisy(pipeline: Pipeline, draw: Draw) -> Array:
-    return pipeline.schedule.add_noise(
-        _fold(draw.latents), _fold(draw.noise), _fold(draw.timesteps)
-    )
-
-
-def _predict(pipeline: Pipeline, params: Params, noisy: Array, draw: Draw, text: Array) -> Array:
-    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, _fold(draw.timesteps), text)
+def _predict(
+    pipeline: Pipeline, params: Params, noisy: Array, timesteps: Array, text: Array
+) -> Array:
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, text)
     return cast(Array, predicted).astype(jnp.float32)
+
+
+def _is_kept(primitive: Primitive, *arguments: Any, **options: Any) -> bool:
+    """Policy of `jax.checkpoint`: keeps products with weights, which cost most per number.
+
+    Products of activations with each other, i.e. attention, have batch dimensions.
+    """
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive is conv_general_dilated_p or dense(primitive, *arguments, **options)
 
 
 def _prompt_mean(values: Array, mask: Float[Array, "concept prompt"]) -> Float[Array, " concept"]:

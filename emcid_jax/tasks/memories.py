@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,10 +17,12 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import RunConfig, StageOneConfig
-from emcid_jax.editing import bank, objective, stage_one, training_images
+from emcid_jax.editing import bank, objective, preparation, stage_one, training_images
 from emcid_jax.editing.bank import Memory
+from emcid_jax.editing.concept_batch import ConceptBatch
+from emcid_jax.editing.loop import StageOneResult
 from emcid_jax.editing.objective import StageOneInputs
-from emcid_jax.editing.stage_one import Program, StageOneResult
+from emcid_jax.editing.stage_one import Program
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline
 from emcid_jax.tasks.workdir import Log
@@ -79,12 +80,10 @@ def find_memories(
     same bits.
     """
     records = [bank.provenance(request, config, model) for request in requests]
-    details = [bank.read_details(folder, record) for record in records]
-    known = next((detail["concept_batch"] for detail in details if detail), 0)
-    # What fits in memory may differ from one start to the next; the program must not.
-    config = dataclasses.replace(config, concept_batch=config.concept_batch or known)
     mesh = parallel.make_mesh()
     chunk = even_chunk(len(requests), run.save_every)
+    asked = {"chunk": chunk, "devices": mesh.size, "concept_batch": config.concept_batch}
+    batch = earlier_batch([bank.read_details(folder, record) for record in records], asked)
     program: Program | None = None
     memories: list[Memory] = []
     bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
@@ -97,18 +96,21 @@ def find_memories(
                 inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
                 if program is None:
                     full = _resized(inputs, chunk)
-                    program = stage_one.compile_program(pipeline, full, config, mesh)
+                    program = stage_one.compile_program(pipeline, full, config, mesh, batch)
                 result = stage_one.optimise(pipeline, inputs, config, mesh, program)
                 found = _memories(result)
+                about = asked | {"batch": program.batch}
                 for record, memory in zip(records[rows], found, strict=True):
-                    bank.write(folder, record, memory, {"concept_batch": program.concepts})
+                    bank.write(folder, record, memory, about)
+                start, end = (float(losses.total.mean()) for losses in (result.start, result.end))
                 log.write(
                     "stage_one",
                     time.perf_counter() - began,
                     concepts=rows.stop,
-                    held_out_start=float(np.mean(result.start.total)),
-                    held_out_end=float(np.mean(result.end.total)),
+                    held_out_start=start,
+                    held_out_end=end,
                 )
+                bar.set_postfix_str(f"held-out loss {start:.2g} -> {end:.2g}")
             memories += found
             bar.update(rows.stop - rows.start)
     return memories
@@ -117,6 +119,17 @@ def find_memories(
 def even_chunk(count: int, most: int) -> int:
     """Size of the chunks, at most `most`, that leaves the last one the fullest."""
     return -(-count // -(-count // most))
+
+
+def earlier_batch(
+    details: Sequence[Mapping[str, Any]], asked: Mapping[str, int]
+) -> ConceptBatch | None:
+    """The batch of an earlier run that was asked the same, from what the bank says of its memories.
+
+    What fits in memory may differ from one start to the next; the program must not.
+    """
+    batches = [about["batch"] for about in details if about.items() >= asked.items()]
+    return ConceptBatch(*batches[0]) if batches else None
 
 
 def _filed(folder: Path, records: Sequence[bank.Provenance]) -> list[Memory] | None:
@@ -139,7 +152,7 @@ def _prepare(
     source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
     images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)
     seeds = [request.seed for request in chunk]
-    return stage_one.prepare(pipeline, source, destination, seeds, images, config, mesh)
+    return preparation.prepare(pipeline, source, destination, seeds, images, config, mesh)
 
 
 def _images(

@@ -15,8 +15,9 @@ from transformers import CLIPTextModel
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import objective, stage_one
+from emcid_jax.editing import objective
 from emcid_jax.editing.objective import Draw
+from emcid_jax.editing.preparation import prepare
 from emcid_jax.pipeline import load_pipeline, tokenize
 
 LAYER = 1
@@ -123,17 +124,19 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction"),
+    ("name", "prediction", "rematerialise"),
     [
-        ("ablate-dest", "epsilon"),
-        ("ablate-source", "v_prediction"),
-        ("sampled-noise", "epsilon"),
-        ("sampled-noise", "v_prediction"),
-        ("esd", "epsilon"),
-        ("text-only", "epsilon"),
+        ("ablate-dest", "epsilon", False),
+        ("ablate-source", "v_prediction", True),
+        ("sampled-noise", "epsilon", False),
+        ("sampled-noise", "v_prediction", False),
+        ("esd", "epsilon", True),
+        ("text-only", "epsilon", False),
     ],
 )
-def test_loss_and_gradient_equal_pytorch(name, prediction, pipeline, oracle, prompts):
+def test_loss_and_gradient_equal_pytorch(
+    name, prediction, rematerialise, pipeline, oracle, prompts
+):
     schedule = dataclasses.replace(pipeline.schedule, prediction_type=prediction)
     pipeline = dataclasses.replace(pipeline, schedule=schedule)
     # Weights that let no part of the loss hide behind another.
@@ -143,16 +146,22 @@ def test_loss_and_gradient_equal_pytorch(name, prediction, pipeline, oracle, pro
     source, destination = prompts
     draw = Draw(*map(jnp.asarray, random_draw(pipeline)))
     images = np.zeros((2, 1, 2, 16, 16, 3), np.float32)
-    inputs = stage_one.prepare(pipeline, source, destination, [0, 1], images, config)
+    inputs = prepare(pipeline, source, destination, [0, 1], images, config)
     inputs = jax.tree.map(jnp.asarray, inputs)
+
+    @jax.jit
+    def evaluate(delta):
+        params, sample = pipeline.params, None
+        if name != "text-only":
+            sample = objective.make_sample(pipeline, params, inputs, draw, config)
+        return objective.loss_and_gradient(
+            pipeline, params, inputs, delta, sample, config, rematerialise
+        )
+
     random = np.random.default_rng(1).standard_normal(inputs.h0.shape).astype(np.float32)
 
     for delta in (0.3 * random, np.zeros_like(random)):
-        parts, gradient = jax.jit(
-            lambda d: objective.loss_and_gradient(
-                pipeline, pipeline.params, inputs, d, draw, config
-            )
-        )(delta)
+        parts, gradient = evaluate(delta)
         assert np.isfinite(gradient).all()
         for i in range(2):
             ours = torch.tensor(delta[i], dtype=torch.float64, requires_grad=True)
@@ -182,7 +191,7 @@ def test_zero_weights_switch_parts_off(pipeline, prompts):
     config = StageOneConfig(
         layer=LAYER, objective="text-only", weight_decay=0.0, text_loss_scale=0.0
     )
-    inputs = stage_one.prepare(pipeline, *prompts, [0, 1], None, config)
+    inputs = prepare(pipeline, *prompts, [0, 1], None, config)
     inputs = jax.tree.map(jnp.asarray, inputs)
     delta = jnp.ones_like(inputs.h0)
     parts, gradient = objective.loss_and_gradient(

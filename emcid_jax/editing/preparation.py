@@ -1,0 +1,136 @@
+"""What Stage I's loop reads, computed once per concept (DESIGN, section 5, point 1)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from emcid_jax import parallel
+from emcid_jax.concepts.spans import PromptRectangle
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing import objective
+from emcid_jax.editing.objective import Params, StageOneInputs
+from emcid_jax.errors import UserError
+from emcid_jax.models.clip_text import ClipTextModel, TextOutput
+from emcid_jax.models.vae import AutoencoderKL
+from emcid_jax.pipeline import Pipeline, tokenize
+
+PREPARE_BATCH = 32
+"""Prompts or images encoded together, per device."""
+
+
+def prepare(
+    pipeline: Pipeline,
+    source: PromptRectangle,
+    destination: PromptRectangle,
+    seeds: Sequence[int],
+    images: Float[np.ndarray, "concept sample prompt height width 3"] | None,
+    config: StageOneConfig,
+    mesh: Mesh | None = None,
+) -> StageOneInputs:
+    """Everything the loop reads; NumPy arrays, of which `optimise` moves a batch at a time.
+
+    Args:
+        pipeline: the clean model.
+        source: the source prompts, see `concepts.spans.source_prompts`.
+        destination: the destination prompts of the same requests (not read by `esd`).
+        seeds: one per concept.
+        images: training images in [-1, 1], see `training_images`; None for `text-only`.
+        config: settings.
+        mesh: devices that share the work; default: the first one.
+
+    Raises:
+        UserError: the layer is not one of the model's blocks.
+    """
+    blocks = pipeline.text.config.num_hidden_layers
+    if not 0 <= config.layer < blocks:
+        raise UserError(
+            f"stage_one.layer={config.layer}: the text encoder has blocks 0 to {blocks - 1}"
+        )
+    mesh = parallel.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+    everywhere = parallel.replicated(mesh)
+    text = jax.device_put(pipeline.params["text_encoder"], everywhere)
+    encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
+
+    hidden, source_last, _ = _per_prompt(encode, source.ids, mesh)
+    empty_text = None
+    if config.objective == "esd":
+        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))
+        _, empty_last, empty_pooled = _per_prompt(encode, empty[None], mesh)
+        shape = (*source.mask.shape, empty_pooled.shape[-1])
+        target_pooled = np.broadcast_to(empty_pooled, shape)
+        teacher_text = source_last
+        empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
+    else:
+        _, teacher_text, target_pooled = _per_prompt(encode, destination.ids, mesh)
+    latent_mean, latent_std = None, None
+    if objective.needs_images(config):
+        assert images is not None
+        flat = images.reshape(len(images), -1, *images.shape[3:])
+        vae = jax.device_put(pipeline.params["vae"], everywhere)
+        posterior = functools.partial(_posterior, pipeline.vae, vae)
+        latent_mean, latent_std = (
+            part.reshape(*images.shape[:3], *part.shape[2:])
+            for part in _per_prompt(posterior, flat, mesh)
+        )
+    reads_teacher = config.objective not in ("sampled-noise", "text-only")
+    arrays: dict[str, Any] = {
+        "source_ids": source.ids,
+        "position": source.positions,
+        "prompt_mask": source.mask.astype(np.float32),
+        "hidden": hidden,
+        "h0": hidden[np.arange(len(hidden)), 0, source.positions[:, 0]],
+        "target_pooled": target_pooled,
+        "seeds": _seed_words(seeds),
+        "teacher_text": teacher_text if reads_teacher else None,
+        "empty_text": empty_text,
+        "latent_mean": latent_mean,
+        "latent_std": latent_std,
+    }
+    return StageOneInputs(**arrays)
+
+
+def _seed_words(seeds: Sequence[int]) -> np.ndarray:
+    """Seeds modulo 2^64 as pairs of 32-bit words, high word first."""
+    whole = np.array([seed % 2**64 for seed in seeds], np.uint64)
+    return np.stack([whole >> np.uint64(32), whole & np.uint64(2**32 - 1)], -1).astype(np.uint32)
+
+
+@functools.partial(jax.jit, static_argnames=("text", "layer"))
+def _encode(
+    text: ClipTextModel, params: Params, layer: int, ids: Array
+) -> tuple[Array, Array, Array]:
+    out = cast(TextOutput, text.apply({"params": params}, ids))
+    parts = (out.hidden[layer], out.last_hidden_state, out.pooled)
+    return jax.tree.map(lambda part: part.astype(jnp.float32), parts)
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def _posterior(vae: AutoencoderKL, params: Params, images: Array) -> tuple[Array, Array]:
+    mean, std = cast(
+        tuple[Array, Array], vae.apply({"params": params}, images, method=AutoencoderKL.encode)
+    )
+    return mean * vae.config.scaling_factor, std * vae.config.scaling_factor
+
+
+def _per_prompt(
+    function: Callable[[Array], tuple[Array, ...]], array: np.ndarray, mesh: Mesh
+) -> list[np.ndarray]:
+    """`function` of the rows [concept, prompt, ...] of `array`, in batches of one shape."""
+    rows = array.reshape(-1, *array.shape[2:])
+    size = min(PREPARE_BATCH * mesh.size, parallel.padded_size(len(rows), mesh.size))
+    batches = []
+    for first in range(0, len(rows), size):
+        index = np.minimum(np.arange(first, first + size), len(rows) - 1)
+        batch = jax.device_put(rows[index], parallel.sharded(mesh))
+        batches.append(jax.device_get(function(batch)))
+    parts = [np.concatenate(part)[: len(rows)] for part in zip(*batches, strict=True)]
+    return [part.reshape(*array.shape[:2], *part.shape[1:]) for part in parts]

@@ -1,0 +1,69 @@
+"""What goes into Stage I's loop, against PyTorch."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from transformers import CLIPTextModel
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.spans import destination_prompts, source_prompts
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.preparation import prepare
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import load_pipeline
+
+CONFIG = StageOneConfig(layer=2)
+REQUESTS = [
+    EditRequest("a dog", "a cat", ("a photo of {}", "{}")),
+    EditRequest("Claude Monet", "Salvador Dali", ("the art of {}",)),
+    EditRequest("the city", "the beach", ("a picture of {}", "{}")),
+]
+SEEDS = [3, 2**32 - 1, 2**32 + 3]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder):
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def prompts(pipeline):
+    readers = (source_prompts, destination_prompts)
+    return tuple(read(pipeline.tokenizer, REQUESTS) for read in readers)
+
+
+def test_inputs_equal_pytorch(pipeline, prompts, tiny_pipeline_folder):
+    images = np.random.default_rng(0).uniform(-1, 1, (3, 2, 2, 16, 16, 3)).astype(np.float32)
+    source, destination = prompts
+    inputs = prepare(pipeline, source, destination, SEEDS, images, CONFIG)
+    text = CLIPTextModel.from_pretrained(tiny_pipeline_folder / "text_encoder").eval()
+    vae = AutoencoderKL.from_pretrained(tiny_pipeline_folder / "vae").eval()
+    with torch.no_grad():
+        rows = torch.as_tensor(source.ids.reshape(6, -1)).long()
+        states = text(rows, output_hidden_states=True).hidden_states[CONFIG.layer + 1]
+        clean = text(torch.as_tensor(destination.ids.reshape(6, -1)).long())
+        flat = torch.as_tensor(images).reshape(12, 16, 16, 3).permute(0, 3, 1, 2)
+        posterior = vae.encode(flat).latent_dist
+
+    def close(got, wanted):
+        np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=1e-4, atol=1e-5)
+
+    close(inputs.hidden, states)
+    close(inputs.teacher_text, clean.last_hidden_state)
+    close(inputs.target_pooled, clean.pooler_output)
+    scale = vae.config.scaling_factor
+    close(inputs.latent_mean, scale * posterior.mean.permute(0, 2, 3, 1))
+    close(inputs.latent_std, scale * posterior.std.permute(0, 2, 3, 1))
+    for i, position in enumerate(source.positions[:, 0]):
+        close(inputs.h0[i], states.reshape(3, 2, *states.shape[1:])[i, 0, position])
+    np.testing.assert_array_equal(inputs.prompt_mask, [[1, 1], [1, 0], [1, 1]])
+    np.testing.assert_array_equal(inputs.seeds, [[0, 3], [0, 2**32 - 1], [1, 3]])
+
+
+def test_unknown_layer_is_named(pipeline, prompts):
+    config = StageOneConfig(layer=4, objective="text-only")
+    with pytest.raises(UserError, match=r"stage_one.layer=4: .* blocks 0 to 3"):
+        prepare(pipeline, *prompts, SEEDS, None, config)
