@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from emcid_jax import parallel
+from emcid_jax.diffusion.noise import NoiseSource, seeded_noise
 from emcid_jax.diffusion.samplers import Sampler, make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
 from emcid_jax.models.clip_text import ClipTextModel
@@ -54,9 +55,7 @@ def initial_noise(
     pipeline: Pipeline, seeds: Sequence[int]
 ) -> Float[np.ndarray, "image height width channel"]:
     """Unit-variance latents, each drawn by NumPy from its own seed: no image depends on others."""
-    size = pipeline.latent_size
-    noise = [np.random.default_rng(seed).standard_normal(size) for seed in seeds]
-    return np.asarray(noise, np.float32).reshape(-1, *size)
+    return seeded_noise(pipeline.latent_size, seeds)[:, 0]
 
 
 def generate(
@@ -70,6 +69,7 @@ def generate(
     params: Params | None = None,
     batch: int = 16,
     mesh: Mesh | None = None,
+    noise: NoiseSource = "numpy",
 ) -> UInt8[np.ndarray, "image height width 3"]:
     """Draws one image per prompt and seed; arguments as in `image_batches`."""
     batches = image_batches(
@@ -82,6 +82,7 @@ def generate(
         params=params,
         batch=batch,
         mesh=mesh,
+        noise=noise,
     )
     height, width = pipeline.image_size
     return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *batches])
@@ -98,6 +99,7 @@ def image_batches(
     params: Params | None = None,
     batch: int = 16,
     mesh: Mesh | None = None,
+    noise: NoiseSource = "numpy",
 ) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
     """Draws one image per prompt and seed, batch by batch and in order.
 
@@ -114,6 +116,7 @@ def image_batches(
         params: used in place of `pipeline.params` (the same tree of three parts).
         batch: images per call; rounded up to a multiple of the devices, the last one is padded.
         mesh: devices that share each batch; None computes where the parameters are.
+        noise: who draws the noise of a seed, see `seeded_noise`.
 
     Raises:
         UserError: the scheduler cannot take that many steps.
@@ -134,7 +137,9 @@ def image_batches(
     for start in range(0, len(prompts), size):
         count = min(size, len(prompts) - start)
         index = np.resize(np.arange(start, start + count), size)
-        arrays = states[rows[index]], initial_noise(pipeline, [seeds[i] for i in index.tolist()])
+        chosen = [seeds[i] for i in index.tolist()]
+        drawn = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
+        arrays = states[rows[index]], drawn
         if mesh:
             arrays = jax.device_put(arrays, parallel.sharded(mesh))
         images = draw(
@@ -153,7 +158,7 @@ def image_batches(
 def draw(
     params: Params,
     text: Float[Array, "image text token dim"],
-    noise: Float[Array, "image height width channel"],
+    noise: Float[Array, "image draw height width channel"],
     guidance: Float[Array, ""],
     *,
     unet: UNet2DCondition,
@@ -164,7 +169,8 @@ def draw(
     """The one program of drawing: denoises, decodes, rounds to bytes as diffusers does.
 
     `text` holds per image the negative and the positive prompt's states, or the positive's alone
-    for no guidance. The images are split over `mesh`, if one is given.
+    for no guidance; `noise` the initial latents and what the sampler adds on the way. The images
+    are split over `mesh`, if one is given.
     """
     contexts = text.reshape(-1, *text.shape[2:])
 
@@ -174,7 +180,8 @@ def draw(
         return jnp.asarray(output, jnp.float32)
 
     denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
-    latents = sample(denoiser, sampler, noise) / vae.config.scaling_factor
+    fresh = noise[:, 1:] if sampler.fresh else None
+    latents = sample(denoiser, sampler, noise[:, 0], fresh) / vae.config.scaling_factor
     images = vae.apply({"params": params["vae"]}, latents, method=AutoencoderKL.decode)
     images = jnp.round(jnp.clip(jnp.asarray(images) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
     if mesh:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from emcid_jax import parallel
+from emcid_jax.diffusion.noise import seeded_noise
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
 from emcid_jax.generation import draw, encode_prompts, generate, image_batches, initial_noise
@@ -23,6 +24,13 @@ from emcid_jax.pipeline import Pipeline, load_pipeline, tokenize, with_text_para
 PROMPTS = ["a photo of a dog on the beach", "a painting by Vincent van Gogh", ""]
 SEEDS = [11, 12, 13]
 SETTINGS: dict[str, Any] = {"steps": 10, "guidance": 4.0}  # shared: fewer compiled programs
+ANCESTRAL = {
+    "_class_name": "EulerAncestralDiscreteScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
 PNDM = {
     "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
@@ -41,13 +49,16 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def pndm_folder(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pndm") / "model"
-    shutil.copytree(tiny_pipeline_folder, folder)
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(PNDM))
-    index = json.loads((folder / "model_index.json").read_text())
-    index["scheduler"] = ["diffusers", "PNDMScheduler"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
+    return with_scheduler(PNDM, tiny_pipeline_folder, tmp_path_factory.mktemp("pndm") / "model")
+
+
+def with_scheduler(config: dict[str, Any], folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    (target / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    index = json.loads((target / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", config["_class_name"]]
+    (target / "model_index.json").write_text(json.dumps(index))
+    return target
 
 
 def load_diffusers(folder: Path) -> Any:
@@ -102,9 +113,31 @@ def test_draws_what_diffusers_draws(
     theirs = drawn_by_diffusers(folder, noise, "pil")
     ours = generate(pipeline, PROMPTS, SEEDS, **SETTINGS)
     assert ours.dtype == np.uint8
+    assert_alike(ours, theirs)
+
+
+def assert_alike(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """At least 40 dB PSNR."""
     assert theirs.std() > 20  # there is something to see
     error = np.mean((ours.astype(float) - theirs.astype(float)) ** 2)
     assert 10 * np.log10(255**2 / max(error, 1e-9)) >= 40
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers
+def test_noise_added_on_the_way_is_the_seeds_own(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Euler ancestral: diffusers, handed the noise of the seeds, draws the same."""
+    folder = with_scheduler(ANCESTRAL, tiny_pipeline_folder, tmp_path / "model")
+    noise, *fresh = np.moveaxis(seeded_noise((8, 8, 4), SEEDS, 1 + 10), 1, 0)
+    left = iter(fresh)
+    monkeypatch.setattr(
+        "diffusers.schedulers.scheduling_euler_ancestral_discrete.randn_tensor",
+        lambda *_, **__: torch.tensor(next(left).transpose(0, 3, 1, 2)),
+    )
+    theirs = drawn_by_diffusers(folder, noise, "pil")
+    ours = list(image_batches(load_pipeline(folder), PROMPTS, SEEDS, batch=2, **SETTINGS))
+    assert_alike(np.concatenate(ours), theirs)
 
 
 def test_text_states_are_those_of_transformers(
@@ -168,7 +201,7 @@ def test_a_mesh_splits_the_batch_and_changes_nothing(pipeline: Pipeline) -> None
     compiled = draw.lower(
         jax.device_put(models, parallel.replicated(mesh)),
         jax.device_put(np.zeros((4, 2, 32, 32), np.float32), split),
-        jax.device_put(np.zeros((4, 8, 8, 4), np.float32), split),
+        jax.device_put(np.zeros((4, 1, 8, 8, 4), np.float32), split),
         jnp.float32(4.0),
         unet=pipeline.unet,
         vae=pipeline.vae,

@@ -1,0 +1,231 @@
+"""Task `sample`: draws prompts with a model, and beside it with an edited text encoder."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from emcid_jax import parallel
+from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
+from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.gallery import slug
+from emcid_jax.files import write_atomically
+from emcid_jax.generation import image_batches
+from emcid_jax.models.clip_text import disk_name
+from emcid_jax.models.weights import params_hash, read_params
+from emcid_jax.pipeline import Pipeline, with_text_params
+from emcid_jax.tasks import environment, pictures
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.models import open_model
+
+Scheduler = Literal["", "ddim", "pndm", "euler", "euler_ancestral"]
+SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
+    "ddim": {"_class_name": "DDIMScheduler"},
+    "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "euler": {"_class_name": "EulerDiscreteScheduler"},
+    "euler_ancestral": {"_class_name": "EulerAncestralDiscreteScheduler"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """What is drawn, and how."""
+
+    prompts: tuple[str, ...] = ()
+    """Each prompt is drawn with each seed."""
+    prompts_file: str = ""
+    """Text file with further prompts, one per line."""
+    seeds: tuple[Seed, ...] = (0,)
+    """Seeds of the initial noise."""
+    negative: str = ""
+    """Prompt to guide away from."""
+    steps: Count = 20
+    """Denoising steps."""
+    guidance: NotNegative = 7.5
+    """Strength of classifier-free guidance; at 1 there is none."""
+    scheduler: Scheduler = ""
+    """Sampler in place of the model's own; its noise schedule stays."""
+    noise: Literal["numpy", "jax"] = "numpy"
+    """Who draws the noise of a seed; NumPy's can be drawn again by any other program."""
+    edited: str = ""
+    """A `text_encoder` folder, or a workdir that holds one: drawn beside the model itself."""
+    batch: Count = 8
+    """Images per call; rounded up to a multiple of the devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """Settings of this task."""
+
+    task: Literal["sample"] = "sample"
+    """Which task of main runs."""
+    model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
+    sampling: SamplingConfig = SamplingConfig()
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder for the next run."""
+    progress: bool = True
+    """Progress bar on stderr."""
+
+    def check(self) -> None:
+        """UserError if there is nothing to draw."""
+        if not self.sampling.prompts and not self.sampling.prompts_file:
+            raise UserError(
+                "config.sampling.prompts is empty; give prompts, e.g. "
+                "--config.sampling.prompts=\"('a photo of a dog',)\", or a "
+                "--config.sampling.prompts_file"
+            )
+        if not self.sampling.seeds:
+            raise UserError("config.sampling.seeds is empty; give at least one")
+
+
+Config = SampleConfig
+
+
+class Drawing(NamedTuple):
+    """One image to draw."""
+
+    model: str
+    """`base` or `edited`."""
+    prompt: str
+    seed: int
+
+
+def run(config: SampleConfig, workdir: Path) -> None:
+    """Draws what is missing into `workdir/images` and the labelled grids into `workdir`.
+
+    A picture carries its settings; one that was drawn with others is drawn again.
+    """
+    if config.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    prompts = read_prompts(config.sampling)
+    models = _models(config)
+    with folders.exclusive(workdir):
+        files: dict[tuple[str, str, int], Path] = {}
+        hashes: dict[str, str] = {}
+        for name, pipeline in models.items():
+            # The models share all parts but the text encoder.
+            parts = pipeline.params if not hashes else ("text_encoder",)
+            hashes |= {part: params_hash(pipeline.params[part]) for part in parts}
+            settings = _settings(config, pipeline) | {"model": dict(hashes)}
+            wanted = [
+                Drawing(name, prompt, seed) for prompt in prompts for seed in config.sampling.seeds
+            ]
+            found = {drawing: path_of(workdir, drawing) for drawing in wanted}
+            _draw_missing(config, pipeline, found, settings)
+            files.update((d[:], path) for d, path in found.items())
+        grids = pictures.write_grids(workdir, files, prompts, config.sampling.seeds, list(models))
+        logging.info("%d images in %s; %s", len(files), workdir / "images", ", ".join(grids))
+
+
+def read_prompts(config: SamplingConfig) -> list[str]:
+    """All prompts in order, each once. UserError if the file is missing or holds none."""
+    prompts = list(config.prompts)
+    if config.prompts_file:
+        try:
+            lines = Path(config.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"config.sampling.prompts_file is {config.prompts_file!r}, not readable: {error}"
+            ) from error
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"config.sampling.prompts_file: {config.prompts_file} holds no prompt")
+    return list(dict.fromkeys(prompts))
+
+
+def _models(config: SampleConfig) -> dict[str, Pipeline]:
+    """The model, and the edited one if it is asked for."""
+    pipeline = open_model(config.model)
+    chosen = SCHEDULERS.get(config.sampling.scheduler, {})
+    configs = {**pipeline.configs, "scheduler": {**pipeline.scheduler_config, **chosen}}
+    make_sampler(configs["scheduler"], config.sampling.steps)  # refuses before anything is drawn
+    pipeline = dataclasses.replace(pipeline, configs=configs)
+    models = {"base": pipeline}
+    if config.sampling.edited:
+        models["edited"] = with_text_params(pipeline, _edited(config.sampling.edited, pipeline))
+    return models
+
+
+def _edited(path: str, pipeline: Pipeline) -> dict[str, Any]:
+    """The text encoder's parameters in a folder or in a workdir's `text_encoder`."""
+    folder = Path(path).expanduser()
+    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    if not folder.is_dir():
+        raise UserError(
+            f"config.sampling.edited is {path!r}; give a text_encoder folder or the workdir of a "
+            "finished edit"
+        )
+    base = pipeline.params["text_encoder"]
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
+    return read_params(folder, abstract, disk_name)
+
+
+def _settings(config: SampleConfig, pipeline: Pipeline) -> dict[str, Any]:
+    """What an image depends on beside its prompt, its seed and the weights."""
+    sampling = config.sampling
+    return {
+        "negative": sampling.negative,
+        "steps": sampling.steps,
+        "guidance": sampling.guidance,
+        "scheduler": dict(pipeline.scheduler_config),
+        "noise": sampling.noise,
+        "dtype": config.model.dtype,
+    }
+
+
+def path_of(workdir: Path, drawing: Drawing) -> Path:
+    """Readable and safe, and different for prompts that look alike."""
+    digest = hashlib.sha256(drawing.prompt.encode()).hexdigest()[:8]
+    name = "-".join(part for part in (slug(drawing.prompt), digest) if part)
+    return workdir / "images" / drawing.model / f"{name}-seed{drawing.seed}.png"
+
+
+def _draw_missing(
+    config: SampleConfig,
+    pipeline: Pipeline,
+    files: Mapping[Drawing, Path],
+    settings: Mapping[str, Any],
+) -> None:
+    """Draws every picture that is not there or was drawn with other settings."""
+
+    def about(drawing: Drawing) -> str:
+        said = {"prompt": drawing.prompt, "seed": drawing.seed, **settings}
+        return json.dumps(said, sort_keys=True, ensure_ascii=True)
+
+    missing = [d for d, path in files.items() if pictures.read_note(path) != about(d)]
+    sampling = config.sampling
+    batches = image_batches(
+        pipeline,
+        [drawing.prompt for drawing in missing],
+        [drawing.seed for drawing in missing],
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        negative=sampling.negative,
+        batch=sampling.batch,
+        mesh=parallel.make_mesh() if jax.device_count() > 1 else None,
+        noise=sampling.noise,
+    )
+    name = next(iter(files)).model
+    with tqdm(total=len(files), desc=name, unit="image", disable=not config.progress) as bar:
+        bar.update(len(files) - len(missing))
+        left = iter(missing)
+        for images in batches:
+            for image, drawing in zip(images, left, strict=False):
+                _save(files[drawing], image, about(drawing))
+            bar.update(len(images))
+
+
+def _save(path: Path, image: UInt8[np.ndarray, "height width 3"], note: str) -> None:
+    write_atomically(path, pictures.png(image, note))
