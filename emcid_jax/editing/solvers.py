@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from emcid_jax.errors import UserError
 
@@ -67,6 +67,8 @@ class Solution(NamedTuple):
     """Which algebraically equal form was computed."""
     condition: float
     """Estimated condition number of the system of that form."""
+    device_error: float | None = None
+    """Relative error that a device reached, see `device_solver`; None if none was asked."""
 
 
 @runtime_checkable
@@ -133,12 +135,18 @@ def cholesky(matrix: Float64[np.ndarray, "size size"], ridge: float = 0.0) -> Fa
     work = np.array(matrix.T, order="F")
     work[np.diag_indices(size)] += ridge
     norm = float(np.abs(work).sum(axis=0).max())
-    potrf, pocon = scipy.linalg.get_lapack_funcs(("potrf", "pocon"), (work,))
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (work,))
     lower, info = potrf(work, lower=True, overwrite_a=True, clean=False)
     if info > 0:
         raise UserError(
             f"the {size} x {size} system is not positive definite (pivot {info}); use second "
             "moments of more captions or a larger moment_weight"
         )
+    return Factor(lower, condition_number(lower, norm))
+
+
+def condition_number(lower: Float[np.ndarray, "size size"], norm: float) -> float:
+    """LAPACK's estimate of the 1-norm condition of `lower lower^T`, whose 1-norm is `norm`."""
+    (pocon,) = scipy.linalg.get_lapack_funcs(("pocon",), (lower,))
     reciprocal, _ = pocon(lower, norm, uplo="L")
-    return Factor(lower, 1.0 / reciprocal if reciprocal > 0 else float("inf"))
+    return 1.0 / reciprocal if reciprocal > 0 else float("inf")

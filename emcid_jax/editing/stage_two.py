@@ -18,7 +18,8 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
-from emcid_jax.config import StageTwoConfig
+from emcid_jax.config import Solve, StageTwoConfig
+from emcid_jax.editing.device_solver import device_ridge
 from emcid_jax.editing.propagation import (
     Blocks,
     SourcePrompts,
@@ -34,6 +35,8 @@ from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.weights import params_hash
 from emcid_jax.parallel import make_mesh
+
+_SOLVERS: Mapping[Solve, Solver] = {"host": ridge, "device": device_ridge}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,8 @@ class LayerReport:
     """|R_l - dW_l K_l|: what regularisation left unwritten of it."""
     change: float
     """|dW_l| / |W_l| (Frobenius)."""
+    device_error: float | None = None
+    """Relative error that the device reached; too large a one means that the host solved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +88,7 @@ def solve(
     block: int,
     weights: Float[np.ndarray, " request"] | None = None,
     mesh: Mesh | None = None,
-    solver: Solver = ridge,
+    solver: Solver | None = None,
     progress: Callable[[LayerReport], None] | None = None,
 ) -> WeightEdit:
     """Solve for the weight change of every layer in `config.layers`, ascending.
@@ -104,12 +109,12 @@ def solve(
         memories: Stage I's `z`, one row per request.
         prompts: the requests' source prompts.
         moments: second moments of this very model, with every edited layer.
-        config: layers, residual convention, lambda and alpha.
+        config: layers, residual convention, lambda and alpha, and where to solve.
         block: Stage I's block L.
         weights: how much each request counts (default 1): request i's squared error is
             multiplied by it, so weight 2 is the same as giving the request twice.
         mesh: devices that prompts are split over (default: all).
-        solver: see `solvers.Solver`.
+        solver: another method than EMCID's, see `solvers.Solver`.
         progress: called after every layer.
 
     Raises:
@@ -121,6 +126,7 @@ def solve(
     mesh = make_mesh() if mesh is None else mesh
     model = exact(model, dict(params))
     blocks = Blocks(model, params, mesh)
+    solver = solver or _SOLVERS[config.solve]
     strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
 
     chunks = split_prompts(prompts, mesh)
@@ -155,6 +161,7 @@ def solve(
                 asked=_rms(residuals),
                 left=_rms(residuals - keys @ delta.T),
                 change=float(np.linalg.norm(delta) / np.linalg.norm(_kernel(params, layer))),
+                device_error=solution.device_error,
             )
         )
         if progress is not None:

@@ -1,18 +1,23 @@
+"""Solvers against the formula as written, in NumPy float64."""
+
 from __future__ import annotations
+
+import logging
 
 import numpy as np
 import pytest
 
+from emcid_jax.editing.device_solver import ACCURACY, device_ridge
 from emcid_jax.editing.solvers import Moment, cholesky, ridge
 from emcid_jax.errors import UserError
 
 INNER, OUT = 40, 12
 
 
-def problem(requests: int, seed: int = 0):
+def problem(requests: int, seed: int = 0, smallest: float = 1e-2):
     """Keys and a moment with the uneven spectrum that real keys have."""
     rng = np.random.default_rng(seed)
-    scale = np.geomspace(1, 1e-2, INNER)
+    scale = np.geomspace(1, smallest, INNER)
     tokens = rng.standard_normal((5 * INNER, INNER)) * scale
     keys = rng.standard_normal((requests, INNER)) * scale
     residuals = rng.standard_normal((requests, OUT))
@@ -141,3 +146,70 @@ def test_singular_systems_are_refused(requests):
     moment = Moment(np.diag(np.arange(INNER) != 3).astype(float))
     with pytest.raises(UserError, match="not positive definite"):
         ridge(keys, residuals, moment, weights, 1.0)
+
+
+def turned(requests: int, seed: int = 0, smallest: float = 1e-2):
+    """`problem` in a random basis: no scaling of its rows makes it easy."""
+    keys, residuals, moment, weights = problem(requests, seed, smallest)
+    basis, _ = np.linalg.qr(np.random.default_rng(seed + 1).standard_normal((INNER, INNER)))
+    return keys @ basis, residuals, Moment(basis.T @ moment.matrix @ basis), weights
+
+
+@pytest.mark.parametrize("requests", [7, 90])
+@pytest.mark.parametrize("strength", [0.5, 4000.0])
+def test_device_solve_reaches_float64(requests, strength, caplog):
+    keys, residuals, moment, weights = arguments = turned(requests)
+    wanted = plain(*arguments, strength)
+    solution = device_ridge(*arguments, strength)
+    assert relative(solution.delta, wanted) <= 1e-8
+    assert solution.device_error <= 1e-8
+    assert not caplog.records
+
+    system, right = strength * moment.matrix + keys.T * weights @ keys, keys.T * weights @ residuals
+    scale = 1 / np.sqrt(np.diag(system))
+    exact = np.linalg.cond(scale[:, None] * system * scale, 1)
+    assert exact / 3 < solution.condition < exact * 1.1
+    # Float32 alone does not get there, so there was something to refine.
+    narrow = np.linalg.solve(system.astype(np.float32), right.astype(np.float32)).T
+    assert relative(narrow, wanted) > 1e-5
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_device_solve_says_when_it_does_not(seed, caplog):
+    """From easy to hopeless: within 1e-6, or the host's result with a warning and the figure."""
+    reached = []
+    for smallest in 10.0 ** -np.arange(1, 6):  # conditions from 1e3 to 1e11
+        caplog.clear()
+        arguments = (*turned(90, seed, smallest), 1.0)
+        solution, host = device_ridge(*arguments), ridge(*arguments)
+        reached.append(solution.device_error <= ACCURACY)
+        if reached[-1]:
+            assert not caplog.records
+            assert relative(solution.delta, host.delta) <= 1e-6
+        else:
+            assert [record.levelno for record in caplog.records] == [logging.WARNING]
+            np.testing.assert_array_equal(solution.delta, host.delta)
+    assert reached[:2] == [True, True]
+    assert reached[3:] == [False, False]
+
+
+def test_device_solve_does_not_mind_uneven_scales():
+    arguments = (*problem(90, smallest=1e-5), 1.0)
+    solution = device_ridge(*arguments)
+    assert solution.device_error <= 1e-8
+    assert relative(solution.delta, ridge(*arguments).delta) <= 1e-6
+
+
+def test_device_solve_of_nothing_is_exactly_zero():
+    keys, residuals, moment, weights = problem(7)
+    solution = device_ridge(keys, 0 * residuals, moment, weights, 3.0)
+    assert not solution.delta.any()
+    assert solution.device_error == 0
+
+
+def test_device_solve_refuses_singular_systems():
+    keys, residuals, _, weights = problem(90)
+    keys[:, 3] = 0
+    moment = Moment(np.diag(np.arange(INNER) != 3).astype(float))
+    with pytest.raises(UserError, match="not positive definite"):
+        device_ridge(keys, residuals, moment, weights, 1.0)

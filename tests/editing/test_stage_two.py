@@ -142,6 +142,16 @@ def test_more_requests_than_key_dimensions(numpy_clip, captions, residual):
     assert_same(both.edit.deltas, both.expected, BAR)
 
 
+def test_solving_on_the_device(numpy_clip, captions):
+    config = dataclasses.replace(CONFIG, solve="device")
+    both = solved(numpy_clip, captions, config)
+    assert_same(both.edit.deltas, both.expected, BAR)
+    errors = [layer.device_error for layer in both.edit.report.layers]
+    assert all(error is not None and error <= 1e-6 for error in errors)
+    host = solved(numpy_clip, captions, CONFIG).edit.report.layers
+    assert [layer.device_error for layer in host] == [None] * 4
+
+
 def test_weights(numpy_clip, captions):
     weights = np.random.default_rng(2).uniform(0.2, 4, 11)
     both = solved(numpy_clip, captions, CONFIG, weights=weights)
