@@ -1,8 +1,9 @@
-"""The concept bank: memories on disk, each filed under all that determines it.
+"""Memories on disk, each filed under all that determines it.
 
 One safetensors file per concept, named by the hash of its provenance. A memory is found again only
-when request, settings, model and tokenizer are all the same, so nothing stale can be reused, and
-banks of different runs can be merged by copying files.
+when request, settings, model and tokenizer are all the same, so nothing stale can be reused. Every
+record carries a checksum over all its bytes: damage is found when it is read. Which memories a bank
+consists of is said in `concept_bank`.
 """
 
 from __future__ import annotations
@@ -11,21 +12,28 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing import seals
 from emcid_jax.editing.training_images import reads_files
+from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
+from emcid_jax.models.weights import params_hash
+from emcid_jax.pipeline import Pipeline
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
+
+SUFFIX = ".safetensors"
 
 Provenance = Mapping[str, Any]
 
@@ -43,6 +51,16 @@ class Memory(NamedTuple):
     """Held-out loss at delta = 0: total, noise, text, decay."""
     end: Float[np.ndarray, 4]
     """The same at the final delta."""
+
+
+class Record(NamedTuple):
+    """A memory with all that is filed with it."""
+
+    provenance: Provenance
+    """All that determines the memory, see `provenance`."""
+    memory: Memory
+    details: Mapping[str, Any]
+    """What else is worth knowing about it (JSON)."""
 
 
 def provenance(
@@ -71,41 +89,119 @@ def provenance(
 
 def key(about: Provenance) -> str:
     """Name of the memory with this provenance: 64 hex digits."""
-    text = json.dumps(about, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(_dumped(about).encode()).hexdigest()
+
+
+def model_hashes(pipeline: Pipeline) -> dict[str, str]:
+    """What a memory depends on beside its request: every part of the model, and its precision."""
+    hashes = {name: params_hash(params) for name, params in pipeline.params.items()}
+    return hashes | {
+        "tokenizer": tokenizer_hash(pipeline.folder),
+        "scheduler": hash_of(dict(pipeline.scheduler_config)),
+        "dtype": jnp.dtype(pipeline.text.dtype).name,
+    }
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 (hex) over names and bytes of the tokenizer's files of a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "tokenizer").iterdir()):
+        if file.is_file():
+            digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def hash_of(content: Any) -> str:
+    """SHA-256 (hex) of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read(folder: Path, about: Provenance) -> Memory | None:
-    """The memory with this provenance, or None if the bank has no intact record of it."""
-    try:
-        with safe_open(_path(folder, about), framework="np") as file:
-            arrays = {name: file.get_tensor(name) for name in Memory._fields}
-    except (OSError, SafetensorError):
-        return None
-    return Memory(**arrays)
+    """The memory with this provenance, or None if the folder has no intact record of it."""
+    record = _read_if_intact(_path(folder, key(about)))
+    return record.memory if record else None
 
 
 def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
     """The details that `write` stored beside the memory; empty without an intact record."""
+    record = _read_if_intact(_path(folder, key(about)))
+    return dict(record.details) if record else {}
+
+
+def read_record(folder: Path, name: str) -> Record:
+    """The record called `name` (a `key`), every byte of it checked.
+
+    UserError naming the file if it is missing or damaged.
+    """
+    path = f"{folder}/{name}{SUFFIX}"  # No Path: making one costs as much as hashing the file.
     try:
-        with safe_open(_path(folder, about), framework="np") as file:
-            return json.loads(file.metadata()["details"])
-    except (OSError, SafetensorError):
-        return {}
+        with open(path, "rb") as file:
+            content = file.read()
+        if not seals.is_intact(content):
+            raise ValueError("its checksum does not fit")
+        start = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:start])
+        said = header["__metadata__"]
+        about = said["provenance"]
+        if hashlib.sha256(about.encode()).hexdigest() != name:
+            raise ValueError("the name is not that of its content")
+        memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
+        return Record(json.loads(about), memory, json.loads(said["details"]))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such memory; restore it or add its concept again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); restore it, or delete it and add its concept again"
+        ) from error
 
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
     """Files a memory, by one rename; `details` (JSON) are what else is worth knowing about it."""
     arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
-    metadata = {
-        "provenance": json.dumps(about, sort_keys=True, ensure_ascii=False),
+    said = {
+        "provenance": _dumped(about),
         "details": json.dumps(dict(details)),
+        "code": _code_version(),
+        "checksum": seals.UNSEALED,
     }
-    write_atomically(_path(folder, about), save(arrays, metadata=metadata))
+    content = seals.sealed(save(arrays, metadata=said))
+    write_atomically(_path(folder, key(about)), content)
 
 
-def _path(folder: Path, about: Provenance) -> Path:
-    return folder / f"{key(about)}.safetensors"
+def copy_record(source: Path, target: Path, name: str) -> None:
+    """Copies a record, byte by byte, after checking it. UserError if it is damaged."""
+    read_record(source, name)
+    write_atomically(_path(target, name), _path(source, name).read_bytes())
+
+
+def _array(content: bytes, start: int, entry: Mapping[str, Any]) -> np.ndarray:
+    """A tensor of a safetensors file whose data begin at `start`."""
+    if entry["dtype"] != "F32":
+        raise ValueError(f"holds {entry['dtype']}")
+    first, last = entry["data_offsets"]
+    return np.frombuffer(content, "<f4", (last - first) // 4, start + first)
+
+
+def _read_if_intact(path: Path) -> Record | None:
+    try:
+        return read_record(path.parent, path.name.removesuffix(SUFFIX))
+    except UserError:
+        return None
+
+
+def _code_version() -> str:
+    try:
+        return metadata.version("emcid_jax")
+    except metadata.PackageNotFoundError:  # Run from a checkout.
+        return "unknown"
+
+
+def _dumped(about: Provenance) -> str:
+    return json.dumps(about, sort_keys=True, ensure_ascii=False)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}{SUFFIX}"
 
 
 def _file_hash(path: Path) -> str:

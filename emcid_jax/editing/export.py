@@ -1,4 +1,4 @@
-"""The results of an edit as files that other tools load: the weight edit and the text encoder."""
+"""The edited text encoder as files that other tools load."""
 
 from __future__ import annotations
 
@@ -9,48 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
+from emcid_jax.models.clip_text import disk_name
 from emcid_jax.models.weights import write_params
-
-WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
-"""Name on disk of the weight that block {} gets changed."""
-
-
-def write_edit(
-    path: Path, deltas: Mapping[int, Float[np.ndarray, "out inner"]], ledger: Mapping[str, Any]
-) -> None:
-    """Writes the weight edit as one safetensors file, by one rename.
-
-    Tensors are the changes dW (float32, to be *added*) under the names of the weights that they
-    change; the metadata field `ledger` (JSON) says what is in it and which model it is for.
-    """
-    arrays = {
-        WEIGHT.format(layer): np.ascontiguousarray(delta, np.float32)
-        for layer, delta in deltas.items()
-    }
-    metadata = {"format": "pt", "ledger": json.dumps(ledger, ensure_ascii=False)}
-    write_atomically(path, save(arrays, metadata=metadata))
-
-
-def read_edit(path: Path) -> tuple[dict[int, Float[np.ndarray, "out inner"]], dict[str, Any]]:
-    """Changes by layer, and the ledger. UserError if `path` is no weight edit."""
-    before, after = WEIGHT.split("{}")
-    try:
-        with safe_open(path, framework="np") as file:
-            ledger = json.loads(file.metadata()["ledger"])
-            deltas = {
-                int(name.removeprefix(before).removesuffix(after)): file.get_tensor(name)
-                for name in file.keys()  # noqa: SIM118 (not a mapping)
-            }
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a weight edit ({error}); make it again") from error
-    return dict(sorted(deltas.items())), ledger
 
 
 def stored_dtype(folder: Path) -> str:
@@ -90,6 +57,31 @@ def write_text_encoder(
         staging.rename(target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "source") -> None:
+    """Writes a text encoder as the one file that ComfyUI and Forge keep under `models/clip`.
+
+    They know the kind (`clip_l`, or `clip_h` of Stable Diffusion 2) by the names, those of
+    transformers' `CLIPTextModel` with `text_model.` before them all.
+
+    Args:
+        path: the file, e.g. `clip_l.safetensors`; written by one rename.
+        arrays: the edited tensors under the names of their folder.
+        dtype: stored type; `source` keeps that of the tensors.
+
+    Raises:
+        UserError: a value does not fit `dtype`.
+    """
+    named = {}
+    for name, array in arrays.items():
+        if not name.endswith(".position_ids"):
+            with np.errstate(over="ignore"):  # Said below.
+                stored = array if dtype == "source" else array.astype(jnp.dtype(dtype))
+            if not np.isfinite(stored.astype(np.float32)).all():
+                raise UserError(f"{path}: {name} does not fit {stored.dtype}; use float32")
+            named[disk_name(name)] = stored
+    write_atomically(path, save(named, metadata={"format": "pt"}))
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

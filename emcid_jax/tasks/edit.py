@@ -3,42 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from emcid_jax import parallel
-from emcid_jax.concepts.conflicts import require_consistent
-from emcid_jax.concepts.readers import read_requests
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import (
-    EditConfig,
-    EvaluationConfig,
-    ModelConfig,
-    RequestsConfig,
-    StageTwoConfig,
-)
-from emcid_jax.editing import bank, export, stage_two
-from emcid_jax.editing.propagation import SourcePrompts
+from emcid_jax.config import EditConfig, EvaluationConfig, ExportDtype, StageTwoConfig
+from emcid_jax.editing import bank, concept_bank, edit_file, export, stage_two
+from emcid_jax.editing.bank import Record, hash_of, model_hashes
+from emcid_jax.editing.concept_bank import Concept, ConceptBank
 from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.stage_two import WeightEdit
+from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.evaluate import evaluate, make_plan
 from emcid_jax.evaluation.judge import Judge, load_judge
 from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.models.weights import params_hash, read_params
 from emcid_jax.pipeline import Pipeline, load_pipeline, with_text_params
-from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.tasks import environment, results
 from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import read_requests, require_layers, require_model
 from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
 from emcid_jax.tasks.moments import find_captions, find_moments
 
@@ -93,19 +83,23 @@ def run(config: EditConfig, workdir: Path) -> None:
 
 def prepare(config: EditConfig) -> Job:
     """Reads and checks all input. UserError lists what is wrong; touches nothing."""
-    requests = _read_requests(config.requests)
+    requests = read_requests(config.requests)
     captions = find_captions(config.moments)
-    folder = _require_model(config.model)
-    pipeline = load_pipeline(folder, jnp.dtype(config.model.dtype))
-    _require_layers(config.stage_two, pipeline)
+    folder = require_model(config.model)
+    pipeline = load_pipeline(folder, jnp.dtype(config.model.dtype), config.model.variant)
+    require_layers(config.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, config.stage_one)
     judge = None
     if config.evaluation.enabled:
         judge = _load_judge(config.evaluation, folder)
         for reason in make_plan(requests, judge.groups[OBJECT], config.evaluation).skipped:
             logging.warning("not evaluated: %s", reason)
-    hashes = _model_hashes(pipeline, config.model)
-    return Job(config, requests, pipeline, prompts, captions, hashes, judge)
+    model = model_hashes(pipeline)
+    concept_bank.united(
+        Concept(request, bank.key(bank.provenance(request, config.stage_one, model)))
+        for request in requests
+    )
+    return Job(config, requests, pipeline, prompts, captions, model, judge)
 
 
 def edit(job: Job, workdir: Path, log: folders.Log) -> None:
@@ -130,36 +124,59 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         workdir / "moments",
         log,
     )
-    text = pipeline.params["text_encoder"]
-    with log.timed("stage_two") as figures:
-        solved = solve(job, memories, moments)
-        report = solved.report
-        figures["distance"] = [report.distance_before, report.distance_after]
-    with log.timed("export"):
-        edited = stage_two.apply_edit(text, solved)
-        export.write_text_encoder(
-            workdir / "text_encoder",
-            edited,
-            pipeline.folder / "text_encoder",
-            config.model.export_dtype,
-        )
-        ledger = _ledger(job, dataclasses.asdict(report), params_hash(edited))
-        export.write_edit(workdir / "edit.safetensors", solved.deltas, ledger)
+    concepts = _concepts(job, memories)
+    concept_bank.update(workdir / "bank", lambda old: concepts.concepts)
+    dtype = config.model.export_dtype
+    write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 
 
 def solve(job: Job, memories: Sequence[bank.Memory], moments: SecondMoments) -> WeightEdit:
     """Stage II of the job, from the pristine text encoder."""
-    source = job.prompts.source
-    return stage_two.solve(
-        job.pipeline.text,
-        job.pipeline.params["text_encoder"],
-        np.stack([memory.z for memory in memories]),
-        SourcePrompts(source.ids, source.positions, source.mask),
-        moments,
-        job.config.stage_two,
-        block=job.config.stage_one.layer,
-        weights=np.array([request.weight for request in job.requests]),
-    )
+    concepts = _concepts(job, memories)
+    return concept_bank.solve(concepts, job.pipeline, moments, job.config.stage_two)
+
+
+def write_results(
+    concepts: ConceptBank,
+    pipeline: Pipeline,
+    model: Mapping[str, str],
+    moments: SecondMoments,
+    config: StageTwoConfig,
+    export_dtype: ExportDtype,
+    workdir: Path,
+    log: folders.Log,
+) -> StageTwoReport:
+    """Stage II and the exports; edit.safetensors appears last, when all is done.
+
+    Args:
+        concepts: what is written.
+        pipeline: the base model.
+        model: its hashes, see `bank.model_hashes`.
+        moments: its second moments.
+        config: Stage II's settings.
+        export_dtype: stored type of the text encoder.
+        workdir: gets `text_encoder/` and `edit.safetensors`.
+        log: gets a line per step.
+    """
+    with log.timed("stage_two") as figures:
+        solved = concept_bank.solve(concepts, pipeline, moments, config)
+        report = solved.report
+        figures["distance"] = [report.distance_before, report.distance_after]
+    with log.timed("export"):
+        content = edit_file.pack(solved.deltas)
+        stored = WeightEdit(content.deltas(), report)  # What is in the file is what is exported.
+        edited = stage_two.apply_edit(pipeline.params["text_encoder"], stored)
+        export.write_text_encoder(
+            workdir / "text_encoder",
+            edited,
+            pipeline.folder / "text_encoder",
+            export_dtype,
+        )
+        ledger = edit_file.make_ledger(
+            concepts, model, moments, config, report, params_hash(edited)
+        )
+        edit_file.write_edit(workdir / "edit.safetensors", content, ledger)
+    return report
 
 
 def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
@@ -179,54 +196,11 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
                 mesh=parallel.make_mesh(),
                 progress=config.run.progress,
             )
-    _, ledger = export.read_edit(workdir / "edit.safetensors")
+    _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
     with log.timed("report"):
         memories = [bank.provenance(r, config.stage_one, job.model) for r in job.requests]
         results.write_page(workdir, config, memories, ledger["report"], evaluation, log)
     results.write_metrics(workdir, len(job.requests), ledger["report"], evaluation, log)
-
-
-def _read_requests(config: RequestsConfig) -> list[EditRequest]:
-    """The requests of the file, checked one by one and against each other."""
-    requests = read_requests(Path(config.path), config.templates or None)
-    requests = requests[: config.count or None]
-    for conflict in require_consistent(requests):
-        logging.warning("%s", conflict.message)
-    return requests
-
-
-def _require_model(config: ModelConfig) -> Path:
-    """The folder that `config.path` names; UserError if there is none."""
-    folder = model_folder(config.path)
-    if not (folder / "model_index.json").is_file():
-        raise UserError(
-            f"config.model.path is {config.path!r}, but {folder} is no diffusers folder (it has no "
-            "model_index.json); give `sprites` or a Stable Diffusion folder"
-        )
-    return folder
-
-
-def _require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:
-    blocks = pipeline.text.config.num_hidden_layers
-    if config.layers[-1] >= blocks:
-        raise UserError(
-            f"config.stage_two.layers is {config.layers}, but the text encoder of "
-            f"{pipeline.folder} has blocks 0 to {blocks - 1}"
-        )
-
-
-def _model_hashes(pipeline: Pipeline, config: ModelConfig) -> dict[str, str]:
-    """What a memory depends on beside its request: every part of the model, and its precision."""
-    hashes = {name: params_hash(params) for name, params in pipeline.params.items()}
-    tokenizer = hashlib.sha256()
-    for file in sorted((pipeline.folder / "tokenizer").iterdir()):
-        if file.is_file():
-            tokenizer.update(f"{file.name}\n".encode() + file.read_bytes())
-    return hashes | {
-        "tokenizer": tokenizer.hexdigest(),
-        "scheduler": hash_of(dict(pipeline.scheduler_config)),
-        "dtype": config.dtype,
-    }
 
 
 def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
@@ -243,33 +217,13 @@ def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
     return judge
 
 
-def hash_of(content: Any) -> str:
-    """SHA-256 (hex) of JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _ledger(job: Job, report: dict[str, Any], edited_hash: str) -> dict[str, Any]:
-    """What is in the weight edit, and for which model."""
-    config = job.config
-    return {
-        "format": 1,
-        "base": job.model,
-        "edited": edited_hash,
-        "stage_one": dataclasses.asdict(config.stage_one),
-        "moments": dataclasses.asdict(config.moments),
-        "stage_two": dataclasses.asdict(config.stage_two),
-        "report": report,
-        "requests": [
-            {
-                "source": request.source,
-                "dest": list(request.dests),
-                "task": request.task,
-                "weight": request.weight,
-                "memory": bank.key(bank.provenance(request, config.stage_one, job.model)),
-            }
-            for request in job.requests
-        ],
-    }
+def _concepts(job: Job, memories: Sequence[bank.Memory]) -> ConceptBank:
+    """The job's requests and memories as a bank."""
+    records = [
+        Record(bank.provenance(request, job.config.stage_one, job.model), memory, {})
+        for request, memory in zip(job.requests, memories, strict=True)
+    ]
+    return concept_bank.of_requests(job.requests, records)
 
 
 def _read_edited(pipeline: Pipeline, workdir: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import CLIPTextModel
 
 from emcid_jax.editing import export
+from emcid_jax.editing.edit_file import WEIGHT
 from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit, apply_edit
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline, load_pipeline, tokenize
@@ -80,24 +81,7 @@ def test_names_and_metadata_are_those_of_the_base_folder(
     assert set(before) == set(after)
     assert all(name.startswith("text_model.") for name in after)
     changed = {name for name in after if not np.array_equal(before[name], after[name])}
-    assert changed == {export.WEIGHT.format(layer) for layer in LAYERS}
-
-
-def test_the_weight_edit_is_the_difference_of_the_files(
-    pipeline: Pipeline, edited: dict[str, Any], deltas: dict[int, np.ndarray], tmp_path: Path
-) -> None:
-    export.write_text_encoder(tmp_path / "e", edited, pipeline.folder / "text_encoder")
-    export.write_edit(tmp_path / "edit.safetensors", deltas, {"requests": ["é"], "format": 1})
-    before = base_weights(pipeline)
-    after = load_file(tmp_path / "e" / "model.safetensors")
-    found, ledger = export.read_edit(tmp_path / "edit.safetensors")
-    assert ledger == {"requests": ["é"], "format": 1}
-    assert tuple(found) == LAYERS
-    for layer, delta in found.items():
-        name = export.WEIGHT.format(layer)
-        assert load_file(tmp_path / "edit.safetensors")[name].dtype == np.float32
-        np.testing.assert_array_equal(delta, deltas[layer].astype(np.float32))
-        np.testing.assert_allclose(after[name] - before[name], delta, atol=1e-6)
+    assert changed == {WEIGHT.format(layer) for layer in LAYERS}
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("source", "F16"), ("float32", "F32")])
@@ -138,12 +122,30 @@ def test_an_earlier_folder_is_replaced(
     assert not (tmp_path / "text_encoder" / "stale").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
-def test_a_file_that_is_no_edit_is_named(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "edit.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"edit\.safetensors: not a weight edit"):
-        export.read_edit(path)
-    save_file({"a": np.zeros(2)}, path)
-    with pytest.raises(UserError, match="not a weight edit"):
-        export.read_edit(path)
+@pytest.mark.parametrize("dtype", ["source", "float16"])
+def test_the_clip_file_has_the_names_that_comfyui_knows_and_transformers_reads_it(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path, dtype: str
+) -> None:
+    export.write_text_encoder(tmp_path / "folder", edited, pipeline.folder / "text_encoder")
+    arrays = load_file(tmp_path / "folder" / "model.safetensors")
+    arrays = {name.removeprefix("text_model."): array for name, array in arrays.items()}
+    path = tmp_path / "clip_l.safetensors"
+    export.write_clip(path, arrays | {"embeddings.position_ids": np.arange(32)[None]}, dtype)
+    found = load_file(path)
+    assert {array.dtype.name for array in found.values()} == {
+        "float32" if dtype == "source" else dtype
+    }
+    # What ComfyUI's and Forge's loaders look for; nothing else may be there.
+    assert "text_model.encoder.layers.0.mlp.fc1.weight" in found
+    assert all(name.startswith("text_model.") for name in found)
+    assert not any(name.endswith("position_ids") for name in found)
+    config = json.loads((pipeline.folder / "text_encoder" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
+    path.rename(tmp_path / "model.safetensors")
+    oracle = CLIPTextModel.from_pretrained(tmp_path).eval()
+    ids = tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])
+    with torch.no_grad():
+        wanted = oracle(torch.from_numpy(ids.astype(np.int64))).last_hidden_state.numpy()
+    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids))
+    bar = 1e-4 if dtype == "source" else 0.02
+    np.testing.assert_allclose(ours.last_hidden_state, wanted, rtol=bar, atol=bar)

@@ -21,7 +21,9 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import config as settings
 from emcid_jax import main
 from emcid_jax.config import EditConfig, from_config_dict
-from emcid_jax.editing.export import WEIGHT, read_edit
+from emcid_jax.editing import concept_bank, edit_file, second_moment
+from emcid_jax.editing.edit_file import WEIGHT, read_edit
+from emcid_jax.pipeline import load_pipeline
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
@@ -59,33 +61,21 @@ run()
 KILLS = [
     ("emcid_jax.editing.bank", "write", 3),  # Stage I, between the records of a chunk
     ("emcid_jax.checkpoints", "save", 2),  # statistics
-    ("emcid_jax.editing.export", "write_edit", 0),  # between the two exports
+    ("emcid_jax.editing.edit_file", "write_edit", 0),  # between the two exports
     ("emcid_jax.evaluation.images", "write_atomically", 9),  # evaluation
 ]
 
 
 @pytest.fixture(scope="module")
-def model(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model(
+    tiny_pipeline_folder: Path,
+    write_tiny_judge: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """The tiny Stable Diffusion with a random judge in it."""
-    import torch
-    from transformers import ViTConfig, ViTForImageClassification
-
     folder = tmp_path_factory.mktemp("model") / "tiny"
     shutil.copytree(tiny_pipeline_folder, folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        judge = ViTConfig(
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=16,
-            image_size=16,
-            patch_size=8,
-            id2label=dict(enumerate(NAMES)),
-            label2id={name: i for i, name in enumerate(NAMES)},
-            initializer_range=1.0,
-        )
-        ViTForImageClassification(judge).save_pretrained(folder / "judge")
+    write_tiny_judge(folder / "judge", NAMES)
     return folder
 
 
@@ -156,14 +146,18 @@ def metrics(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "metrics.json").read_text())
 
 
+def require_same_arrays(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
 def require_same_results(found: Path, wanted: Path) -> None:
     """The same weights, images and figures, to the bit."""
-    deltas, ledger = read_edit(found / "edit.safetensors")
-    wanted_deltas, wanted_ledger = read_edit(wanted / "edit.safetensors")
+    content, ledger = read_edit(found / "edit.safetensors")
+    wanted_content, wanted_ledger = read_edit(wanted / "edit.safetensors")
     assert ledger == wanted_ledger
-    assert set(deltas) == set(wanted_deltas)
-    for layer, delta in deltas.items():
-        np.testing.assert_array_equal(delta, wanted_deltas[layer])
+    require_same_arrays(content.arrays, wanted_content.arrays)
     for part in ("text_encoder", "images"):
         files = sorted(path.relative_to(wanted) for path in (wanted / part).rglob("*.*"))
         assert files == sorted(path.relative_to(found) for path in (found / part).rglob("*.*"))
@@ -190,7 +184,7 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
     saved = json.loads((finished / "config.json").read_text())
     assert from_config_dict(saved["config"], EditConfig) == config
     assert {"jax", "git", "device", "emcid_jax"} <= set(saved["environment"])
-    assert len(list((finished / "bank").iterdir())) == len(REQUESTS)
+    assert len(list((finished / "bank").glob("*.safetensors"))) == len(REQUESTS)
     figures = metrics(finished)
     assert figures["requests"] == len(REQUESTS)
     assert {"efficacy_source2dest", "holdout_delta"} <= set(figures["aice"])
@@ -198,7 +192,8 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
     assert phases <= set(figures["seconds"])
     assert len(figures["skipped"]) == 1  # The judge knows no nurse.
     # The drop-in folder is the base plus the weight edit.
-    deltas, ledger = read_edit(finished / "edit.safetensors")
+    content, ledger = read_edit(finished / "edit.safetensors")
+    deltas = content.deltas()
     base = load_file(model / "text_encoder" / "model.safetensors")
     base = {f"text_model.{name.removeprefix('text_model.')}": base[name] for name in base}
     edited = load_file(finished / "text_encoder" / "model.safetensors")
@@ -207,9 +202,21 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
         name = WEIGHT.format(layer)
         assert np.abs(delta).max() > 0
         np.testing.assert_allclose(edited[name], base[name] + delta, atol=1e-6)
-    assert [request["source"] for request in ledger["requests"]] == [r["source"] for r in REQUESTS]
+    sources = {request["source"] for request in ledger["requests"]}
+    assert sources == {request["source"] for request in REQUESTS}
     page = (finished / "report.html").read_text()
     assert "great white shark" in page
+
+
+def test_its_bank_solved_again_gives_the_same_bits(finished: Path, model: Path) -> None:
+    solved = concept_bank.solve(
+        concept_bank.open_bank(finished / "bank"),
+        load_pipeline(model),
+        second_moment.read_moments(finished / "moments" / "second_moments.safetensors"),
+        settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+    )
+    content, _ = read_edit(finished / "edit.safetensors")
+    require_same_arrays(edit_file.pack(solved.deltas).arrays, content.arrays)
 
 
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(

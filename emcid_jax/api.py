@@ -1,0 +1,131 @@
+"""The calls for Python: load, memorize, solve, apply, export, sample.
+
+Every call is a function of its arguments. Nothing is global but what is on disk, and a pipeline is
+never changed: `apply` gives another one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from emcid_jax import pipeline as pipelines
+from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.templates import OBJECT_TEMPLATES
+from emcid_jax.config import (
+    Dtype,
+    ExportDtype,
+    ModelConfig,
+    RunConfig,
+    StageOneConfig,
+    StageTwoConfig,
+)
+from emcid_jax.editing import concept_bank, second_moment, stage_two
+from emcid_jax.editing import export as exports
+from emcid_jax.editing.concept_bank import ConceptBank
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import WeightEdit
+from emcid_jax.generation import generate
+from emcid_jax.parallel import make_mesh
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks import bank as bank_task
+from emcid_jax.tasks.inputs import require_model
+from emcid_jax.tasks.workdir import Log
+
+STAGE_ONE, STAGE_TWO = StageOneConfig(), StageTwoConfig()
+QUIET = RunConfig(progress=False)
+
+
+def load_pipeline(model: str = "sprites", dtype: Dtype = "float32") -> Pipeline:
+    """A model by what `config.model.path` takes: `sprites`, or a Stable Diffusion folder.
+
+    UserError if there is none or it is not supported.
+    """
+    return pipelines.load_pipeline(require_model(ModelConfig(path=model)), jnp.dtype(dtype))
+
+
+def memorize(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest | tuple[str, str]],
+    folder: Path | str,
+    config: StageOneConfig = STAGE_ONE,
+    run: RunConfig = QUIET,
+) -> ConceptBank:
+    """Adds requests to the bank in `folder` and gives the bank; Stage I runs for new ones only.
+
+    Args:
+        pipeline: the base model.
+        requests: requests, or pairs (source, destination) with the templates of objects.
+        folder: the bank's folder; made if there is none. Progress is logged in its metrics.jsonl.
+        config: Stage I's settings.
+        run: chunk size and progress bars.
+
+    Raises:
+        UserError: requests that contradict each other, the bank, or do not fit the tokenizer.
+    """
+    folder = Path(folder)
+    asked = [
+        request
+        if isinstance(request, EditRequest)
+        else EditRequest(*request, OBJECT_TEMPLATES, origin=f"request {index}")
+        for index, request in enumerate(requests)
+    ]
+    require_consistent(asked)
+    log = Log(folder / "metrics.jsonl")
+    folder.mkdir(parents=True, exist_ok=True)
+    bank_task.memorize(pipeline, asked, folder, config, run, log)
+    return concept_bank.open_bank(folder)
+
+
+def measure(
+    pipeline: Pipeline, captions: Sequence[str], config: StageTwoConfig = STAGE_TWO
+) -> SecondMoments:
+    """Second moments of the keys over captions, for the layers of `config`."""
+    steps = second_moment.accumulate(
+        pipeline.text,
+        pipeline.params["text_encoder"],
+        pipelines.tokenize(pipeline.tokenizer, captions),
+        config.layers,
+    )
+    return second_moment.finish(deque(steps, maxlen=1).pop())
+
+
+def solve(
+    bank: ConceptBank,
+    pipeline: Pipeline,
+    moments: SecondMoments,
+    config: StageTwoConfig = STAGE_TWO,
+) -> WeightEdit:
+    """Stage II over the whole bank, from pristine weights; see `concept_bank.solve`."""
+    return concept_bank.solve(bank, pipeline, moments, config)
+
+
+def apply(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
+    """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
+    params = stage_two.apply_edit(pipeline.params["text_encoder"], edit)
+    return pipelines.with_text_params(pipeline, params)
+
+
+def export(edited: Pipeline, folder: Path | str, dtype: ExportDtype = "source") -> None:
+    """Writes the text encoder as the drop-in `text_encoder` folder of a diffusers model."""
+    exports.write_text_encoder(
+        Path(folder), edited.params["text_encoder"], edited.folder / "text_encoder", dtype
+    )
+
+
+def sample(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int] | None = None,
+    steps: int = 20,
+    guidance: float = 4.0,
+) -> UInt8[np.ndarray, "image height width 3"]:
+    """Draws one image per prompt, the i-th with seed i unless `seeds` says others."""
+    chosen = list(range(len(prompts))) if seeds is None else seeds
+    return generate(pipeline, prompts, chosen, steps=steps, guidance=guidance, mesh=make_mesh())

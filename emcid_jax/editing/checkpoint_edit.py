@@ -1,0 +1,60 @@
+"""An edit written into a copy of a single-file checkpoint in LDM's key names.
+
+The file is copied and the edited tensors are changed in place: header, types and every other byte
+stay what they are.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from emcid_jax.editing.edit_file import WEIGHT, EditFile
+from emcid_jax.errors import UserError
+from emcid_jax.files import replacing
+from emcid_jax.models import ldm
+from emcid_jax.single_file import read_header
+
+_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+
+
+def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
+    """Writes `source` with the edit in it to `path`, by one rename.
+
+    Args:
+        path: the new file.
+        source: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
+        content: the edit.
+
+    Raises:
+        UserError: `source` is damaged or another kind of model, the edit does not fit it, or new
+            values do not fit the type of a weight.
+    """
+    header = read_header(source)
+    version = ldm.version_of(header.shapes, source)
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+        with temporary.open("r+b") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(start - 8))
+            for layer, delta in content.deltas().items():
+                key = ldm.locate_text(WEIGHT.format(layer), version, header.shapes).key
+                if header.shapes.get(key) != delta.shape:
+                    raise UserError(
+                        f"{source}: has no {key} of shape {delta.shape}; apply the edit to the "
+                        "model it was made for"
+                    )
+                kind = np.dtype(_TYPES[header.kinds[key]])
+                first, last = entries[key]["data_offsets"]
+                file.seek(start + first)
+                weight = np.frombuffer(file.read(last - first), kind).reshape(delta.shape)
+                with np.errstate(over="ignore"):  # Said below.
+                    edited = (weight.astype(np.float64) + delta).astype(kind)
+                if not np.isfinite(edited.astype(np.float32)).all():
+                    raise UserError(f"{source}: {key} with the edit does not fit {kind}")
+                file.seek(start + first)
+                file.write(edited.tobytes())

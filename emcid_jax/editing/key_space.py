@@ -1,0 +1,202 @@
+"""Conflicts and neighbours of a bank before it is solved, from keys and memories alone.
+
+One layer's solve answers a prompt with key k by `dW k = sum_i c_i(k) r_i`, with the coefficients
+
+    c(k) = (lambda_eff I + K' C^-1 K'^T)^-1 K' C^-1 k
+
+of the written keys K' (rows, times the root of their weights), so what an edit will do to any
+prompt is known to first order before it is made: r_i is request i's share of its offset, delta_i
+divided by the number of layers. Prediction leaves out that layers see what earlier ones wrote.
+Similarity is the cosine of keys whitened by C: what the solve can tell apart, not what looks alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from emcid_jax.concepts import spans
+from emcid_jax.concepts.conflicts import Conflict, find_conflicts, normalised
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing.concept_bank import ConceptBank
+from emcid_jax.editing.propagation import Blocks, SourcePrompts, prompt_means, split_prompts
+from emcid_jax.editing.second_moment import SecondMoments, exact
+from emcid_jax.editing.solvers import cholesky
+from emcid_jax.errors import UserError
+from emcid_jax.parallel import make_mesh
+from emcid_jax.pipeline import Pipeline
+
+SIMILAR = 0.9
+"""Whitened cosine from which two keys with different targets collide."""
+
+
+class Collision(NamedTuple):
+    """Two edits whose sources the solve can hardly tell apart."""
+
+    sources: tuple[str, str]
+    similarity: float
+    """Whitened cosine of the keys, mean over layers."""
+    targets: float
+    """Cosine of the two offsets: at 1 the edits want the same."""
+
+
+class Neighbour(NamedTuple):
+    """What the edit will do to a concept: a kept one, or a written one itself."""
+
+    name: str
+    nearest: str
+    """The edited source (another one) that is most similar."""
+    similarity: float
+    drift: float
+    """Predicted |change of the state at block L| over |the state|."""
+
+
+class Prediction(NamedTuple):
+    """Everything found, ranked: the worst first."""
+
+    collisions: tuple[Collision, ...]
+    kept: tuple[Neighbour, ...]
+    """Concepts to keep, by drift."""
+    unmet: tuple[tuple[str, float], ...]
+    """Edited sources with the share of their offset that will be missed."""
+    contradictions: tuple[str, ...]
+    """A line per chain or cycle among the requests, and per concept both kept and edited."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CleanRun:
+    """Prompts of some requests through the pristine encoder."""
+
+    keys: Mapping[int, Float64[np.ndarray, "request key"]]
+    """Layer -> input of fc2 at the last subject token, mean over the request's prompts."""
+    states: Float64[np.ndarray, "request dim"]
+    """Output of the last of the layers there, mean over the prompts."""
+
+
+def predict(
+    concepts: ConceptBank,
+    pipeline: Pipeline,
+    moments: SecondMoments,
+    config: StageTwoConfig,
+    keep: Sequence[str] = (),
+) -> Prediction:
+    """What solving the bank will do to its own concepts and to those to `keep`.
+
+    Args:
+        concepts: the bank; those of strength 0 are left out.
+        pipeline: the base model.
+        moments: its second moments, with the layers of `config`.
+        config: Stage II's settings.
+        keep: names that shall stay as they are, put into the templates of the bank's first request.
+
+    Raises:
+        UserError: an empty bank, or a name that has no place in a prompt.
+    """
+    active = concepts.active
+    if not active:
+        raise UserError("the bank has no concept of strength > 0; add one")
+    requests = [concept.request for concept in active]
+    # The destination is not read; it must differ from the name for the request to be one.
+    kept = [EditRequest(name, f"not {name}", requests[0].templates, origin="keep") for name in keep]
+    offsets = np.array(
+        [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
+    )
+    clean = clean_run(pipeline, [*requests, *kept], config.layers)
+    strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
+    weights = np.array([request.weight for request in requests])
+    count, layers = len(requests), len(config.layers)
+    similarity = np.zeros((count + len(kept), count))
+    change = np.zeros((count + len(kept), offsets.shape[1]))
+    for layer in config.layers:
+        white = moments.moment(layer).factor.whiten(clean.keys[layer].T).T
+        similarity += cosines(white, white[:count]) / layers
+        change += coefficients(white, white[:count], weights, strength) @ offsets / layers
+    sources = [request.source for request in requests]
+    others = similarity - 2 * np.eye(count + len(kept), count)  # Nobody is his own neighbour.
+    drift = np.linalg.norm(change, axis=1) / np.linalg.norm(clean.states, axis=1)
+    neighbours = [
+        Neighbour(name, sources[near], float(others[row, near]), float(drift[row]))
+        for row, name in enumerate(keep, start=count)
+        for near in [int(others[row].argmax())]
+    ]
+    missed = np.linalg.norm(change[:count] - offsets, axis=1) / np.linalg.norm(offsets, axis=1)
+    unmet = sorted(zip(sources, missed.tolist(), strict=True), key=lambda pair: -pair[1])
+    return Prediction(
+        collisions(sources, similarity[:count], cosines(offsets, offsets)),
+        tuple(sorted(neighbours, key=lambda neighbour: -neighbour.drift)),
+        tuple(unmet),
+        contradictions(requests, keep),
+    )
+
+
+def clean_run(
+    pipeline: Pipeline, requests: Sequence[EditRequest], layers: Sequence[int]
+) -> CleanRun:
+    """Keys of `layers` and states after the last of them, of every request's source prompts."""
+    rectangle = spans.source_prompts(pipeline.tokenizer, requests)
+    prompts = SourcePrompts(*rectangle)
+    mesh = make_mesh()
+    params = pipeline.params["text_encoder"]
+    blocks = Blocks(exact(pipeline.text, params), params, mesh)
+    chunks = split_prompts(prompts, mesh)
+    keys, runs = {}, []
+    for layer in range(layers[-1] + 1):
+        runs = [blocks.run(chunk, layer) for chunk in chunks]
+        if layer in layers:
+            keys[layer] = prompt_means(chunks, [run.key for run in runs], prompts.mask)
+        chunks = [
+            dataclasses.replace(chunk, hidden=run.hidden)
+            for chunk, run in zip(chunks, runs, strict=True)
+        ]
+    return CleanRun(keys, prompt_means(chunks, [run.state for run in runs], prompts.mask))
+
+
+def coefficients(
+    white: Float64[np.ndarray, "any key"],
+    written: Float64[np.ndarray, "request key"],
+    weights: Float64[np.ndarray, " request"],
+    strength: float,
+) -> Float64[np.ndarray, "any request"]:
+    """How much of every request's residual each key receives; keys whitened by C."""
+    root = np.sqrt(weights)
+    scaled = written * root[:, None]
+    system = cholesky(scaled @ scaled.T, strength)
+    return system.solve(scaled @ white.T).T * root
+
+
+def cosines(
+    rows: Float64[np.ndarray, "row size"], columns: Float64[np.ndarray, "column size"]
+) -> Float64[np.ndarray, "row column"]:
+    """Cosine of every row with every column vector."""
+    rows, columns = (
+        x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(float).tiny)
+        for x in (rows, columns)
+    )
+    return rows @ columns.T
+
+
+def collisions(
+    sources: Sequence[str],
+    similarity: Float64[np.ndarray, "request request"],
+    targets: Float64[np.ndarray, "request request"],
+) -> tuple[Collision, ...]:
+    """Pairs with nearly parallel keys, those whose offsets disagree most first."""
+    first, second = np.nonzero(np.triu(similarity >= SIMILAR, 1))
+    found = [
+        Collision((sources[i], sources[j]), float(similarity[i, j]), float(targets[i, j]))
+        for i, j in zip(first.tolist(), second.tolist(), strict=True)
+    ]
+    return tuple(sorted(found, key=lambda pair: pair.similarity * (pair.targets - 1)))
+
+
+def contradictions(requests: Sequence[EditRequest], keep: Sequence[str]) -> tuple[str, ...]:
+    """What names alone say: chains, cycles, and concepts that are to be kept and edited."""
+    edited = {normalised(request.source) for request in requests}
+    both = [f"{name!r} is edited and to be kept" for name in keep if normalised(name) in edited]
+    conflicts: list[Conflict] = find_conflicts(requests)
+    return (*both, *(conflict.message for conflict in conflicts))

@@ -1,0 +1,345 @@
+# ruff: noqa: RUF009 (sections of settings are frozen)
+"""Task `bank`: add to, take from, merge, inspect and solve a concept bank.
+
+`add` runs Stage I for what the bank has no memory of; `solve` writes the whole bank into the
+pristine text encoder, `conflicts` predicts what that will do. No other operation loads a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import (
+    ModelConfig,
+    MomentConfig,
+    NotNegative,
+    RequestsConfig,
+    RunConfig,
+    StageOneConfig,
+    StageTwoConfig,
+)
+from emcid_jax.editing import bank, concept_bank, key_space
+from emcid_jax.editing.concept_bank import Concept, ConceptBank
+from emcid_jax.editing.key_space import Prediction
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.tasks import edit, environment
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import read_requests, require_layers, require_model
+from emcid_jax.tasks.memories import find_memories, read_prompts
+from emcid_jax.tasks.moments import find_captions, find_moments
+
+Operation = Literal[
+    "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve"
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class BankConfig:
+    """Settings of this task."""
+
+    task: Literal["bank"] = "bank"
+    """Which task of main runs."""
+    operation: Operation = "list"
+    """`list`, `show`, `diff` (to `other`), `add`, `remove`, `strength`, `merge` (`other` into the
+    bank), `conflicts` (what solving will do, predicted) or `solve`."""
+    bank: str = ""
+    """The bank's folder, e.g. `runs/mine/bank`."""
+    other: str = ""
+    """`diff`, `merge`: folder of another bank."""
+    names: tuple[str, ...] = ()
+    """`show`, `remove`, `strength`: sources of the concepts meant."""
+    query: str = ""
+    """The same by pattern, e.g. `*shark*`, matched against source and destination."""
+    strength: NotNegative = 1.0
+    """`strength`: share of the offset that is written; 0 leaves a concept out of the edit."""
+    keep: tuple[str, ...] = ()
+    """`conflicts`: names that shall stay as they are."""
+    requests: RequestsConfig = RequestsConfig()
+    """`add`: what is added. `show`, `remove`, `strength`: the concepts meant, by file."""
+    model: ModelConfig = ModelConfig()
+    stage_one: StageOneConfig = StageOneConfig()
+    moments: MomentConfig = MomentConfig()
+    stage_two: StageTwoConfig = StageTwoConfig()
+    run: RunConfig = RunConfig()
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if not self.bank:
+            raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+        if self.operation in ("diff", "merge") and not self.other:
+            raise UserError(f"config.other is empty; {self.operation} takes a second bank's folder")
+        if self.operation == "add" and not self.requests.path:
+            raise UserError("config.requests.path is empty; give what to add")
+        chosen = self.names or self.query or self.requests.path
+        if self.operation in ("remove", "strength") and not chosen:
+            raise UserError(
+                f"config.names, query and requests.path are empty; say what to {self.operation}"
+            )
+
+
+Config = BankConfig
+
+
+def run(config: BankConfig, workdir: Path) -> None:
+    """Does the operation. `solve` leaves its results in `workdir`; `add` logs there."""
+    _OPERATIONS[config.operation](config, workdir)
+
+
+def _list(config: BankConfig, workdir: Path) -> None:
+    found = concept_bank.open_bank(Path(config.bank))
+    for line in table(found):
+        _say(line)
+    _say(_count(found.concepts))
+
+
+def _show(config: BankConfig, workdir: Path) -> None:
+    found = concept_bank.open_bank(Path(config.bank))
+    chosen = found.concepts
+    if config.names or config.query or config.requests.path:
+        chosen = _chosen(config, found.concepts)
+    entries = [describe(found, concept) for concept in chosen]
+    _say(json.dumps(entries, indent=2, ensure_ascii=False))
+
+
+def _diff(config: BankConfig, workdir: Path) -> None:
+    ours, theirs = (concept_bank.read_list(Path(name)) for name in (config.bank, config.other))
+    found = concept_bank.diff(ours, theirs)
+    _say(json.dumps(found, indent=2, ensure_ascii=False))
+
+
+def _remove(config: BankConfig, workdir: Path) -> None:
+    folder = Path(config.bank)
+    chosen = _chosen(config, concept_bank.read_list(folder))
+    left = concept_bank.remove(folder, chosen)
+    _say(f"removed {len(chosen)}; {_count(left)}")
+
+
+def _strength(config: BankConfig, workdir: Path) -> None:
+    folder = Path(config.bank)
+    chosen = _chosen(config, concept_bank.read_list(folder))
+    concepts = concept_bank.set_strength(folder, chosen, config.strength)
+    _say(f"{len(chosen)} of strength {config.strength:g}; {_count(concepts)}")
+
+
+def _merge(config: BankConfig, workdir: Path) -> None:
+    _say(_count(concept_bank.merge(Path(config.bank), Path(config.other))))
+
+
+def _add(config: BankConfig, workdir: Path) -> None:
+    folders.require_writable(workdir)
+    requests = read_requests(config.requests)
+    pipeline = _load(config)
+    with folders.exclusive(workdir):
+        log = folders.Log(workdir / "metrics.jsonl")
+        new = memorize(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
+    total = concept_bank.read_list(Path(config.bank))
+    _say(f"ran Stage I for {new} of {len(requests)}; {_count(total)}")
+
+
+def _solve(config: BankConfig, workdir: Path) -> None:
+    with _solvable(config, workdir) as job:
+        report = edit.write_results(
+            job.concepts,
+            job.pipeline,
+            job.model,
+            job.moments,
+            config.stage_two,
+            config.model.export_dtype,
+            workdir,
+            job.log,
+        )
+    _say(
+        f"wrote {len(job.concepts.active)} concepts into {workdir}; distance to the targets "
+        f"{report.distance_before:.4g} -> {report.distance_after:.4g}"
+    )
+
+
+def _conflicts(config: BankConfig, workdir: Path) -> None:
+    with _solvable(config, workdir) as job:
+        found = key_space.predict(
+            job.concepts, job.pipeline, job.moments, config.stage_two, config.keep
+        )
+        folders.write_json(workdir / "conflicts.json", prediction_json(found))
+    for line in prediction_table(found):
+        _say(line)
+    _say(f"all of it: {workdir / 'conflicts.json'}")
+
+
+class _Solvable(NamedTuple):
+    """A bank with all that solving it takes."""
+
+    concepts: ConceptBank
+    pipeline: Pipeline
+    model: dict[str, str]
+    moments: SecondMoments
+    log: folders.Log
+
+
+@contextlib.contextmanager
+def _solvable(config: BankConfig, workdir: Path) -> Iterator[_Solvable]:
+    """Reads the bank and finds second moments, which stay in `workdir` for the next time."""
+    folders.require_writable(workdir)
+    _require_own(workdir)
+    concepts = concept_bank.open_bank(Path(config.bank))
+    captions = find_captions(config.moments)
+    pipeline = _load(config)
+    require_layers(config.stage_two, pipeline)
+    concept_bank.require_base(concepts, pipeline)
+    model = bank.model_hashes(pipeline)
+    layers = config.stage_two.layers
+    decides = [model["text_encoder"], model["tokenizer"], captions, layers]
+    with folders.exclusive(workdir):
+        inputs = {
+            "bank": bank.hash_of([(c.memory, c.strength) for c in concepts.concepts]),
+            "model.path": bank.hash_of(model),
+            "moments.captions": bank.hash_of(captions),
+        }
+        folders.write_config(workdir, config, inputs, environment.describe())
+        log = folders.Log(workdir / "metrics.jsonl")
+        folder = workdir / "moments" / bank.hash_of(decides)[:16]
+        moments = find_moments(pipeline, captions, layers, config.moments, config.run, folder, log)
+        yield _Solvable(concepts, pipeline, model, moments, log)
+
+
+def memorize(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    folder: Path,
+    config: StageOneConfig,
+    run: RunConfig,
+    log: folders.Log,
+) -> int:
+    """Adds requests to the bank in `folder`; Stage I runs for those without a memory there.
+
+    Gives the number of those. UserError, before Stage I runs, if a request does not go with the
+    bank's.
+    """
+    model = bank.model_hashes(pipeline)
+    about = [bank.provenance(request, config, model) for request in requests]
+    concepts = [Concept(r, bank.key(a)) for r, a in zip(requests, about, strict=True)]
+    concept_bank.require_addable(folder, concepts)
+    new = [r for r, a in zip(requests, about, strict=True) if bank.read(folder, a) is None]
+    if new:
+        prompts = read_prompts(pipeline, new, config)
+        find_memories(pipeline, new, prompts, config, run, model, folder, log)
+    concept_bank.add(folder, concepts)
+    return len(new)
+
+
+def table(found: ConceptBank) -> list[str]:
+    """A line per concept, by source: strength, weight, offset, held-out loss, task, names."""
+    lines = [f"{'strength':>8} {'weight':>6} {'|delta|':>8} {'loss':>21}  task     concept"]
+    for concept in sorted(found.concepts, key=lambda concept: concept.request.source):
+        memory, request = found.records[concept.memory].memory, concept.request
+        loss = f"{memory.start[0]:.4g} -> {memory.end[0]:.4g}"
+        lines.append(
+            f"{concept.strength:8g} {request.weight:6g} {np.linalg.norm(memory.delta):8.3f} "
+            f"{loss:>21}  {request.task:8} {request.source} -> {' | '.join(request.dests)}"
+        )
+    return lines
+
+
+def describe(found: ConceptBank, concept: Concept) -> dict[str, Any]:
+    """All that a bank knows about a concept but the vectors themselves, as JSON values."""
+    record = found.records[concept.memory]
+    memory = record.memory
+    return {
+        "request": dataclasses.asdict(concept.request),
+        "strength": concept.strength,
+        "memory": concept.memory,
+        "delta_norm": float(np.linalg.norm(memory.delta)),
+        "z_norm": float(np.linalg.norm(memory.z)),
+        "loss_start": memory.start.tolist(),
+        "loss_end": memory.end.tolist(),
+        "steps": len(memory.curve),
+        "provenance": record.provenance,
+        "details": record.details,
+    }
+
+
+def prediction_json(found: Prediction) -> dict[str, Any]:
+    """A prediction as JSON values."""
+    return {
+        "contradictions": list(found.contradictions),
+        "collisions": [pair._asdict() for pair in found.collisions],
+        "kept": [neighbour._asdict() for neighbour in found.kept],
+        "unmet": dict(found.unmet),
+    }
+
+
+def prediction_table(found: Prediction, most: int = 20) -> list[str]:
+    """The worst of a prediction, a line each."""
+    lines = list(found.contradictions[:most])
+    lines += [
+        f"collision: {' and '.join(map(repr, pair.sources))}: keys {pair.similarity:.3f} alike, "
+        f"targets {pair.targets:.2f}"
+        for pair in found.collisions[:most]
+    ]
+    lines += [
+        f"kept: {near.name!r} drifts by {near.drift:.2%}; nearest edit {near.nearest!r} "
+        f"({near.similarity:.3f})"
+        for near in found.kept[:most]
+    ]
+    lines += [f"unmet: {share:.1%} of {name!r}" for name, share in found.unmet[:most]]
+    return lines
+
+
+def _chosen(config: BankConfig, concepts: Sequence[Concept]) -> list[Concept]:
+    """The concepts meant; UserError if there is none."""
+    requests = read_requests(config.requests) if config.requests.path else []
+    chosen = concept_bank.select(concepts, config.names, config.query, requests)
+    if not chosen:
+        raise UserError(
+            f"config.query is {config.query!r} and config.requests.path "
+            f"{config.requests.path!r}, which match no concept of {config.bank}"
+        )
+    return chosen
+
+
+def _load(config: BankConfig) -> Pipeline:
+    if config.run.compile_cache:
+        environment.use_compile_cache()
+    model = config.model
+    return load_pipeline(require_model(model), jnp.dtype(model.dtype), model.variant)
+
+
+def _require_own(workdir: Path) -> None:
+    """UserError if the folder's results are those of another task."""
+    path = workdir / "config.json"
+    if path.exists() and folders.read_json(path)["config"]["task"] != "bank":
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which holds another task's results; give a new one"
+        )
+
+
+def _count(concepts: Sequence[Concept]) -> str:
+    active = sum(concept.strength > 0 for concept in concepts)
+    return f"{len(concepts)} concepts, {active} of strength > 0"
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 (what the task is for)
+
+
+_OPERATIONS: dict[str, Callable[[BankConfig, Path], None]] = {
+    "list": _list,
+    "show": _show,
+    "diff": _diff,
+    "add": _add,
+    "remove": _remove,
+    "strength": _strength,
+    "merge": _merge,
+    "conflicts": _conflicts,
+    "solve": _solve,
+}

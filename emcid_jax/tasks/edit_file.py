@@ -1,0 +1,150 @@
+# ruff: noqa: RUF009 (sections of settings are frozen)
+"""Task `edit_file`: show an edit, apply it to a model folder, undo that, or export it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from emcid_jax.config import CountOrZero, ModelConfig
+from emcid_jax.editing import checkpoint_edit, edit_file, export, folder_edit, lora
+from emcid_jax.editing.edit_file import StoredLayer
+from emcid_jax.errors import UserError
+from emcid_jax.tasks.inputs import require_model
+
+Operation = Literal["show", "apply", "undo", "clip", "lora", "checkpoint"]
+
+
+@dataclasses.dataclass(frozen=True)
+class EditFileConfig:
+    """Settings of this task."""
+
+    task: Literal["edit_file"] = "edit_file"
+    """Which task of main runs."""
+    operation: Operation = "show"
+    """`show`, `apply` (to the model's folder), `undo`, `clip` (edited text encoder as one file for
+    ComfyUI and Forge), `lora` (kohya's names) or `checkpoint` (the model's single file, edited)."""
+    edit: str = ""
+    """The edit file, e.g. `runs/mine/edit.safetensors`; `undo` needs none."""
+    model: ModelConfig = ModelConfig()
+    """`apply`, `undo`: its folder is changed. `clip`, `checkpoint`: the base model."""
+    force: bool = False
+    """Apply to another base model, or undo although the weights were changed since."""
+    rank: CountOrZero = 64
+    """`lora`: its rank; 0 cuts nothing."""
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if self.operation != "undo" and not self.edit:
+            raise UserError(
+                "config.edit is empty; give an edit file, e.g. runs/mine/edit.safetensors"
+            )
+        if self.operation == "lora" and self.model.export_dtype == "bfloat16":
+            raise UserError("config.model.export_dtype is 'bfloat16'; a LoRA is float32 or float16")
+        if self.operation in ("apply", "undo") and not Path(self.model.path).is_dir():
+            raise UserError(
+                f"config.model.path is {self.model.path!r}, which is no folder of yours; give one, "
+                "or use operation clip, lora or checkpoint"
+            )
+        if self.operation == "checkpoint" and not Path(self.model.path).is_file():
+            raise UserError(
+                f"config.model.path is {self.model.path!r}, which is no file; give a single-file "
+                "checkpoint, or use operation apply"
+            )
+
+
+Config = EditFileConfig
+
+
+def run(config: EditFileConfig, workdir: Path) -> None:
+    """Does the operation; exports lie in `workdir`."""
+    _OPERATIONS[config.operation](config, workdir)
+
+
+def _show(config: EditFileConfig, workdir: Path) -> None:
+    path = Path(config.edit)
+    for line in summary(*edit_file.read_ledger(path), path.stat().st_size):
+        _say(line)
+
+
+def _apply(config: EditFileConfig, workdir: Path) -> None:
+    content, ledger = edit_file.read_edit(Path(config.edit))
+    folder = require_model(config.model)
+    folder_edit.apply(folder, content, ledger, config.force)
+    _say(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
+
+
+def _undo(config: EditFileConfig, workdir: Path) -> None:
+    folder = require_model(config.model)
+    folder_edit.undo(folder, config.force)
+    _say(f"{folder} has its original text encoder again")
+
+
+def _clip(config: EditFileConfig, workdir: Path) -> None:
+    content, ledger = edit_file.read_edit(Path(config.edit))
+    arrays = folder_edit.read_weights(folder_edit.weight_file(require_model(config.model)))
+    folder_edit.require_base(arrays, ledger, config.model.path, config.force)
+    path = workdir / "clip_l.safetensors"
+    export.write_clip(path, folder_edit.add_deltas(arrays, content), config.model.export_dtype)
+    _say(f"wrote {path}")
+
+
+def _lora(config: EditFileConfig, workdir: Path) -> None:
+    content, _ = edit_file.read_edit(Path(config.edit))
+    path = workdir / "lora.safetensors"
+    dtype = "float16" if config.model.export_dtype == "float16" else "float32"
+    for layer in lora.write_lora(path, content, config.rank, dtype):
+        _say(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
+    _say(f"wrote {path}")
+
+
+def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
+    content, ledger = edit_file.read_edit(Path(config.edit))
+    arrays = folder_edit.read_weights(folder_edit.weight_file(require_model(config.model)))
+    folder_edit.require_base(arrays, ledger, config.model.path, config.force)
+    source = Path(config.model.path)
+    path = workdir / f"{source.stem}-edited.safetensors"
+    checkpoint_edit.write_checkpoint(path, source, content)
+    _say(f"wrote {path}")
+
+
+def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:
+    """What an edit file contains, a line each."""
+    report = ledger["report"]
+    lines = [
+        f"{len(ledger['requests'])} edits, {size / 2**20:.1f} MiB, "
+        f"made for text encoder {ledger['base']['text_encoder'][:12]}",
+        f"distance to the targets {report['distance_before']:.4g} -> "
+        f"{report['distance_after']:.4g}",
+        f"stage_two {json.dumps(ledger['stage_two'])}",
+    ]
+    for stored, solved in zip(layers, report["layers"], strict=True):
+        form = "dense" if stored.form == "dense" else f"factors of rank {stored.rank}"
+        lines.append(
+            f"layer {stored.layer}: {form}, stored to {stored.error:.1g} of |dW|; |dW| is "
+            f"{solved['change']:.2g} of |W|, condition {solved['condition']:.2g}"
+        )
+    requests = [
+        f"{request['task']}: {request['source']} -> {' | '.join(request['dest'])} "
+        f"(weight {request['weight']:g}, strength {request['strength']:g}, "
+        f"memory {request['memory'][:12]})"
+        for request in sorted(ledger["requests"], key=lambda request: request["source"])
+    ]
+    return lines + requests
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 (what the task is for)
+
+
+_OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {
+    "show": _show,
+    "apply": _apply,
+    "undo": _undo,
+    "clip": _clip,
+    "lora": _lora,
+    "checkpoint": _checkpoint,
+}

@@ -1,0 +1,44 @@
+"""What tasks read before they start: requests, model folder, edited layers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from emcid_jax.concepts import readers
+from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks.models import find_folder
+
+
+def read_requests(config: RequestsConfig) -> list[EditRequest]:
+    """The requests of the file, checked one by one and against each other."""
+    requests = readers.read_requests(Path(config.path), config.templates or None)
+    requests = requests[: config.count or None]
+    for conflict in require_consistent(requests):
+        logging.warning("%s", conflict.message)
+    return requests
+
+
+def require_model(config: ModelConfig) -> Path:
+    """The folder of the model that `config` names; UserError if there is none."""
+    folder = find_folder(config)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"config.model.path is {config.path!r}, but {folder} is no diffusers folder (it has no "
+            "model_index.json); give `sprites` or a Stable Diffusion folder"
+        )
+    return folder
+
+
+def require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:
+    """UserError unless the text encoder has all layers that `config` edits."""
+    blocks = pipeline.text.config.num_hidden_layers
+    if config.layers[-1] >= blocks:
+        raise UserError(
+            f"config.stage_two.layers is {config.layers}, but the text encoder of "
+            f"{pipeline.folder} has blocks 0 to {blocks - 1}"
+        )

@@ -1,0 +1,138 @@
+"""The task `bank` by the command: a bank's life; Stage I runs for what is new only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from absl import flags
+from safetensors.numpy import load_file
+
+from emcid_jax import config as settings
+from emcid_jax import main
+from emcid_jax.editing.edit_file import WEIGHT, read_edit
+from emcid_jax.tasks.bank import BankConfig
+
+NAMES = ["dog", "great white shark", "snow", "nurse"]
+CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
+Say = Callable[..., list[str]]
+
+
+@pytest.fixture
+def say(tmp_path: Path, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs an operation on `tmp_path/bank`; gives what it says, or its mistake."""
+    (tmp_path / "captions.txt").write_text("\n".join(CAPTIONS))
+    base = BankConfig(
+        bank=str(tmp_path / "bank"),
+        model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
+        stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
+        moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        run=settings.RunConfig(compile_cache=False, progress=False),
+    )
+
+    def run(operation: str, *, fails: bool = False, **fields: Any) -> list[str]:
+        if "requests" in fields:
+            requests = [{"source": n, "dest": "goldfish"} for n in fields.pop("requests")]
+            (tmp_path / "requests.json").write_text(json.dumps({"requests": requests}))
+            fields["requests"] = settings.RequestsConfig(path=str(tmp_path / "requests.json"))
+        values = dataclasses.asdict(dataclasses.replace(base, operation=operation, **fields))
+        file = tmp_path / "settings.py"
+        file.write_text(
+            "import json\nfrom ml_collections import ConfigDict\n"
+            f"def get_config():\n    return ConfigDict(json.loads({json.dumps(values)!r}))\n"
+        )
+        flags.FLAGS.unparse_flags()
+        workdir = tmp_path / "workdir"
+        rest = main._parse_flags(["main", f"--config={file}", f"--workdir={workdir}"])
+        code = main.main(rest)
+        said = capsys.readouterr()
+        assert code == (2 if fails else 0), said.err
+        return (said.err if fails else said.out).strip().splitlines()
+
+    return run
+
+
+def test_a_banks_life(say: Say, tmp_path: Path, tiny_pipeline_folder: Path) -> None:
+    workdir, bank = tmp_path / "workdir", tmp_path / "bank"
+    assert say("add", requests=NAMES[:3])[-1].startswith("ran Stage I for 3 of 3; 3 concepts")
+    before = {path: path.stat().st_mtime_ns for path in bank.glob("*.safetensors")}
+    assert say("add", requests=NAMES)[-1].startswith("ran Stage I for 1 of 4; 4 concepts")
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["concepts"] for line in log if line["phase"] == "stage_one"] == [3, 1]
+    assert all(path.stat().st_mtime_ns == when for path, when in before.items())
+
+    listed = say("list")
+    assert [line.split("update")[1].strip() for line in listed[1:-1]] == [
+        f"{name} -> goldfish" for name in sorted(NAMES)
+    ]
+    assert listed[-1] == "4 concepts, 4 of strength > 0"
+    (shown,) = json.loads("\n".join(say("show", names=("dog",))))
+    assert shown["request"]["source"] == "dog"
+    assert shown["provenance"]["stage_one"]["steps"] == 2
+
+    say("solve")
+    whole, _ = read_edit(workdir / "edit.safetensors")
+    base = load_file(tiny_pipeline_folder / "text_encoder" / "model.safetensors")
+    edited = load_file(workdir / "text_encoder" / "model.safetensors")
+    for layer, delta in whole.deltas().items():
+        name = WEIGHT.format(layer)
+        before_it = base[name if name in base else name.removeprefix("text_model.")]
+        np.testing.assert_allclose(edited[name], before_it + delta, atol=1e-6)
+        assert np.abs(delta).max() > 1e-3
+
+    said = say("conflicts", keep=("cat", "Dog"))
+    assert said[0] == "'Dog' is edited and to be kept"
+    found = json.loads((workdir / "conflicts.json").read_text())
+    assert {entry["name"] for entry in found["kept"]} == {"cat", "Dog"}
+    assert found["unmet"].keys() == set(NAMES)
+    same = next(entry for entry in found["kept"] if entry["name"] == "Dog")
+    assert same["nearest"] == "dog"
+    assert same["similarity"] == pytest.approx(1)
+
+    say("strength", query="*shark*", strength=0.0)
+    say("solve")
+    without, ledger = read_edit(workdir / "edit.safetensors")
+    assert {request["source"] for request in ledger["requests"]} == {*NAMES} - {NAMES[1]}
+    say("remove", names=(NAMES[1],))
+    assert say("solve")[-1].startswith("wrote 3 concepts")
+    removed, _ = read_edit(workdir / "edit.safetensors")
+    for name, array in without.arrays.items():
+        np.testing.assert_array_equal(removed.arrays[name], array)
+        assert name not in whole.arrays or not np.array_equal(whole.arrays[name], array)
+    # Captions were run through the encoder once: nothing they depend on changed.
+    log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line["phase"] == "moments" for line in log) == 1
+    assert say("add", requests=NAMES)[-1].startswith("ran Stage I for 0 of 4; 4 concepts")
+
+
+def test_mistakes_are_named(say: Say, tmp_path: Path) -> None:
+    say("add", requests=NAMES[:2])
+    for operation, fields, words in (
+        ("list", {"bank": ""}, "config.bank is empty"),
+        ("list", {"bank": str(tmp_path / "no")}, "no is no concept bank"),
+        ("merge", {}, "config.other is empty"),
+        ("remove", {}, "say what to remove"),
+        ("remove", {"names": ("dgo",)}, "'dgo' is not in the bank; did you mean 'dog'?"),
+        ("remove", {"query": "x*"}, "match no concept"),
+        ("solve", {"bank": str(tmp_path / "no")}, "no is no concept bank"),
+    ):
+        (line,) = say(operation, fails=True, **fields)
+        assert words in line
+    (record, _) = sorted((tmp_path / "bank").glob("*.safetensors"))
+    content = record.read_bytes()
+    record.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (line,) = say("list", fails=True)
+    assert record.name in line
+
+
+def test_solve_leaves_another_tasks_workdir_alone(say: Say, tmp_path: Path) -> None:
+    (tmp_path / "workdir").mkdir()
+    (tmp_path / "workdir" / "config.json").write_text('{"config": {"task": "edit"}}')
+    (line,) = say("solve", fails=True)
+    assert "another task's results" in line

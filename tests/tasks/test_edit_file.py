@@ -1,0 +1,91 @@
+"""The task `edit_file` by its function: what it says and what it leaves."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from emcid_jax.config import ModelConfig
+from emcid_jax.editing import edit_file, folder_edit
+from emcid_jax.errors import UserError
+from emcid_jax.tasks.edit_file import EditFileConfig, run
+
+
+@pytest.fixture
+def model(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_pipeline_folder, tmp_path / "model"))
+
+
+@pytest.fixture
+def edit(model: Path, tmp_path: Path) -> Path:
+    arrays = load_file(model / "text_encoder" / "model.safetensors")
+    rng = np.random.default_rng(0)
+    up, down = rng.standard_normal((32, 4)), rng.standard_normal((4, 64))
+    request = {"source": "dog", "dest": ["cat"], "task": "update", "weight": 1.0}
+    ledger: dict[str, Any] = {
+        "base": {"text_encoder": folder_edit.weights_hash(arrays)},
+        "edited": "?",
+        "stage_two": {"layers": [1, 2]},
+        "report": {
+            "distance_before": 2.0,
+            "distance_after": 1.0,
+            "layers": [{"change": 0.1, "condition": 10.0}] * 2,
+        },
+        "requests": [request | {"strength": 0.5, "memory": "ab" * 32}],
+    }
+    path = tmp_path / "edit.safetensors"
+    edit_file.write_edit(path, edit_file.pack({1: 0.1 * up @ down, 2: np.eye(32, 64)}), ledger)
+    return path
+
+
+def test_operations(
+    edit: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(operation: str, **fields: Any) -> str:
+        config = EditFileConfig(operation=operation, edit=str(edit), **fields)
+        config.check()
+        run(config, tmp_path / "out")
+        return capsys.readouterr().out
+
+    said = say("show")
+    assert "layer 1: factors of rank 4" in said
+    assert "layer 2: dense" in said
+    assert "update: dog -> cat (weight 1, strength 0.5, memory abababababab)" in said
+    here = ModelConfig(path=str(model))
+    file = model / "text_encoder" / "model.safetensors"
+    original = file.read_bytes()
+    say("clip", model=here)
+    clip = load_file(tmp_path / "out" / "clip_l.safetensors")
+    assert "layer 2: rank 2, error 0.97" in say("lora", rank=2)  # Of 32 equal values: sqrt(30/32).
+    assert (tmp_path / "out" / "lora.safetensors").exists()
+    say("apply", model=here)
+    edited = load_file(file)
+    assert file.read_bytes() != original
+    for name, array in edited.items():
+        np.testing.assert_array_equal(clip[f"text_model.{name.removeprefix('text_model.')}"], array)
+    with pytest.raises(UserError, match="made for"):
+        say("clip", model=here)
+    say("undo", model=here)
+    assert file.read_bytes() == original
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"operation": "show"}, "config.edit is empty"),
+        ({"operation": "undo"}, "'sprites', which is no folder of yours"),
+        ({"operation": "checkpoint", "edit": "e"}, "'sprites', which is no file"),
+        (
+            {"operation": "lora", "edit": "e", "model": ModelConfig(export_dtype="bfloat16")},
+            "'bfloat16'",
+        ),
+    ],
+)
+def test_mistakes_are_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        EditFileConfig(**fields).check()
