@@ -16,10 +16,13 @@ from safetensors.numpy import load_file
 from emcid_jax import config as settings
 from emcid_jax import main
 from emcid_jax.editing.edit_file import WEIGHT, read_edit
+from emcid_jax.tasks import edit
 from emcid_jax.tasks.bank import BankConfig
 
 NAMES = ["dog", "great white shark", "snow", "nurse"]
-CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
+WORDS = ["a dog", "the snow", "a doctor", "the city", "art"]
+# Varied enough that second moments of 64 dimensions are well conditioned.
+CAPTIONS = [f"{a} and {b} in a picture of {c}" for a in WORDS for b in WORDS for c in WORDS]
 Say = Callable[..., list[str]]
 
 
@@ -109,6 +112,29 @@ def test_a_banks_life(say: Say, tmp_path: Path, tiny_pipeline_folder: Path) -> N
     log = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert sum(line["phase"] == "moments" for line in log) == 1
     assert say("add", requests=NAMES)[-1].startswith("ran Stage I for 0 of 4; 4 concepts")
+
+
+def test_the_main_jobs_bank_solved_again_gives_the_same_bits(
+    say: Say, tmp_path: Path, tiny_pipeline_folder: Path
+) -> None:
+    requests = [{"source": n, "dest": "goldfish", "seed": i} for i, n in enumerate(NAMES)]
+    (tmp_path / "all.json").write_text(json.dumps({"requests": requests}))
+    config = settings.EditConfig(
+        requests=settings.RequestsConfig(path=str(tmp_path / "all.json")),
+        model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
+        stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
+        moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        evaluation=settings.EvaluationConfig(enabled=False),
+        run=settings.RunConfig(compile_cache=False, progress=False),
+    )
+    edit.run(config, tmp_path / "main")
+    say("solve", bank=str(tmp_path / "main" / "bank"))
+    wanted, _ = read_edit(tmp_path / "main" / "edit.safetensors")
+    found, _ = read_edit(tmp_path / "workdir" / "edit.safetensors")
+    assert found.arrays.keys() == wanted.arrays.keys()
+    for name, array in wanted.arrays.items():
+        np.testing.assert_array_equal(found.arrays[name], array)
 
 
 def test_mistakes_are_named(say: Say, tmp_path: Path) -> None:

@@ -21,9 +21,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import config as settings
 from emcid_jax import main
 from emcid_jax.config import EditConfig, from_config_dict
-from emcid_jax.editing import concept_bank, edit_file, second_moment
 from emcid_jax.editing.edit_file import WEIGHT, read_edit
-from emcid_jax.pipeline import load_pipeline
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
@@ -206,17 +204,6 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
     assert sources == {request["source"] for request in REQUESTS}
     page = (finished / "report.html").read_text()
     assert "great white shark" in page
-
-
-def test_its_bank_solved_again_gives_the_same_bits(finished: Path, model: Path) -> None:
-    solved = concept_bank.solve(
-        concept_bank.open_bank(finished / "bank"),
-        load_pipeline(model),
-        second_moment.read_moments(finished / "moments" / "second_moments.safetensors"),
-        settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
-    )
-    content, _ = read_edit(finished / "edit.safetensors")
-    require_same_arrays(edit_file.pack(solved.deltas).arrays, content.arrays)
 
 
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(
