@@ -6,7 +6,8 @@ import setuptools
 
 README = pathlib.Path(__file__).parent / "README.md"
 
-TFDS = ["tensorflow-datasets>=4.9.9"]
+# importlib_resources: imported by tensorflow-datasets, which does not ask for it.
+TFDS = ["tensorflow-datasets>=4.9.9", "importlib-resources>=6"]
 
 setuptools.setup(
     name="emcid_jax",
@@ -30,6 +31,7 @@ setuptools.setup(
         "numpy>=2.0",
         "scipy>=1.14",
         "transformers>=5.6,<6",
+        "huggingface-hub>=1.0",
         "jaxtyping>=0.3.4",
         "absl-py>=2.3",
         "ml-collections>=1.1",
@@ -54,6 +56,7 @@ setuptools.setup(
             "diffusers==0.42.1",
             "transformers==5.23.0",
             "accelerate==1.15.0",
+            "peft==0.21.2",
         ],
     },
     entry_points={"console_scripts": ["emcid_jax=emcid_jax.main:run"]},

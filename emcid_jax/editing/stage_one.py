@@ -115,7 +115,7 @@ def compile_program(
         )
         zeros = jax.ShapeDtypeStruct(rows.h0.shape, jnp.float32)
         lowered = _jitted(pipeline, config, batch, mesh).lower(params, rows, zeros)
-        return lowered.compile(_compiler_options(batch, mesh))
+        return lowered.compile()
 
     if batch is None:
         concepts = parallel.padded_size(inputs.h0.shape[0], mesh.size)
@@ -147,10 +147,3 @@ def _jitted(
         out_shardings=concept,
         donate_argnums=2,
     )
-
-
-def _compiler_options(batch: ConceptBatch, mesh: Mesh) -> dict[str, bool | str]:
-    """By default XLA's CPU back end computes what it can early, and holds what it saved for it."""
-    if batch.rematerialise and mesh.devices.flat[0].platform == "cpu":
-        return {"xla_cpu_enable_concurrency_optimized_scheduler": False}
-    return {}

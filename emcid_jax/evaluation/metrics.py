@@ -67,7 +67,7 @@ class Metric(NamedTuple):
 
 
 def request_scores(
-    images: Sequence[Float[np.ndarray, " image"]],
+    images: Sequence[Float[np.ndarray, "_"]],
 ) -> Float[np.ndarray, " request"]:
     """Mean over the images of each request; a request without images raises ValueError."""
     if any(len(one) == 0 for one in images):
@@ -75,7 +75,7 @@ def request_scores(
     return np.array([np.mean(one, dtype=np.float64) for one in images], np.float64)
 
 
-def score(images: Sequence[Float[np.ndarray, " image"]]) -> float:
+def score(images: Sequence[Float[np.ndarray, "_"]]) -> float:
     """Mean over the images of one request, then mean over requests."""
     return float(np.mean(request_scores(images)))
 

@@ -95,14 +95,18 @@ def fit(
         update, in_shardings=(everywhere, spread), out_shardings=everywhere, donate_argnums=0
     )
     state = jax.device_put(jax.tree.map(jnp.array, state), everywhere)
-    losses: list[Array] = []
+    losses: list[float] = []
+    batches = map(batch_at, range(int(state.step), recipe.steps))
+    batch = next(batches, None)
     with tqdm(total=recipe.steps, initial=int(state.step), desc=name, mininterval=5) as bar:
         for step in range(int(state.step), recipe.steps):
-            state, value = update(state, batch_at(step))
-            losses.append(value)
+            state, value = update(state, batch)
+            batch = next(batches, None)
+            # One step in flight: more can lock XLA's CPU collectives up for want of threads.
+            losses.append(float(value))
             bar.update()
             if (step + 1) % save_every == 0 or step + 1 == recipe.steps:
-                bar.set_postfix(loss=f"{np.mean([float(v) for v in losses]):.4f}")
+                bar.set_postfix(loss=f"{np.mean(losses):.4f}")
                 losses.clear()
                 write_atomically(path, serialization.to_bytes(state))
     return state.average
