@@ -1,4 +1,9 @@
-"""AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`."""
+"""AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`.
+
+The learning rate and lambda fit the bundled model (docs/decisions.md). For a Stable Diffusion
+folder take the published ones:
+`--config.stage_one.learning_rate=0.2 --config.stage_two.moment_weight=4000`.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +13,9 @@ from emcid_jax import config as settings
 
 
 def get_config() -> ConfigDict:
-    return settings.to_config_dict(settings.EditConfig())
+    return settings.to_config_dict(
+        settings.EditConfig(
+            stage_one=settings.StageOneConfig(learning_rate=1.0),
+            stage_two=settings.StageTwoConfig(moment_weight=100.0),
+        )
+    )
