@@ -17,19 +17,18 @@ VARIANTS = (
     "stage_one.objective=text-only",
     "stage_two.layers=(7,8,9,10)",
     "stage_two.layers=(10,)",
-    "stage_two.moment_weight=10.",
+    "stage_two.moment_weight=100.",
     "stage_two.moment_weight=1000.",
-    "stage_two.moment_weight=4000.",
+    "stage_two.moment_weight=16000.",
     "stage_one.learning_rate=0.2",
-    "stage_one.learning_rate=0.5",
+    "stage_one.learning_rate=1.0",
 )
 
 
 def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path="arbitrary_val.csv"),
-        stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=1.0),
-        stage_two=settings.StageTwoConfig(moment_weight=100.0),
+        stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=0.5),
         evaluation=settings.EvaluationConfig(
             steps=10, prompts_per_request=1, holdout=50, aliases=False
         ),

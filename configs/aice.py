@@ -1,8 +1,7 @@
 """AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`.
 
-The learning rate and lambda fit the bundled model (docs/decisions.md). For a Stable Diffusion
-folder take the published ones:
-`--config.stage_one.learning_rate=0.2 --config.stage_two.moment_weight=4000`.
+The learning rate fits the bundled model (docs/decisions.md); for a Stable Diffusion folder take
+the published one, `--config.stage_one.learning_rate=0.2`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,5 @@ from emcid_jax import config as settings
 
 def get_config() -> ConfigDict:
     return settings.to_config_dict(
-        settings.EditConfig(
-            stage_one=settings.StageOneConfig(learning_rate=1.0),
-            stage_two=settings.StageTwoConfig(moment_weight=100.0),
-        )
+        settings.EditConfig(stage_one=settings.StageOneConfig(learning_rate=0.5))
     )

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
             # The sprite encoder's states are larger than CLIP's, which the default rate is for.
-            stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=1.0),
+            stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=0.5),
             moments=settings.MomentConfig(count=5_000),
             stage_two=settings.StageTwoConfig(moment_weight=100.0),
             evaluation=settings.EvaluationConfig(
