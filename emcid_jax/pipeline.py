@@ -15,9 +15,15 @@ from jax.typing import DTypeLike
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.errors import UserError
-from emcid_jax.files import write_atomically
 from emcid_jax.models import clip_text, weights
 from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.models.folder_layout import (
+    CLASSES,
+    CONFIG_FILES,
+    WEIGHT_FILES,
+    write_configs,
+    write_index,
+)
 from emcid_jax.models.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.vae import AutoencoderKL, VaeConfig, rename_vae_key
@@ -33,23 +39,6 @@ __all__ = [
 
 Params = dict[str, Any]
 
-_CLASSES = {
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "tokenizer": ("transformers", "CLIPTokenizer"),
-}
-_WEIGHT_FILES = {
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
-_CONFIG_FILES = {
-    "text_encoder": "config.json",
-    "unet": "config.json",
-    "vae": "config.json",
-    "scheduler": "scheduler_config.json",
-}
 _RENAMES = {"text_encoder": clip_text.disk_name, "unet": None, "vae": rename_vae_key}
 
 
@@ -151,13 +140,13 @@ def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32, variant: str = "
             f"{folder / 'model_index.json'}: _class_name={index.get('_class_name')!r} is not "
             "supported; use a folder of a StableDiffusionPipeline"
         )
-    for part, (library, name) in _CLASSES.items():
+    for part, (library, name) in CLASSES.items():
         found = index.get(part)
         if found != [library, name]:
             raise UserError(
                 f"{folder / 'model_index.json'}: {part}={found!r} is not supported; use {name}"
             )
-    configs = {part: _read_json(folder / part / file) for part, file in _CONFIG_FILES.items()}
+    configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     params = {
@@ -173,16 +162,11 @@ def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float
     Every file is written whole or not at all; `model_index.json` comes last. `dtype` is the type
     of the stored weights.
     """
-    for part, file in _WEIGHT_FILES.items():
+    for part, file in WEIGHT_FILES.items():
         weights.write_params(folder / part / file, pipeline.params[part], dtype)
-    for part, file in _CONFIG_FILES.items():
-        _write_json(folder / part / file, pipeline.configs[part])
+    write_configs(folder, pipeline.configs)
     save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
-    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False}
-    index |= {part: list(name) for part, name in _CLASSES.items()}
-    index |= {part: [None, None] for part in ("safety_checker", "feature_extractor")}
-    index["scheduler"] = ["diffusers", pipeline.scheduler_config["_class_name"]]
-    _write_json(folder / "model_index.json", index)
+    write_index(folder, pipeline.scheduler_config["_class_name"])
 
 
 def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
@@ -215,8 +199,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: holds {type(content).__name__}; a JSON object is expected")
     return content
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    write_atomically(path, text.encode())

@@ -23,9 +23,10 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 
 from emcid_jax.errors import UserError
-from emcid_jax.files import replacing, write_atomically
+from emcid_jax.files import replacing
 from emcid_jax.models import ldm, weights
 from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
+from emcid_jax.models.folder_layout import WEIGHT_FILES, write_configs, write_index
 from emcid_jax.models.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.vae import AutoencoderKL, VaeConfig
@@ -34,17 +35,6 @@ Configs = Mapping[str, Mapping[str, Any]]
 Names = Mapping[str, Mapping[str, ldm.Shape]]
 """Part -> name in the diffusers folder -> shape on disk."""
 
-WEIGHT_FILES = {
-    "text_encoder": "model.safetensors",
-    "unet": "diffusion_pytorch_model.safetensors",
-    "vae": "diffusion_pytorch_model.safetensors",
-}
-CONFIG_FILES = {
-    "text_encoder": "config.json",
-    "unet": "config.json",
-    "vae": "config.json",
-    "scheduler": "scheduler_config.json",
-}
 _FLOATS = ("F32", "F16", "BF16", "F64")
 
 
@@ -122,11 +112,9 @@ def convert(
         staging = cache / f".{folder.name}.tmp"
         shutil.rmtree(staging, ignore_errors=True)  # what a killed process was writing
         _write_parts(file, header, places, staging)
-        for part, name in CONFIG_FILES.items():
-            text = json.dumps(dict(configs[part]), indent=2, sort_keys=True) + "\n"
-            write_atomically(staging / part / name, text.encode())
+        write_configs(staging, configs)
         save_tokenizer(tokenizer, staging / "tokenizer")
-        write_atomically(staging / "model_index.json", _index(configs).encode())
+        write_index(staging, configs["scheduler"]["_class_name"])
         os.rename(staging, folder)
     return folder
 
@@ -251,18 +239,3 @@ def _digest(file: Path, configs: Configs, tokenizer: Tokenizer) -> str:
         tokenizer.model_max_length,
     ]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _index(configs: Configs) -> str:
-    index = {
-        "_class_name": "StableDiffusionPipeline",
-        "requires_safety_checker": False,
-        "scheduler": ["diffusers", configs["scheduler"]["_class_name"]],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "safety_checker": [None, None],
-        "feature_extractor": [None, None],
-    }
-    return json.dumps(index, indent=2) + "\n"

@@ -16,6 +16,7 @@ from typing import Any, cast
 from emcid_jax import single_file
 from emcid_jax.errors import UserError
 from emcid_jax.models import ldm
+from emcid_jax.models.folder_layout import CONFIG_FILES
 from emcid_jax.models.tokenizer import Tokenizer, load_tokenizer
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -159,7 +160,7 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
     version = ldm.version_of(header.shapes, file)
     beside = {
         part: _read_json(path)
-        for part, name in single_file.CONFIG_FILES.items()
+        for part, name in CONFIG_FILES.items()
         if (path := file.parent / part / name).is_file()
     }
     if version == 2 and not prediction and "scheduler" not in beside:

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import single_file
 from emcid_jax.errors import UserError
 from emcid_jax.models import ldm
+from emcid_jax.models.folder_layout import WEIGHT_FILES
 from emcid_jax.models.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.unet import UNetConfig
 from emcid_jax.models.vae import VaeConfig
@@ -41,7 +42,7 @@ def ldm_tensors(folder: Path, version: ldm.Version) -> dict[str, np.ndarray]:
     }
     tensors: dict[str, np.ndarray] = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
-    for part, file in single_file.WEIGHT_FILES.items():
+    for part, file in WEIGHT_FILES.items():
         for name, array in load_file(folder / part / file).items():
             key, third = locate[part](name)
             if third is not None:

@@ -7,8 +7,6 @@ own file in the work folder; the finished model is written to `workdir/model`.
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
+from emcid_jax.files import replacing
 from emcid_jax.models import weights
 from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from emcid_jax.models.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
+from emcid_jax.models.folder_layout import write_json
 from emcid_jax.models.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.vae import AutoencoderKL, VaeConfig
@@ -127,9 +127,8 @@ def _pictures(captions: list[Caption], seed: int, path: Path) -> np.ndarray:
     if not path.exists():
         rng = np.random.default_rng(seed)
         rows = [draw(c.picture, rng) for c in tqdm(captions, desc="pictures", mininterval=5)]
-        partial = path.with_suffix(".partial.npy")
-        np.save(partial, np.stack(rows))
-        os.replace(partial, path)
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.save(file, np.stack(rows))
     return np.load(path, mmap_mode="r")
 
 
@@ -149,7 +148,7 @@ def _make_judges(
         ViTForImageClassification(vit_sizes, jnp.bfloat16), images, labels, recipe.judge, workdir
     )
     folded, names = judges.fold_classifier(factors)
-    _write_json(model / "judge" / "config.json", judges.judge_config(vit_sizes, names))
+    write_json(model / "judge" / "config.json", judges.judge_config(vit_sizes, names))
     weights.write_params(model / "judge" / "model.safetensors", folded, jnp.float16)
 
     tower_json = {**sizes_json, "projection_dim": 64, "hidden_act": "quick_gelu"}
@@ -159,14 +158,9 @@ def _make_judges(
         "architectures": ["CLIPVisionModelWithProjection"],
         "model_type": "clip_vision_model",
     }
-    _write_json(model / "image_tower" / "config.json", tower_json)
+    write_json(model / "image_tower" / "config.json", tower_json)
     weights.write_params(
         model / "image_tower" / "model.safetensors",
         {**trained["image"], "text_projection": trained["text_projection"]},
         jnp.float16,
     )
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf8")
