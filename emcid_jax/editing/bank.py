@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import seals
+from emcid_jax.editing import packs, seals
 from emcid_jax.editing.training_images import reads_files
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
@@ -133,26 +133,35 @@ def read_record(folder: Path, name: str) -> Record:
 
     UserError naming the file if it is missing or damaged.
     """
+    return parse_record(read_content(folder, name))
+
+
+def read_content(folder: Path, name: str) -> bytes:
+    """The bytes of the record called `name`, checked; UserError as `read_record`."""
     path = f"{folder}/{name}{SUFFIX}"  # No Path: making one costs as much as hashing the file.
     try:
         with open(path, "rb") as file:
             content = file.read()
         if not seals.is_intact(content):
             raise ValueError("its checksum does not fit")
-        start = 8 + int.from_bytes(content[:8], "little")
-        header = json.loads(content[8:start])
-        said = header["__metadata__"]
-        about = said["provenance"]
+        about = _head(content)[0]["__metadata__"]["provenance"]
         if hashlib.sha256(about.encode()).hexdigest() != name:
             raise ValueError("the name is not that of its content")
-        memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
-        return Record(json.loads(about), memory, json.loads(said["details"]))
+        return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such memory; restore it or add its concept again") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: damaged ({error}); restore it, or delete it and add its concept again"
         ) from error
+
+
+def parse_record(content: bytes) -> Record:
+    """The record in the bytes that `read_content` gave."""
+    header, start = _head(content)
+    said = header["__metadata__"]
+    memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
+    return Record(json.loads(said["provenance"]), memory, json.loads(said["details"]))
 
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
@@ -165,13 +174,19 @@ def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str,
         "checksum": seals.UNSEALED,
     }
     content = seals.sealed(save(arrays, metadata=said))
+    packs.forget(folder, key(about))
     write_atomically(_path(folder, key(about)), content)
 
 
 def copy_record(source: Path, target: Path, name: str) -> None:
     """Copies a record, byte by byte, after checking it. UserError if it is damaged."""
-    read_record(source, name)
-    write_atomically(_path(target, name), _path(source, name).read_bytes())
+    write_atomically(_path(target, name), read_content(source, name))
+
+
+def _head(content: bytes) -> tuple[dict[str, Any], int]:
+    """Header of a safetensors file, and where its data begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), start
 
 
 def _array(content: bytes, start: int, entry: Mapping[str, Any]) -> np.ndarray:

@@ -13,7 +13,7 @@ import difflib
 import fcntl
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import normalised, require_consistent
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing import bank, seals, stage_two
+from emcid_jax.editing import bank, packs, seals, stage_two
 from emcid_jax.editing.bank import Memory, Record
 from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.editing.second_moment import SecondMoments
@@ -36,6 +36,8 @@ from emcid_jax.pipeline import Pipeline
 
 LIST = "concepts.json"
 FORMAT = 1
+PACKED = 256
+"""So many memories outside the pack make a change of the list write a new one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,22 +73,29 @@ def of_requests(requests: Sequence[EditRequest], records: Sequence[Record]) -> C
     return ConceptBank(united(concepts), dict(zip(names, records, strict=True)))
 
 
+class Records(Mapping[str, Record]):
+    """Records by name, parsed when they are asked for; their bytes are known to be intact."""
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._contents = contents
+
+    def __getitem__(self, name: str) -> Record:
+        return bank.parse_record(self._contents[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._contents)
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+
 def open_bank(folder: Path) -> ConceptBank:
     """Reads a bank and checks every byte of it.
 
     UserError naming every file that is missing or damaged.
     """
     concepts = read_list(folder)
-    records: dict[str, Record] = {}
-    damaged = []
-    for concept in concepts:
-        try:
-            records[concept.memory] = bank.read_record(folder, concept.memory)
-        except UserError as error:
-            damaged.append(str(error))
-    if damaged:
-        raise UserError("\n".join(damaged))
-    return ConceptBank(concepts, records)
+    return ConceptBank(concepts, Records(_contents(folder, concepts)))
 
 
 def read_list(folder: Path) -> tuple[Concept, ...]:
@@ -119,6 +128,8 @@ def update(
         lines = ",\n".join(json.dumps(_to_json(c), ensure_ascii=False) for c in new)
         head = f'{{"format": {FORMAT}, "checksum": "{seals.UNSEALED}", "concepts": [\n'
         write_atomically(folder / LIST, seals.sealed(f"{head}{lines}\n]}}\n".encode()))
+        if len({c.memory for c in new} - packs.names(folder)) >= PACKED:
+            packs.write(folder, _contents(folder, new))
     return new
 
 
@@ -260,7 +271,8 @@ def solve(
         raise UserError("the bank has no concept of strength > 0; add one")
     require_base(concepts, pipeline)
     records = [concepts.records[concept.memory] for concept in active]
-    prompts = spans.source_prompts(pipeline.tokenizer, [concept.request for concept in active])
+    requests = [concept.request for concept in active]
+    prompts = spans.source_prompts(pipeline.tokenizer, requests)
     return stage_two.solve(
         pipeline.text,
         pipeline.params["text_encoder"],
@@ -269,7 +281,7 @@ def solve(
         moments,
         config,
         block=common_block(records),
-        weights=np.array([concept.request.weight for concept in active]),
+        weights=np.array([request.weight for request in requests]),
     )
 
 
@@ -306,6 +318,21 @@ def require_base(concepts: ConceptBank, pipeline: Pipeline) -> None:
                 f"{part} than that of {pipeline.folder}; give the model they were made for, or add "
                 "the requests to a new bank with this one"
             )
+
+
+def _contents(folder: Path, concepts: Sequence[Concept]) -> dict[str, bytes]:
+    """Memory -> its bytes, from the pack or its own file; UserError naming all that are damaged."""
+    packed = packs.read(folder)
+    contents: dict[str, bytes] = {}
+    damaged = []
+    for name in (concept.memory for concept in concepts):
+        try:
+            contents[name] = packed.get(name) or bank.read_content(folder, name)
+        except UserError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise UserError("\n".join(damaged))
+    return contents
 
 
 def _added(old: Sequence[Concept], added: Sequence[Concept]) -> list[Concept]:

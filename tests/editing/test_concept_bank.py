@@ -220,6 +220,31 @@ def test_every_flipped_byte_is_found_and_its_file_named(tmp_path: Path) -> None:
     open_bank(tmp_path)
 
 
+def test_a_large_bank_is_one_pack_and_a_damaged_pack_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(concept_bank, "PACKED", 4)
+    filled(tmp_path, REQUESTS[:3])
+    pack = tmp_path / "memories.pack"
+    assert not pack.exists()
+    concepts = read_list(filled(tmp_path, REQUESTS[3:]))
+    (tmp_path / f"{concepts[0].memory}.safetensors").unlink()  # Only the pack has it now.
+    for concept in concepts:
+        found = open_bank(tmp_path).records[concept.memory]
+        assert bank.key(found.provenance) == concept.memory
+        np.testing.assert_array_equal(found.memory.z, memory(concept.request.seed).z)
+    content = pack.read_bytes()
+    for place in (5, 90, len(content) // 2, len(content) - 1):
+        pack.write_bytes(flipped(content, place))
+        with pytest.raises(UserError, match=f"{concepts[0].memory}.safetensors: no such memory"):
+            open_bank(tmp_path)
+        assert "memories.pack: damaged" in caplog.text
+        caplog.clear()
+    file(tmp_path, REQUESTS)
+    assert not pack.exists() or not bank.packs.names(tmp_path)
+    assert open_bank(tmp_path).concepts == concepts
+
+
 def test_all_missing_and_misplaced_files_are_named_at_once(tmp_path: Path) -> None:
     first, second, third = read_list(filled(tmp_path, REQUESTS[:3]))
     (tmp_path / f"{first.memory}.safetensors").unlink()
