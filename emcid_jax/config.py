@@ -22,6 +22,7 @@ Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "tex
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
 Solve = Literal["host", "device"]
+SolverName = Literal["ridge", "ridge+preserve", "nullspace"]
 Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
@@ -149,6 +150,41 @@ class StageTwoConfig:
     """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
     solve: Solve = "host"
     """Linear systems in float64 on the host, or in refined float32 on the device."""
+    solver: SolverName = "ridge"
+    """`ridge`; `ridge+preserve` keeps named concepts too; `nullspace` writes only into directions
+    that captions hardly use, and leaves the empty prompt exactly as it is."""
+    preserve: tuple[str, ...] = ()
+    """Names of concepts to keep: `ridge+preserve` needs some, `nullspace` may have some."""
+    preserve_path: str = ""
+    """File of more such names, one a line."""
+    preserve_templates: tuple[str, ...] = ()
+    """Templates, each with one {}, of their prompts; empty: all templates of the requests."""
+    preserve_weight: Positive = 10.0
+    """How much a kept concept counts, an edit of weight 1 counting 1."""
+    nullspace_energy: Annotated[float, Range(0.0, 1.0)] = 0.1
+    """`nullspace`: share of the captions' key energy in the directions that are written into."""
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        named = bool(self.preserve or self.preserve_path)
+        if self.solver == "ridge+preserve" and not named:
+            raise UserError(
+                "config.stage_two.preserve and preserve_path are empty; name the concepts that "
+                "'ridge+preserve' shall keep, or set config.stage_two.solver to 'ridge'"
+            )
+        if self.solver == "ridge" and named:
+            raise UserError(
+                "config.stage_two.preserve names concepts, but config.stage_two.solver 'ridge' "
+                "keeps none; set it to 'ridge+preserve' or 'nullspace'"
+            )
+        if not all(name.strip() for name in self.preserve):
+            raise UserError(f"config.stage_two.preserve is {self.preserve}; remove empty names")
+        for i, template in enumerate(self.preserve_templates):
+            if template.count("{}") != 1:
+                raise UserError(
+                    f"config.stage_two.preserve_templates[{i}] is {template!r}; a template holds "
+                    "one {}"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,12 +270,9 @@ def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "
     """`values` as the frozen dataclass `cls`.
 
     Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
-    of the result where the class has one. UserError names the field, the value and what is allowed.
+    of every section that has one. UserError names the field, the value and what is allowed.
     """
-    result = _convert(values, cls, name)
-    if hasattr(result, "check"):
-        result.check()
-    return result
+    return _convert(values, cls, name)
 
 
 def to_config_dict(config: Any) -> Any:
@@ -322,4 +355,7 @@ def _convert_section(value: Any, cls: type, name: str) -> Any:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise UserError(f"{name}.{key} is unknown; {hint}allowed: {', '.join(known)}")
-    return cls(**{key: _convert(value[key], kinds[key], f"{name}.{key}") for key in value})
+    section = cls(**{key: _convert(value[key], kinds[key], f"{name}.{key}") for key in value})
+    if hasattr(section, "check"):
+        section.check()
+    return section

@@ -24,7 +24,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import normalised, require_consistent
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing import bank, packs, seals, stage_two
+from emcid_jax.editing import bank, packs, preservation, seals, stage_two
 from emcid_jax.editing.bank import Memory, Record
 from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.editing.second_moment import SecondMoments
@@ -282,6 +282,7 @@ def solve(
         config,
         block=common_block(records),
         weights=np.array([request.weight for request in requests]),
+        protection=preservation.protect(pipeline, requests, config),
     )
 
 

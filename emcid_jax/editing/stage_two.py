@@ -8,6 +8,7 @@ pristine blocks, to the next edited layer only.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +21,8 @@ from jaxtyping import Float, Float64
 
 from emcid_jax.config import Solve, StageTwoConfig
 from emcid_jax.editing.device_solver import device_ridge
+from emcid_jax.editing.nullspace import nullspace
+from emcid_jax.editing.preservation import Protection
 from emcid_jax.editing.propagation import (
     Blocks,
     SourcePrompts,
@@ -30,7 +33,7 @@ from emcid_jax.editing.propagation import (
     written_states,
 )
 from emcid_jax.editing.second_moment import SecondMoments, exact
-from emcid_jax.editing.solvers import Form, Solver, ridge
+from emcid_jax.editing.solvers import Form, Moment, Solver, ridge
 from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.weights import params_hash
@@ -88,7 +91,7 @@ def solve(
     block: int,
     weights: Float[np.ndarray, " request"] | None = None,
     mesh: Mesh | None = None,
-    solver: Solver | None = None,
+    protection: Protection | None = None,
     progress: Callable[[LayerReport], None] | None = None,
 ) -> WeightEdit:
     """Solve for the weight change of every layer in `config.layers`, ascending.
@@ -101,7 +104,7 @@ def solve(
       was recorded there, so a memory with delta = 0 asks for nothing;
     * residual, `released`: `(z - m) / (n - i)`, `m` the output of fc2 of layer l itself (bias
       included), mean over the prompts: the published code's mixture (reference, section 5.2);
-    * `dW` by `solver` with strength `lambda (1 - alpha) / alpha`.
+    * `dW` by the solver with strength `lambda (1 - alpha) / alpha`.
 
     Args:
         model: the text encoder; runs in float32 (float64 where its parameters are).
@@ -109,24 +112,28 @@ def solve(
         memories: Stage I's `z`, one row per request.
         prompts: the requests' source prompts.
         moments: second moments of this very model, with every edited layer.
-        config: layers, residual convention, lambda and alpha, and where to solve.
+        config: layers, residual convention, lambda and alpha, which solver and where.
         block: Stage I's block L.
         weights: how much each request counts (default 1): request i's squared error is
             multiplied by it, so weight 2 is the same as giving the request twice.
         mesh: devices that prompts are split over (default: all).
-        solver: another method than EMCID's, see `solvers.Solver`.
+        protection: what `preservation.protect` gave for `config`; `ridge` needs none.
         progress: called after every layer.
 
     Raises:
         UserError: settings, memories or moments that do not fit; a singular system.
     """
     _check(model, params, memories, prompts, moments, config, block)
+    if config.solver != "ridge" and protection is None:
+        raise UserError(
+            f"stage_two.solver is {config.solver!r}; give the protection that "
+            "preservation.protect makes of it"
+        )
     targets = np.asarray(memories, np.float64)
     weights = _checked_weights(weights, len(targets))
     mesh = make_mesh() if mesh is None else mesh
     model = exact(model, dict(params))
     blocks = Blocks(model, params, mesh)
-    solver = solver or _SOLVERS[config.solve]
     strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
 
     chunks = split_prompts(prompts, mesh)
@@ -148,7 +155,8 @@ def solve(
             residuals = targets - prompt_means(chunks, [run.value for run in runs], prompts.mask)
         residuals /= len(config.layers) - index
         try:
-            solution = solver(keys, residuals, moments.moment(layer), weights, strength)
+            solver, moment = _protected(config, layer, moments.moment(layer), protection, strength)
+            solution = solver(keys, residuals, moment, weights, strength)
         except UserError as error:
             raise UserError(f"layer {layer}: {error}") from error
         delta = solution.delta
@@ -198,6 +206,27 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
         encoder[name] = encoder[name] | {"mlp": mlp}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     return dict(text_params) | {"text_model": text_model}
+
+
+def _protected(
+    config: StageTwoConfig,
+    layer: int,
+    moment: Moment,
+    protection: Protection | None,
+    strength: float,
+) -> tuple[Solver, Moment]:
+    """The solver of a layer, and the second moment with the kept concepts' keys in it.
+
+    `v |dW p|^2` for every kept key p, summed, is `strength tr(dW (v/strength P^T P) dW^T)`: an edit
+    that asks for no change and a term of the second moment are the same thing.
+    """
+    solver = _SOLVERS[config.solve]
+    if protection is not None and layer in protection.kept:
+        moment = Moment(moment.matrix + protection.kept[layer] / strength)
+    if protection is not None and config.solver == "nullspace":
+        held, energy = protection.held[layer], config.nullspace_energy
+        solver = functools.partial(nullspace, held=held, energy=energy, within=solver)
+    return solver, moment
 
 
 def _kernel(params: Mapping[str, Any], layer: int) -> Array:

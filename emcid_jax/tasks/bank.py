@@ -27,7 +27,7 @@ from emcid_jax.config import (
     StageOneConfig,
     StageTwoConfig,
 )
-from emcid_jax.editing import bank, concept_bank, key_space
+from emcid_jax.editing import bank, concept_bank, key_space, preservation
 from emcid_jax.editing.concept_bank import Concept, ConceptBank
 from emcid_jax.editing.key_space import Prediction
 from emcid_jax.editing.second_moment import SecondMoments
@@ -154,7 +154,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             job.pipeline,
             job.model,
             job.moments,
-            config.stage_two,
+            preservation.resolved(config.stage_two),
             config.model.export_dtype,
             workdir,
             job.log,
@@ -191,6 +191,7 @@ def _solvable(config: BankConfig, workdir: Path) -> Iterator[_Solvable]:
     """Reads the bank and finds second moments, which stay in `workdir` for the next time."""
     folders.require_writable(workdir)
     _require_own(workdir)
+    preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
     concepts = concept_bank.open_bank(Path(config.bank))
     captions = find_captions(config.moments)
     pipeline = _load(config)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EditConfig, EvaluationConfig, ExportDtype, StageTwoConfig
-from emcid_jax.editing import bank, concept_bank, edit_file, export, stage_two
+from emcid_jax.editing import bank, concept_bank, edit_file, export, preservation, stage_two
 from emcid_jax.editing.bank import Record, hash_of, model_hashes
 from emcid_jax.editing.concept_bank import Concept, ConceptBank
 from emcid_jax.editing.second_moment import SecondMoments
@@ -53,11 +53,12 @@ class Job:
     def inputs(self) -> dict[str, str]:
         """Hash of what a field names: the same name may mean something else another day."""
         asked = [dataclasses.asdict(request) | {"origin": ""} for request in self.requests]
+        kept = self.config.stage_two.preserve
         return {
             "requests.path": hash_of(asked),
             "model.path": hash_of(self.model),
             "moments.captions": hash_of(self.captions),
-        }
+        } | ({"stage_two.preserve_path": hash_of(kept)} if kept else {})
 
 
 def run(config: EditConfig, workdir: Path) -> None:
@@ -83,6 +84,8 @@ def run(config: EditConfig, workdir: Path) -> None:
 
 def prepare(config: EditConfig) -> Job:
     """Reads and checks all input. UserError lists what is wrong; touches nothing."""
+    stage_two_config = preservation.resolved(config.stage_two)
+    config = dataclasses.replace(config, stage_two=stage_two_config)
     requests = read_requests(config.requests)
     captions = find_captions(config.moments)
     folder = require_model(config.model)

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing.nullspace import nullspace
+from emcid_jax.editing.preservation import Protection
 from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.editing.second_moment import MomentProvenance, SecondMoments
+from emcid_jax.editing.solvers import Moment
 from emcid_jax.editing.stage_two import WeightEdit, apply_edit, solve
 from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
@@ -48,7 +51,15 @@ def mean(states: np.ndarray, prompts: SourcePrompts) -> np.ndarray:
     return np.array([picked[i][prompts.mask[i]].mean(axis=0) for i in range(len(picked))])
 
 
-def brute_force(clip, memories, prompts, moments, config, weights=None) -> dict[int, np.ndarray]:
+def plain(keys, residuals, moment, weights, strength, layer) -> np.ndarray:
+    """The formula of the text, columns per request."""
+    K, R = keys.T, residuals.T
+    return np.linalg.solve(strength * moment + (K * weights) @ K.T, (K * weights) @ R.T).T
+
+
+def brute_force(
+    clip, memories, prompts, moments, config, weights=None, solver=plain
+) -> dict[int, np.ndarray]:
     """Write into the weights, run the whole encoder for every layer, solve as the formula says."""
     params = copy.deepcopy(clip.params)
     weights = np.ones(len(memories)) if weights is None else weights
@@ -57,14 +68,14 @@ def brute_force(clip, memories, prompts, moments, config, weights=None) -> dict[
     deltas = {}
     for index, layer in enumerate(config.layers):
         trace = clip.forward(ids, params)
-        K = mean(trace.keys[layer], prompts).T
+        keys = mean(trace.keys[layer], prompts)
         if config.residual == "memit":
             now = at(trace.hidden[config.layers[-1]], prompts)[:, 0]
         else:
             now = mean(trace.values[layer], prompts)
-        R = (memories - now).T / (len(config.layers) - index)
-        system = strength * moments.moments[layer] + (K * weights) @ K.T
-        deltas[layer] = np.linalg.solve(system, (K * weights) @ R.T).T
+        residuals = (memories - now) / (len(config.layers) - index)
+        moment = moments.moments[layer]
+        deltas[layer] = solver(keys, residuals, moment, weights, strength, layer)
         fc2 = params["text_model"]["encoder"][f"layers.{layer}"]["mlp"]["fc2"]
         fc2["kernel"] = fc2["kernel"] + deltas[layer].T
     return deltas
@@ -96,7 +107,16 @@ class Solved:
 
 
 def solved(
-    clip, captions, config, *, requests=11, dtype=np.float64, weights=None, seed=0, mesh=ONE
+    clip,
+    captions,
+    config,
+    *,
+    requests=11,
+    dtype=np.float64,
+    weights=None,
+    mesh=ONE,
+    protection=None,
+    solver=plain,
 ):
     prompts = make_prompts(requests)
     memories = make_memories(clip, prompts)
@@ -114,8 +134,9 @@ def solved(
             block=config.layers[-1],
             weights=weights,
             mesh=mesh,
+            protection=protection,
         )
-    return Solved(edit, brute_force(clip, memories, prompts, moments, config, weights))
+    return Solved(edit, brute_force(clip, memories, prompts, moments, config, weights, solver))
 
 
 def assert_same(result: dict[int, np.ndarray], expected: dict[int, np.ndarray], bar: float):
@@ -150,6 +171,72 @@ def test_solving_on_the_device(numpy_clip, captions):
     assert all(error is not None and error <= 1e-6 for error in errors)
     host = solved(numpy_clip, captions, CONFIG).edit.report.layers
     assert [layer.device_error for layer in host] == [None] * 4
+
+
+def make_protection(clip, captions) -> Protection:
+    """Pristine keys of some captions are kept, those of another one are held."""
+    keys = clip.forward(captions[:6]).keys
+    flat = {layer: k.reshape(-1, k.shape[-1]) for layer, k in enumerate(keys)}
+    held = {layer: k[0, :7] for layer, k in enumerate(clip.forward(captions[7:8]).keys)}
+    return Protection({layer: 0.5 * k.T @ k for layer, k in flat.items()}, held)
+
+
+@pytest.mark.parametrize("requests", [11, 90])
+def test_kept_keys_are_requests_for_no_change(numpy_clip, captions, requests):
+    """The oracle appends every kept key to the requests, with weight 0.5 and residual 0."""
+    tokens = {
+        layer: k.reshape(-1, 64) for layer, k in enumerate(numpy_clip.forward(captions[:6]).keys)
+    }
+
+    def solver(keys, residuals, moment, weights, strength, layer):
+        kept = tokens[layer]
+        return plain(
+            np.concatenate([keys, kept]),
+            np.concatenate([residuals, np.zeros((len(kept), 32))]),
+            moment,
+            np.concatenate([weights, np.full(len(kept), 0.5)]),
+            strength,
+            layer,
+        )
+
+    config = dataclasses.replace(CONFIG, solver="ridge+preserve")
+    protection = make_protection(numpy_clip, captions)
+    both = solved(
+        numpy_clip, captions, config, requests=requests, protection=protection, solver=solver
+    )
+    assert_same(both.edit.deltas, both.expected, BAR)
+    without = solved(numpy_clip, captions, CONFIG, requests=requests).edit.deltas
+    for layer, delta in without.items():
+        assert np.linalg.norm(both.edit.deltas[layer] @ tokens[layer].T) < 0.5 * np.linalg.norm(
+            delta @ tokens[layer].T
+        )
+
+
+def test_null_space_holds_a_prompt_through_all_layers(numpy_clip, captions):
+    """Layer by layer what `nullspace` gives on a full pass, and the held tokens do not move."""
+    config = dataclasses.replace(CONFIG, solver="nullspace", nullspace_energy=0.5)
+    protection = make_protection(numpy_clip, captions)
+
+    def solver(keys, residuals, moment, weights, strength, layer):
+        kept = Moment(moment + protection.kept[layer] / strength)
+        held = protection.held[layer]
+        return nullspace(keys, residuals, kept, weights, strength, held=held, energy=0.5).delta
+
+    both = solved(numpy_clip, captions, config, protection=protection, solver=solver)
+    assert_same(both.edit.deltas, both.expected, BAR)
+    with jax.enable_x64(True):
+        params = jax_params(numpy_clip, np.float64)
+        edited = jax.tree.map(np.asarray, apply_edit(params, both.edit))
+    one, other = captions[7:8], captions[8:9]
+    before, after = (numpy_clip.forward(one, tree).hidden[3] for tree in (None, edited))
+    np.testing.assert_allclose(after[0, :7], before[0, :7], atol=1e-10)
+    moved = numpy_clip.forward(other, edited).hidden[3] - numpy_clip.forward(other).hidden[3]
+    assert np.abs(moved[0, 1:7]).max() > 1e-3
+
+
+def test_a_protecting_solver_wants_its_protection(numpy_clip, captions):
+    with pytest.raises(UserError, match=r"solver is 'nullspace'; give the protection"):
+        refused(numpy_clip, captions, config=dataclasses.replace(CONFIG, solver="nullspace"))
 
 
 def test_weights(numpy_clip, captions):
