@@ -27,6 +27,8 @@ Params = dict[str, Any]
 
 TEXT_BATCH = 64
 """Prompts per call of the text encoder."""
+SLICE = 512 * 512
+"""Pixels that a device decodes at once: the decoder needs a hundred times what its image does."""
 
 
 def encode_prompts(
@@ -182,11 +184,36 @@ def draw(
     denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
     fresh = noise[:, 1:] if sampler.fresh else None
     latents = sample(denoiser, sampler, noise[:, 0], fresh) / vae.config.scaling_factor
-    images = vae.apply({"params": params["vae"]}, latents, method=AutoencoderKL.decode)
-    images = jnp.round(jnp.clip(jnp.asarray(images) / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+    images = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
     if mesh:
         images = jax.lax.with_sharding_constraint(images, parallel.sharded(mesh))
     return images
+
+
+def _decode(
+    params: Params,
+    latents: Float[Array, "image height width channel"],
+    vae: AutoencoderKL,
+    devices: int,
+) -> UInt8[Array, "image pixel_height pixel_width 3"]:
+    """The images, decoded in slices that each take some images of every device."""
+
+    def decode(part: Array) -> Array:
+        images = jnp.asarray(vae.apply({"params": params}, part, method=AutoencoderKL.decode))
+        return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+    count, *shape = latents.shape
+    local = count // devices
+    pixels = shape[0] * shape[1] * vae.config.downscale**2
+    most = max(1, SLICE // pixels)
+    size = max(n for n in range(1, min(local, most) + 1) if local % n == 0)
+    if size == local:
+        return decode(latents)
+    # Images of one device are neighbours: (device, slice, image of the slice).
+    grouped = jnp.moveaxis(latents.reshape(devices, -1, size, *shape), 1, 0)
+    found = jax.lax.map(lambda part: decode(part.reshape(-1, *shape)), grouped)
+    found = found.reshape(len(grouped), devices, size, *found.shape[2:])
+    return jnp.moveaxis(found, 0, 1).reshape(count, *found.shape[3:])
 
 
 @functools.partial(jax.jit, static_argnames="text")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from emcid_jax.diffusion.samplers import make_sampler
@@ -120,13 +121,19 @@ def make_pipeline(
     )
 
 
-def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32, variant: str = "") -> Pipeline:
+def load_pipeline(
+    folder: Path,
+    dtype: DTypeLike = jnp.float32,
+    variant: str = "",
+    sharding: Sharding | None = None,
+) -> Pipeline:
     """Reads a Stable Diffusion 1.x or 2.x folder in diffusers' format.
 
     Args:
         folder: holds `model_index.json` and a folder per component.
         dtype: type of the computation; parameters are float32 whatever is stored.
         variant: which weight files, e.g. `fp16` for `*.fp16.safetensors`; empty: the plain ones.
+        sharding: where every parameter goes; None: to the default device.
 
     Raises:
         UserError: a folder or file is missing or damaged, another kind of model is inside, or
@@ -150,7 +157,7 @@ def load_pipeline(folder: Path, dtype: DTypeLike = jnp.float32, variant: str = "
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     params = {
-        part: weights.read_params(folder / part, abstract, _RENAMES[part], variant)
+        part: weights.read_params(folder / part, abstract, _RENAMES[part], variant, sharding)
         for part, abstract in _abstract(empty).items()
     }
     return dataclasses.replace(empty, params=params)

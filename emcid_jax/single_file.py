@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from safetensors import SafetensorError, safe_open
 
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
 from emcid_jax.models import ldm, weights
 from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
 from emcid_jax.models.folder_layout import WEIGHT_FILES, write_configs, write_index
+from emcid_jax.models.tensor_file import FLOATS, Header, read_tensor
 from emcid_jax.models.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.vae import AutoencoderKL, VaeConfig
@@ -34,51 +34,6 @@ from emcid_jax.models.vae import AutoencoderKL, VaeConfig
 Configs = Mapping[str, Mapping[str, Any]]
 Names = Mapping[str, Mapping[str, ldm.Shape]]
 """Part -> name in the diffusers folder -> shape on disk."""
-
-_FLOATS = ("F32", "F16", "BF16", "F64")
-
-
-class Header(NamedTuple):
-    """What a safetensors file says about its tensors, without their content."""
-
-    shapes: dict[str, ldm.Shape]
-    kinds: dict[str, str]
-    """Type of each tensor: F16, BF16, F32, ..."""
-
-
-def read_header(file: Path) -> Header:
-    """Names, shapes and types in a safetensors file.
-
-    Raises:
-        UserError: no such file, or it is damaged; names the first tensor that is cut off.
-    """
-    try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            size = file.stat().st_size
-            if not 2 <= length <= size - 8:
-                raise UserError(f"{file}: not a safetensors file; download it again")
-            entries = json.loads(stream.read(length))
-        entries.pop("__metadata__", None)
-        ends = {name: entry["data_offsets"][1] for name, entry in entries.items()}
-        header = Header(
-            {name: tuple(entry["shape"]) for name, entry in entries.items()},
-            {name: entry["dtype"] for name, entry in entries.items()},
-        )
-    except OSError as error:
-        raise UserError(f"{file}: not readable: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{file}: its header is damaged ({error}); download it again") from error
-    cut = [name for name, end in ends.items() if end > size - 8 - length]
-    if cut:
-        first = min(cut, key=lambda name: ends[name])
-        raise UserError(
-            f"{file}: cut off after {size} bytes, within {first} ({len(cut)} tensors are missing); "
-            "download it again"
-        )
-    return header
 
 
 def convert(
@@ -180,8 +135,9 @@ def _places(
         # Linear layers of early files are 1x1 convolutions.
         if stored is not None and stored not in (wanted, (*wanted, 1, 1), (*wanted, 1)):
             problems.append(f"{place.key} has shape {stored}, expected {wanted}")
-        elif stored is not None and header.kinds[place.key] not in _FLOATS:
-            problems.append(f"{place.key} has type {header.kinds[place.key]}, expected {_FLOATS}")
+        elif stored is not None and header.kinds[place.key] not in FLOATS:
+            kind = header.kinds[place.key]
+            problems.append(f"{place.key} has type {kind}, expected {tuple(FLOATS)}")
     if problems:
         listed = "; ".join(list(dict.fromkeys(problems))[:10])
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -193,32 +149,26 @@ def _write_parts(
     file: Path, header: Header, places: Mapping[str, Mapping[str, _Source]], folder: Path
 ) -> None:
     try:
-        with safe_open(file, framework="np") as handle:
-            for part, sources in places.items():
-                tensors = (
-                    (name, header.kinds[source.place.key], source, handle)
-                    for name, source in sorted(sources.items())
-                )
-                _write_tensors(folder / part / WEIGHT_FILES[part], tensors, file)
-    except (SafetensorError, OSError) as error:
+        for part, sources in places.items():
+            _write_tensors(folder / part / WEIGHT_FILES[part], file, header, sources)
+    except OSError as error:
         raise UserError(f"{file}: not convertible: {error}") from error
 
 
-def _write_tensors(
-    path: Path, tensors: Iterable[tuple[str, str, _Source, Any]], file: Path
-) -> None:
+def _write_tensors(path: Path, file: Path, header: Header, sources: Mapping[str, _Source]) -> None:
     """A safetensors file, written tensor by tensor: the library's writer wants all at once."""
-    listed, entries, end = list(tensors), {}, 0
-    for name, kind, source, _ in listed:
-        start = end
-        end += math.prod(source.shape) * {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}[kind]
-        entries[name] = {"dtype": kind, "shape": source.shape, "data_offsets": (start, end)}
+    entries, end = {}, 0
+    for name, (place, shape) in sorted(sources.items()):
+        kind, start = header.kinds[place.key], end
+        end += math.prod(shape) * np.dtype(FLOATS[kind]).itemsize
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": (start, end)}
     text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
     text += b" " * (-len(text) % 8)
     with replacing(path) as temporary, temporary.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
-        for _, _, (place, shape), handle in listed:
-            array = handle.get_tensor(place.key)
+        for name in entries:
+            place, shape = sources[name]
+            array = read_tensor(file, header, place.key)
             if place.third is not None:
                 array = np.split(array, 3)[place.third]
             if not np.isfinite(array.astype(np.float32)).all():

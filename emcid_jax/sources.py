@@ -17,6 +17,7 @@ from emcid_jax import single_file
 from emcid_jax.errors import UserError
 from emcid_jax.models import ldm
 from emcid_jax.models.folder_layout import CONFIG_FILES
+from emcid_jax.models.tensor_file import read_header
 from emcid_jax.models.tokenizer import Tokenizer, load_tokenizer
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -156,7 +157,7 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
         raise UserError(f"{file}: give a diffusers folder or a .safetensors file")
     if not file.is_file():
         raise UserError(f"{file}: no such file")
-    header = single_file.read_header(file)
+    header = read_header(file)
     version = ldm.version_of(header.shapes, file)
     beside = {
         part: _read_json(path)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from emcid_jax import parallel
+from emcid_jax import generation, parallel
 from emcid_jax.diffusion.noise import seeded_noise
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
@@ -213,6 +213,36 @@ def test_a_mesh_splits_the_batch_and_changes_nothing(pipeline: Pipeline) -> None
     assert "all-gather" not in program
     assert "all-reduce" not in program
     assert "collective-permute" not in program
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_slices_of_the_decoder_change_nothing_but_memory(
+    devices: int, pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mesh = parallel.make_mesh(jax.devices()[:devices])
+    latents = np.random.default_rng(0).standard_normal((12, 8, 8, 4)).astype(np.float32)
+    vae, params = pipeline.vae, pipeline.params["vae"]
+    split = parallel.sharded(mesh)
+
+    def compiled(pixels: int) -> jax.stages.Compiled:
+        monkeypatch.setattr(generation, "SLICE", pixels)
+        decode = jax.jit(
+            lambda params, latents: generation._decode(params, latents, vae, devices),
+            in_shardings=(parallel.replicated(mesh), split),
+            out_shardings=split,
+        )
+        return decode.lower(params, latents).compile()
+
+    whole, sliced = compiled(12 * 256), compiled(2 * 256)  # images of 16 x 16 pixels, two a slice
+    for collective in ("all-gather", "all-reduce", "collective-permute", "all-to-all"):
+        assert collective not in sliced.as_text()
+    placed = jax.device_put(params, parallel.replicated(mesh)), jax.device_put(latents, split)
+    images, expected = (np.asarray(program(*placed)) for program in (sliced, whole))
+    assert images.shape == (12, 16, 16, 3)
+    assert np.abs(images.astype(int) - expected).max() <= 1
+    assert np.abs(np.diff(images.astype(int), axis=0)).max(axis=(1, 2, 3)).min() > 20  # all differ
+    temporary = [p.memory_analysis().temp_size_in_bytes for p in (sliced, whole)]
+    assert temporary[0] < temporary[1] / (12 // devices // 2) * 1.5
 
 
 def test_prompts_and_seeds_must_match(pipeline: Pipeline) -> None:

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax import single_file
 from emcid_jax.errors import UserError
 from emcid_jax.models import ldm
 from emcid_jax.models.folder_layout import WEIGHT_FILES
+from emcid_jax.models.tensor_file import read_header
 from emcid_jax.models.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.unet import UNetConfig
 from emcid_jax.models.vae import VaeConfig
@@ -95,7 +95,7 @@ def test_a_single_file_is_the_folder_it_was_made_from(
     assert found.keys() == expected.keys()
     for name, array in found.items():
         np.testing.assert_array_equal(array, expected[name].astype(dtype).astype(np.float32))
-    stored = single_file.read_header(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    stored = read_header(folder / "unet" / "diffusion_pytorch_model.safetensors")
     assert set(stored.kinds.values()) == {{2: "F16", 4: "F32"}.get(np.dtype(dtype).itemsize)} or (
         set(stored.kinds.values()) == {"BF16"}
     )

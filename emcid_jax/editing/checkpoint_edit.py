@@ -17,7 +17,7 @@ from emcid_jax.editing.edit_file import WEIGHT, EditFile
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
 from emcid_jax.models import ldm
-from emcid_jax.single_file import read_header
+from emcid_jax.models.tensor_file import read_header
 
 _TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
 

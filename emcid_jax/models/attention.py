@@ -13,32 +13,57 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from emcid_jax.models.blocks import GroupNorm, conv1x1
+from emcid_jax.parallel import padded_size
+
+SCORES = 2**21
+"""About how many scores, queries times keys, exist at once per head."""
 
 
-def _attend(x: Array, context: Array, heads: int, bias: bool, dtype: DTypeLike) -> Array:
+def attend(
+    query: Float[Array, "batch query head dim"],
+    key: Float[Array, "batch key head dim"],
+    value: Float[Array, "batch key head dim"],
+) -> Float[Array, "batch query head dim"]:
+    """`softmax(query key^T) value`, unscaled; softmax and result in float32.
+
+    If there are more than `SCORES` (512-pixel images have 4096^2 and more), chunks of queries
+    follow each other, and a backward pass computes the scores again.
+    """
+    count = query.shape[1]
+    if count * key.shape[1] <= SCORES:
+        return _attend_at_once(query, key, value)
+    size = padded_size(SCORES // key.shape[1], 128)  # whole lanes of a TPU
+    chunks = -(-count // size)
+    padded = jnp.pad(query, ((0, 0), (0, chunks * size - count), (0, 0), (0, 0)))
+    rows = jnp.moveaxis(padded.reshape(len(query), chunks, size, *query.shape[2:]), 1, 0)
+    found = jax.lax.map(jax.checkpoint(lambda part: _attend_at_once(part, key, value)), rows)
+    return jnp.moveaxis(found, 0, 1).reshape(padded.shape)[:, :count]
+
+
+def _attend_at_once(query: Array, key: Array, value: Array) -> Array:
+    # The softmax's division is left to the end, where it touches queries x dim numbers and not
+    # queries x keys: a third less CPU time than `jax.nn.dot_product_attention` at 64 pixels.
+    logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    out = jnp.einsum(
+        "bhqk,bkhd->bqhd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+    )
+    return out / weights.sum(-1).swapaxes(1, 2)[..., None]
+
+
+def _project_and_attend(
+    x: Array, context: Array, heads: int, bias: bool, dtype: DTypeLike
+) -> Array:
     """Multi-head attention whose projections belong to the module that calls this."""
-    batch, queries, dim = x.shape
+    batch, _, dim = x.shape
 
     def project(name: str, states: Array) -> Array:
         states = nn.Dense(dim, use_bias=bias, dtype=dtype, name=name)(states)
         return states.reshape(batch, -1, heads, dim // heads)
 
-    # The softmax's division is left to the end, where it touches queries x dim numbers and not
-    # queries x keys: a third less CPU time than `jax.nn.dot_product_attention` at 64 pixels.
     query = project("to_q", x) * (dim // heads) ** -0.5
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, project("to_k", context), preferred_element_type=jnp.float32
-    )
-    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
-    out = jnp.einsum(
-        "bhqk,bkhd->bqhd",
-        weights.astype(dtype),
-        project("to_v", context),
-        preferred_element_type=jnp.float32,
-    )
-    out = out / weights.sum(-1).swapaxes(1, 2)[..., None]
-    out = out.reshape(batch, queries, dim).astype(dtype)
-    return nn.Dense(dim, dtype=dtype, name="to_out.0")(out)
+    out = attend(query, project("to_k", context), project("to_v", context))
+    return nn.Dense(dim, dtype=dtype, name="to_out.0")(out.reshape(x.shape).astype(dtype))
 
 
 class Attention(nn.Module):
@@ -57,7 +82,8 @@ class Attention(nn.Module):
         context: Float[Array, "batch key context_dim"] | None = None,
     ) -> Float[Array, "batch query dim"]:
         """Attend; the context may have another width than `x`."""
-        return _attend(x, x if context is None else context, self.heads, False, self.dtype)
+        context = x if context is None else context
+        return _project_and_attend(x, context, self.heads, False, self.dtype)
 
 
 class SpatialAttention(nn.Module):
@@ -77,7 +103,8 @@ class SpatialAttention(nn.Module):
         """`x` plus what every pixel reads from all pixels."""
         normed = GroupNorm(self.groups, self.epsilon, self.dtype, name="group_norm")(x)
         tokens = normed.reshape(x.shape[0], -1, x.shape[-1])
-        return x + _attend(tokens, tokens, 1, True, self.dtype).reshape(x.shape)
+        read = _project_and_attend(tokens, tokens, 1, True, self.dtype)
+        return x + read.reshape(x.shape)
 
 
 class FeedForward(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Sharding
 from jaxtyping import DTypeLike
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
+from emcid_jax.models.tensor_file import FLOATS, read_header, read_tensor
 from emcid_jax.models.weight_files import weight_files
 
 Params = dict[str, Any]
@@ -32,7 +34,6 @@ Rename = Callable[[str], str | None]
 _WEIGHT_LEAVES = ("kernel", "scale", "embedding")
 # Index buffers that older transformers versions wrote next to the weights.
 _BUFFERS = ("position_ids",)
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def abstract_params(module: nn.Module, *inputs: Any, **options: Any) -> Params:
@@ -67,9 +68,15 @@ def to_hf(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def read_params(
-    folder_or_file: Path, abstract: Params, rename: Rename | None = None, variant: str = ""
+    folder_or_file: Path,
+    abstract: Params,
+    rename: Rename | None = None,
+    variant: str = "",
+    sharding: Sharding | None = None,
 ) -> Params:
     """Read the parameters that `abstract` describes from safetensors.
+
+    Tensors go to their devices one at a time: beside the result, the host holds one of them.
 
     Args:
         folder_or_file: one `*.safetensors` file, or a folder that holds one (a sharded set with
@@ -77,6 +84,7 @@ def read_params(
         abstract: tree of `jax.ShapeDtypeStruct`, see `abstract_params`.
         rename: maps a name on disk to the expected name, or to None to skip that tensor.
         variant: which files of the folder, see `weight_files`.
+        sharding: where every parameter goes; None: to the default device.
 
     Returns:
         A tree like `abstract` of float32 (or `abstract`'s dtype) arrays; half precision on disk
@@ -89,32 +97,40 @@ def read_params(
     expected = {hf_name(path): (path, leaf) for path, leaf in _flat(abstract).items()}
     leaves: dict[tuple[str, ...], jax.Array] = {}
     problems = _Problems()
-    for stored, shape, kind, load in _tensors(folder_or_file, variant):
-        name = rename(stored) if rename else stored
-        if name is None or stored.rsplit(".", 1)[-1] in _BUFFERS:
-            continue
-        if name not in expected:
-            problems.unexpected.append(stored)
-            continue
-        path, leaf = expected[name]
-        wanted = _disk_shape(path[-1], leaf.shape)
-        pointwise = path[-1] == "kernel" and len(wanted) == 2 and shape == (*wanted, 1, 1)
-        if path in leaves:
-            problems.unexpected.append(f"{stored} (a second {name})")
-        elif shape != wanted and not pointwise:
-            problems.wrong.append(f"{stored} has shape {shape}, expected {wanted}")
-            leaves[path] = leaf
-        elif kind not in _FLOATS:
-            problems.wrong.append(f"{stored} has type {kind}, expected one of {_FLOATS}")
-            leaves[path] = leaf
-        else:
-            with np.errstate(over="ignore"):  # reported below, with the names
-                array = _from_disk(path[-1], load().reshape(wanted)).astype(leaf.dtype)
-            if not np.isfinite(array).all():
-                problems.non_finite.append(stored)
-            leaves[path] = jnp.asarray(array)
+    files = weight_files(folder_or_file, variant)
+    headers = {file: read_header(file) for file in files}  # no shard is read if one is damaged
+    for file, header in headers.items():
+        at = f" in {file.name}" if len(files) > 1 else ""
+        for stored in sorted(header.shapes, key=header.offsets.__getitem__):
+            shape, kind = header.shapes[stored], header.kinds[stored]
+            name = rename(stored) if rename else stored
+            if name is None or stored.rsplit(".", 1)[-1] in _BUFFERS:
+                continue
+            if name not in expected:
+                problems.unexpected.append(stored + at)
+                continue
+            path, leaf = expected[name]
+            wanted = _disk_shape(path[-1], leaf.shape)
+            pointwise = path[-1] == "kernel" and len(wanted) == 2 and shape == (*wanted, 1, 1)
+            if path in leaves:
+                problems.unexpected.append(f"{stored}{at} (a second {name})")
+            elif shape != wanted and not pointwise:
+                problems.wrong.append(f"{stored}{at} has shape {shape}, expected {wanted}")
+                leaves[path] = leaf
+            elif kind not in FLOATS:
+                problems.wrong.append(
+                    f"{stored}{at} has type {kind}, expected one of {tuple(FLOATS)}"
+                )
+                leaves[path] = leaf
+            else:
+                array = read_tensor(file, header, stored).reshape(wanted)
+                with np.errstate(over="ignore"):  # reported below, with the names
+                    array = _from_disk(path[-1], array).astype(leaf.dtype, order="C", copy=False)
+                if not np.isfinite(array).all():
+                    problems.non_finite.append(stored + at)
+                leaves[path] = _placed(array, sharding)
     problems.missing = sorted(name for name, (path, _) in expected.items() if path not in leaves)
-    problems.raise_if_any(folder_or_file)
+    problems.raise_if_any(files[0] if len(files) == 1 else folder_or_file)
     return unflatten_dict({path: leaves[path] for path, _ in expected.values()})
 
 
@@ -142,9 +158,11 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
 def params_hash(params: Mapping[str, Any]) -> str:
     """SHA-256 (hex) over names, dtypes, shapes and bytes of the tree, in name order."""
     digest = hashlib.sha256()
-    for name, array in to_hf(params).items():
+    flat = _flat(params)
+    for name, path in sorted((hf_name(path), path) for path in flat):
+        array = _to_disk(path[-1], np.asarray(flat[path]))
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()
 
 
@@ -200,23 +218,8 @@ def _disk_shape(leaf: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (shape[-1], shape[-2], *shape[:-2]) if leaf == "kernel" else tuple(shape)
 
 
-Tensor = tuple[str, tuple[int, ...], str, Callable[[], np.ndarray]]
-
-
-def _tensors(source: Path, variant: str) -> Iterator[Tensor]:
-    """Name, shape, type and loader of each stored tensor, one file open at a time."""
-    for file in weight_files(source, variant):
-        try:
-            with safe_open(file, framework="np") as handle:
-                for name in handle.keys():  # noqa: SIM118 (not a mapping)
-                    view = handle.get_slice(name)
-                    yield (
-                        name,
-                        tuple(view.get_shape()),
-                        view.get_dtype(),
-                        lambda name=name: handle.get_tensor(name),
-                    )
-        except FileNotFoundError:
-            raise UserError(f"{file}: no such file; give a *.safetensors file or folder") from None
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: not a readable safetensors file: {error}") from error
+def _placed(array: np.ndarray, sharding: Sharding | None) -> jax.Array:
+    """On its devices; each process gives its own ones what they hold."""
+    if sharding is None:
+        return jnp.asarray(array)
+    return jax.make_array_from_callback(array.shape, sharding, array.__getitem__)

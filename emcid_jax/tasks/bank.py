@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from emcid_jax.concepts.requests import EditRequest
@@ -32,11 +31,12 @@ from emcid_jax.editing.concept_bank import Concept, ConceptBank
 from emcid_jax.editing.key_space import Prediction
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.errors import UserError
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.pipeline import Pipeline
 from emcid_jax.tasks import edit, environment
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import read_requests, require_layers, require_model
+from emcid_jax.tasks.inputs import read_requests, require_layers
 from emcid_jax.tasks.memories import find_memories, read_prompts
+from emcid_jax.tasks.models import export_dtype, open_model
 from emcid_jax.tasks.moments import find_captions, find_moments
 
 Operation = Literal[
@@ -155,7 +155,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             job.model,
             job.moments,
             preservation.resolved(config.stage_two),
-            config.model.export_dtype,
+            export_dtype(config.model, job.pipeline),
             workdir,
             job.log,
         )
@@ -311,8 +311,7 @@ def _chosen(config: BankConfig, concepts: Sequence[Concept]) -> list[Concept]:
 def _load(config: BankConfig) -> Pipeline:
     if config.run.compile_cache:
         environment.use_compile_cache()
-    model = config.model
-    return load_pipeline(require_model(model), jnp.dtype(model.dtype), model.variant)
+    return open_model(config.model)
 
 
 def _require_own(workdir: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
@@ -25,11 +24,12 @@ from emcid_jax.evaluation.evaluate import evaluate, make_plan
 from emcid_jax.evaluation.judge import Judge, load_judge
 from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.models.weights import params_hash, read_params
-from emcid_jax.pipeline import Pipeline, load_pipeline, with_text_params
+from emcid_jax.pipeline import Pipeline, with_text_params
 from emcid_jax.tasks import environment, results
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import read_requests, require_layers, require_model
+from emcid_jax.tasks.inputs import read_requests, require_layers
 from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
+from emcid_jax.tasks.models import export_dtype, open_model
 from emcid_jax.tasks.moments import find_captions, find_moments
 
 Config = EditConfig
@@ -88,13 +88,12 @@ def prepare(config: EditConfig) -> Job:
     config = dataclasses.replace(config, stage_two=stage_two_config)
     requests = read_requests(config.requests)
     captions = find_captions(config.moments)
-    folder = require_model(config.model)
-    pipeline = load_pipeline(folder, jnp.dtype(config.model.dtype), config.model.variant)
+    pipeline = open_model(config.model)
     require_layers(config.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, config.stage_one)
     judge = None
     if config.evaluation.enabled:
-        judge = _load_judge(config.evaluation, folder)
+        judge = _load_judge(config.evaluation, pipeline.folder)
         for reason in make_plan(requests, judge.groups[OBJECT], config.evaluation).skipped:
             logging.warning("not evaluated: %s", reason)
     model = model_hashes(pipeline)
@@ -129,7 +128,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     )
     concepts = _concepts(job, memories)
     concept_bank.update(workdir / "bank", lambda old: concepts.concepts)
-    dtype = config.model.export_dtype
+    dtype = export_dtype(config.model, pipeline)
     write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import jax.numpy as jnp
 
-from emcid_jax.config import ModelConfig
+from emcid_jax.config import ExportDtype, ModelConfig
+from emcid_jax.models.tensor_file import FLOATS, read_header
+from emcid_jax.models.weight_files import weight_files
 from emcid_jax.pipeline import Pipeline, load_pipeline
 from emcid_jax.sources import find_model
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
@@ -27,3 +31,13 @@ def find_folder(config: ModelConfig) -> Path:
 def open_model(config: ModelConfig) -> Pipeline:
     """The model, loaded; UserError if it is missing, damaged or of another kind."""
     return load_pipeline(find_folder(config), jnp.dtype(config.dtype), config.variant)
+
+
+def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:
+    """Stored type of an edited text encoder: what is asked for, else that of the weights read."""
+    if config.export_dtype != "source":
+        return config.export_dtype
+    file = weight_files(pipeline.folder / "text_encoder", config.variant)[0]
+    kinds = Counter(kind for kind in read_header(file).kinds.values() if kind in FLOATS)
+    name = jnp.dtype(FLOATS[kinds.most_common(1)[0][0]]).name
+    return cast(ExportDtype, "float32" if name == "float64" else name)

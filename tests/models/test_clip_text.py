@@ -304,11 +304,17 @@ def test_full_size_names_and_shapes_equal_transformers(values):
     assert {name: array.shape for name, array in to_hf(zeros).items()} == expected
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("values", [SD1, SD2], ids=["SD 1.x", "SD 2.x"])
+# Stable Diffusion 1's is the one model of full size that every run of the tests looks at.
+@pytest.mark.parametrize(
+    "values",
+    [pytest.param(SD1, id="SD 1.x"), pytest.param(SD2, id="SD 2.x", marks=pytest.mark.slow)],
+)
 def test_full_size_states_equal_transformers(values, tmp_path):
     torch.manual_seed(0)
     theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**values)).eval()
+    for parameter in theirs.parameters():  # norms start at 1 and 0, which would hide mistakes
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn_like(parameter)
     theirs.save_pretrained(tmp_path)
     ours = ClipTextModel(ClipTextConfig.from_dict(values))
     abstract = abstract_params(ours, jax.ShapeDtypeStruct((1, 77), jnp.int32))
@@ -317,8 +323,12 @@ def test_full_size_states_equal_transformers(values, tmp_path):
     out = jax.jit(ours.apply)({"params": params}, jnp.asarray(ids, jnp.int32))
     with torch.no_grad():
         expected = theirs(torch.tensor(ids))
-    assert relative_error(out.last_hidden_state, expected.last_hidden_state) <= 1e-4
-    assert relative_error(out.pooled, expected.pooler_output) <= 1e-4
+    errors = (
+        relative_error(out.last_hidden_state, expected.last_hidden_state),
+        relative_error(out.pooled, expected.pooler_output),
+    )
+    print(f"\n{values['hidden_size']} wide, last and pooled state: {errors}")
+    assert max(errors) <= 1e-4
 
 
 def test_initial_weights_follow_clip():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_torch
 
+from emcid_jax import parallel
 from emcid_jax.errors import UserError
 from emcid_jax.models.weights import (
     abstract_params,
@@ -224,12 +225,42 @@ def test_two_tensors_for_one_parameter_are_refused(file, tensors, abstract):
         read_params(file, abstract, lambda name: name.removeprefix("old."))
 
 
-@pytest.mark.parametrize("kept", [0, 5, 200, -1])
-def test_truncated_file(kept, file, tensors, abstract):
+@pytest.mark.parametrize(
+    ("kept", "message"),
+    [
+        (0, "not a safetensors file"),
+        (5, "not a safetensors file"),
+        (200, "not a safetensors file"),
+        (-1, r"cut off after \d+ bytes, within [a-z0.]+\.(bias|weight) \(1 tensors"),
+    ],
+)
+def test_truncated_file(kept, message, file, tensors, abstract):
     save_file(tensors, file)
     file.write_bytes(file.read_bytes()[:kept])
-    with pytest.raises(UserError, match=r"model\.safetensors: not a readable safetensors file"):
+    with pytest.raises(UserError, match=rf"model\.safetensors: {message}"):
         read_params(file, abstract)
+
+
+def test_a_shard_with_a_problem_is_named(tmp_path, tensors, abstract):
+    tensors["out.bias"][0] = np.nan
+    shards = {"a-1-of-2.safetensors": ["out.bias"], "a-2-of-2.safetensors": sorted(DISK_SHAPES)}
+    shards["a-2-of-2.safetensors"].remove("out.bias")
+    places = {}
+    for shard, names in shards.items():
+        save_file({name: tensors[name] for name in names}, tmp_path / shard)
+        places |= dict.fromkeys(names, shard)
+    (tmp_path / "a.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(UserError, match=r"infinite: out\.bias in a-1-of-2\.safetensors") as caught:
+        read_params(tmp_path, abstract)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_parameters_go_where_they_shall(file, tensors, abstract):
+    save_file(tensors, file)
+    everywhere = parallel.replicated(parallel.make_mesh())
+    params = read_params(file, abstract, sharding=everywhere)
+    assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {everywhere}
+    jax.tree.map(np.testing.assert_array_equal, params, read_params(file, abstract))
 
 
 def test_absent_and_ambiguous_folders(tmp_path, tensors, abstract):
