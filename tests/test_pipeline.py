@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,11 @@ import pytest
 import torch
 from jax.flatten_util import ravel_pytree
 
+from emcid_jax import single_file
 from emcid_jax.errors import UserError
 from emcid_jax.generation import encode_prompts, generate, initial_noise
+from emcid_jax.models import ldm
+from emcid_jax.models.folder_layout import WEIGHT_FILES, write_configs, write_index
 from emcid_jax.models.weights import params_hash
 from emcid_jax.pipeline import Pipeline, load_pipeline, save_pipeline, with_text_params
 
@@ -134,3 +140,59 @@ def test_broken_folders_are_one_clear_error(
         load_pipeline(folder)
     assert str(tmp_path) in str(error.value) or "scheduler_config.json" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+# VmHWM, not getrusage: that starts from the peak of the process that started this one.
+MEASURED = """
+import sys, time
+from pathlib import Path
+import jax
+from emcid_jax.pipeline import load_pipeline
+
+began = time.perf_counter()
+jax.block_until_ready(load_pipeline(Path(sys.argv[1])).params)
+lines = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+print(peak * 2**10, time.perf_counter() - began)
+"""
+
+
+def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]], kind: str) -> int:
+    """A safetensors file of zeros, which takes no space on disk. Gives its number of values."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * {"F32": 4, "F16": 2}[kind]
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(entries).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_loading_stable_diffusion_takes_its_size_and_less_than_a_gigabyte(
+    kind: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    configs = ldm.default_configs(1, "epsilon")
+    write_configs(tmp_path, configs)
+    shutil.copytree(tiny_pipeline_folder / "tokenizer", tmp_path / "tokenizer")
+    set_json("tokenizer/tokenizer_config.json", model_max_length=77)(tmp_path)
+    write_index(tmp_path, "PNDMScheduler")
+    names = single_file.names_of(configs)
+    count = sum(
+        write_zeros(tmp_path / part / file, dict(names[part]), kind)
+        for part, file in WEIGHT_FILES.items()
+    )
+    command = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, seconds = map(float, done.stdout.split())
+    model = 4 * count  # parameters are float32 whatever is stored
+    print(
+        f"\n{kind}: model {model / 2**30:.2f} GiB, peak of the process {peak / 2**30:.2f} GiB, "
+        f"{seconds:.0f} s"
+    )
+    assert model < peak < model + 2**30
