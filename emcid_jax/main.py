@@ -18,7 +18,16 @@ from ml_collections import config_flags
 from emcid_jax import config as settings
 from emcid_jax.errors import UserError
 
-TASKS = ("edit", "train_sprites", "measure_sprites", "ablate", "bank", "edit_file", "sample")
+TASKS = (
+    "edit",
+    "train_sprites",
+    "measure_sprites",
+    "ablate",
+    "bank",
+    "edit_file",
+    "sample",
+    "text_report",
+)
 USAGE = """\
 usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, Int
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import Conflict, find_conflicts, normalised
@@ -56,6 +56,16 @@ class Neighbour(NamedTuple):
     """Predicted |change of the state at block L| over |the state|."""
 
 
+class KeyMap(NamedTuple):
+    """How alike keys are: whitened cosines, mean over layers."""
+
+    rows: tuple[str, ...]
+    """Sources of edits, then names to keep."""
+    columns: tuple[str, ...]
+    """Sources of edits, in the same order."""
+    cosines: Float64[np.ndarray, "row column"]
+
+
 class Prediction(NamedTuple):
     """Everything found, ranked: the worst first."""
 
@@ -64,6 +74,8 @@ class Prediction(NamedTuple):
     """Concepts to keep, by drift."""
     unmet: tuple[tuple[str, float], ...]
     """Edited sources with the share of their offset that will be missed."""
+    keys: KeyMap
+    """All edits, and all names to keep."""
     contradictions: tuple[str, ...]
     """A line per chain or cycle among the requests, and per concept both kept and edited."""
 
@@ -101,8 +113,7 @@ def predict(
     if not active:
         raise UserError("the bank has no concept of strength > 0; add one")
     requests = [concept.request for concept in active]
-    # The destination is not read; it must differ from the name for the request to be one.
-    kept = [EditRequest(name, f"not {name}", requests[0].templates, origin="keep") for name in keep]
+    kept = kept_requests(keep, requests[0].templates)
     offsets = np.array(
         [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
     )
@@ -130,8 +141,41 @@ def predict(
         collisions(sources, similarity[:count], cosines(offsets, offsets)),
         tuple(sorted(neighbours, key=lambda neighbour: -neighbour.drift)),
         tuple(unmet),
+        KeyMap((*sources, *keep), tuple(sources), similarity),
         contradictions(requests, keep),
     )
+
+
+def kept_requests(names: Sequence[str], templates: tuple[str, ...]) -> list[EditRequest]:
+    """Requests that stand for names to keep: only their source prompts mean anything."""
+    # The destination is not read; it must differ from the name for the request to be one.
+    return [EditRequest(name, f"not {name}", templates, origin="keep") for name in names]
+
+
+def most_similar(keys: KeyMap, edits: int = 30, kept: int = 15) -> KeyMap:
+    """The part of a key map with the concepts most like others, alike ones next to each other."""
+    count = len(keys.columns)
+    others = keys.cosines - 2 * np.eye(*keys.cosines.shape)
+    columns = np.sort(np.argsort(-others.max(0), kind="stable")[:edits])
+    columns = columns[_alike(keys.cosines[np.ix_(columns, columns)])]
+    best = keys.cosines[count:, columns].max(1, initial=-1.0)
+    rows = np.concatenate([columns, count + np.argsort(-best, kind="stable")[:kept]])
+    return KeyMap(
+        tuple(keys.rows[i] for i in rows),
+        tuple(keys.columns[i] for i in columns),
+        keys.cosines[np.ix_(rows, columns)],
+    )
+
+
+def _alike(cosines: Float64[np.ndarray, "row row"]) -> Int[np.ndarray, " row"]:
+    """An order in which alike rows are neighbours: leaves of the clustering by mean cosine."""
+    from scipy.cluster import hierarchy
+
+    if len(cosines) < 3:
+        return np.arange(len(cosines))
+    above = np.triu_indices(len(cosines), 1)
+    tree = hierarchy.linkage(np.maximum(1 - cosines[above], 0), "average")
+    return hierarchy.leaves_list(tree).astype(np.int64)
 
 
 def clean_run(

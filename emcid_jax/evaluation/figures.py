@@ -62,7 +62,7 @@ def loss_figure(curves: Float[np.ndarray, "request step"], floor: float = 1e-6) 
         axes.margins(x=0.01)
         axes.legend(loc="upper right")
 
-    return _svg(draw)
+    return svg(draw)
 
 
 def layers_figure(layers: Sequence[LayerBar]) -> bytes:
@@ -81,7 +81,7 @@ def layers_figure(layers: Sequence[LayerBar]) -> bytes:
         for axes in (top, bottom):
             axes.grid(axis="x", visible=False)
 
-    return _svg(draw, rows=2)
+    return svg(draw, rows=2)
 
 
 def scores_figure(
@@ -104,11 +104,11 @@ def scores_figure(
         )
         axes.margins(x=0.01)
 
-    return _svg(draw, size=(9.6, 3.0))
+    return svg(draw, size=(9.6, 3.0))
 
 
-def _svg(draw: Callable[..., None], rows: int = 1, size: tuple[float, float] = (6.4, 4.2)) -> bytes:
-    """Run `draw` on fresh axes and return the SVG file; the same input gives the same bytes."""
+def svg(draw: Callable[..., None], rows: int = 1, size: tuple[float, float] = (6.4, 4.2)) -> bytes:
+    """Run `draw` on fresh axes, one per row, and return the SVG file; same input, same bytes."""
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing import edit_file, folder_edit
 from emcid_jax.errors import UserError
+from emcid_jax.models import ldm
+from emcid_jax.models.folder_layout import WEIGHT_FILES
+from emcid_jax.models.unet import UNetConfig
+from emcid_jax.models.vae import VaeConfig
+from emcid_jax.pipeline import load_pipeline
+from emcid_jax.sources import find_model
 from emcid_jax.tasks.edit_file import EditFileConfig, run
 
 
@@ -72,6 +80,51 @@ def test_operations(
         say("clip", model=here)
     say("undo", model=here)
     assert file.read_bytes() == original
+
+
+def write_single_file(folder: Path, path: Path) -> None:
+    """The weights of a diffusers folder under the keys of a Stable Diffusion 1 checkpoint."""
+    unet = UNetConfig.from_dict(json.loads((folder / "unet/config.json").read_text()))
+    vae = VaeConfig.from_dict(json.loads((folder / "vae/config.json").read_text()))
+    arrays: dict[str, np.ndarray] = {}
+    for part, file in WEIGHT_FILES.items():
+        for name, array in load_file(folder / part / file).items():
+            if part == "text_encoder":
+                key = ldm.locate_text(f"text_model.{name.removeprefix('text_model.')}", 1, ()).key
+            elif part == "unet":
+                key = ldm.locate_unet(name, unet).key
+            else:
+                key = ldm.locate_vae(name, vae).key
+            # Old autoencoders have attention as 1x1 convolutions.
+            square = part == "vae" and "attn_1" in key and array.ndim == 2
+            arrays[key] = array[:, :, None, None] if square else array
+    save_file(arrays, path)
+
+
+def test_an_edited_checkpoint_is_the_edited_model(
+    edit: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    beside = tmp_path / "checkpoints"  # Configs and tokenizer lie beside, as a user would have it.
+    ignored = shutil.ignore_patterns("*.safetensors", "model_index*")
+    shutil.copytree(model, beside, ignore=ignored)
+    write_single_file(model, beside / "sd.safetensors")
+    config = EditFileConfig(
+        operation="checkpoint",
+        edit=str(edit),
+        model=ModelConfig(path=str(beside / "sd.safetensors")),
+    )
+    config.check()
+    run(config, tmp_path / "out")
+    shutil.copy(tmp_path / "out" / "sd-edited.safetensors", beside)
+    found = load_pipeline(find_model(str(beside / "sd-edited.safetensors"))).params
+    wanted = load_pipeline(model).params
+    deltas = edit_file.read_edit(edit)[0].deltas()
+    for layer, delta in deltas.items():
+        fc2 = wanted["text_encoder"]["text_model"]["encoder"][f"layers.{layer}"]["mlp"]["fc2"]
+        assert np.abs(delta).max() > 0.1
+        fc2["kernel"] = (np.asarray(fc2["kernel"], np.float64) + delta.T).astype(np.float32)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
 @pytest.mark.parametrize(

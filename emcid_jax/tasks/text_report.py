@@ -1,0 +1,98 @@
+# ruff: noqa: RUF009 (sections of settings are frozen)
+"""Task `text_report`: what solving a bank does, measured without drawing an image."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from emcid_jax.config import Count, ModelConfig, MomentConfig, RunConfig, StageTwoConfig
+from emcid_jax.editing import concept_bank, preservation
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation import text_space
+from emcid_jax.evaluation.text_page import write_text_report
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.moments import find_captions
+from emcid_jax.tasks.solvable import solvable
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReportConfig:
+    """Settings of this task."""
+
+    task: Literal["text_report"] = "text_report"
+    """Which task of main runs."""
+    bank: str = ""
+    """The bank's folder, e.g. `runs/mine/bank`."""
+    keep: tuple[str, ...] = ()
+    """Names that shall stay as they are; edited ones are left out."""
+    keep_path: str = ""
+    """File of more such names, one a line; `sprites`: every object of the sprite world."""
+    captions: Count = 2_000
+    """Captions whose features are compared: of the source of `moments`, by its seed plus one."""
+    moments_file: str = ""
+    """Second moments measured before (`second_moments.safetensors` of a workdir); empty: they are
+    measured here."""
+    model: ModelConfig = ModelConfig()
+    moments: MomentConfig = MomentConfig()
+    stage_two: StageTwoConfig = StageTwoConfig()
+    run: RunConfig = RunConfig()
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if not self.bank:
+            raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+
+
+Config = TextReportConfig
+
+
+def run(config: TextReportConfig, workdir: Path) -> None:
+    """Solves the bank and leaves text_report.html and text_report.json in `workdir`.
+
+    UserError, before anything is written, if settings, bank, model or names are unfit.
+    """
+    keep = read_names(config)
+    other = dataclasses.replace(
+        config.moments, count=config.captions, seed=(config.moments.seed + 1) % 2**32
+    )
+    corpus = find_captions(other)
+    with solvable(config, workdir, config.moments_file) as job:
+        settings = preservation.resolved(config.stage_two)
+        with job.log.timed("stage_two"):
+            edit = concept_bank.solve(job.concepts, job.pipeline, job.moments, settings)
+        with job.log.timed("text_space"):
+            found = text_space.measure(
+                job.concepts, job.pipeline, edit, job.moments, settings, keep, corpus
+            )
+        folders.write_json(workdir / "text_report.json", text_space.as_json(found))
+        about = folders.read_json(workdir / "config.json")["config"]
+        write_text_report(
+            workdir / "text_report.html", config.model.path, found, job.log.seconds(), about
+        )
+    worst = found.reached[0]
+    print(  # noqa: T201 (the result)
+        f"{len(found.reached)} concepts, distance to the targets {found.distance[0]:.4g} -> "
+        f"{found.distance[1]:.4g}, least reached {worst.source!r} ({worst.left:.1%} left); "
+        f"see {workdir / 'text_report.html'}"
+    )
+
+
+def read_names(config: TextReportConfig) -> list[str]:
+    """The names to keep. UserError if their file cannot be read."""
+    names = list(config.keep)
+    if config.keep_path == "sprites":
+        from emcid_jax.sprites.catalogue import catalogue
+
+        names += catalogue().objects
+    elif config.keep_path:
+        try:
+            lines = Path(config.keep_path).read_text("utf8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"config.keep_path is {config.keep_path!r}, which cannot be read ({error}); give a "
+                "text file with a name a line, or `sprites`"
+            ) from error
+        names += [line.strip() for line in lines if line.strip()]
+    return names

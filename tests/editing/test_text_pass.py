@@ -1,0 +1,42 @@
+"""Cut, grouped and padded prompts against the whole encoder, one prompt at a time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emcid_jax.editing import text_pass
+from emcid_jax.pipeline import load_pipeline, tokenize
+
+PROMPTS = ["", "a dog", "a photo of a great white shark in the water of the city", "snow", "art"]
+
+
+def test_states_and_drift_are_those_of_whole_prompts(
+    tiny_pipeline_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_pass, "ROWS", 2)
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    base = pipeline.params["text_encoder"]
+    other = jax.tree.map(lambda leaf: leaf * 1.1, base)
+    ids = tokenize(pipeline.tokenizer, PROMPTS)
+    positions = np.array([1, 2, 5, 1, 1])
+    found = text_pass.text_states(pipeline, other, ids, positions, 1)
+    drift = text_pass.feature_drift(pipeline, base, other, ids)
+    with jax.default_matmul_precision("highest"):
+        old, new = (
+            pipeline.text.apply({"params": params}, jnp.asarray(ids)) for params in (base, other)
+        )
+    for i, prompt in enumerate(PROMPTS):
+        end = ids[i].tolist().index(pipeline.tokenizer.eos_token_id)
+        before, after = (
+            np.asarray(out.last_hidden_state[i, : end + 1], np.float64) for out in (old, new)
+        )
+        np.testing.assert_allclose(found.state[i], new.hidden[1][i, positions[i]], atol=1e-5)
+        np.testing.assert_allclose(found.pooled[i], after[-1], atol=1e-5)
+        wanted = np.linalg.norm(after - before) / np.linalg.norm(before)
+        assert drift[i] == pytest.approx(wanted, rel=1e-4), prompt
+        assert wanted > 1e-3
