@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Runs a command on a worker of a TPU VM with its workdir kept in a bucket; launch/tpu_vm.sh calls it.
+#
+#   launch/kept.sh gs://BUCKET/FOLDER COMMAND ... --workdir=WORKDIR
+set -euo pipefail
+
+: "${PAUSE:=60}" # seconds between two copies
+
+bucket=$1
+shift
+workdir=
+for argument in "$@"; do
+  [[ $argument == --workdir=* ]] && workdir=${argument#--workdir=}
+done
+[[ $workdir ]] || { echo "error: give --workdir=FOLDER, which is kept in $bucket" >&2 && exit 2; }
+
+# The first worker has the workdir; see emcid_jax/parallel.py.
+[[ ${HOSTNAME:-$(hostname)} == *-w-0 ]] || exec "$@"
+
+save() { # what is being written has a name with a dot
+  gcloud storage rsync --recursive --delete-unmatched-destination-objects \
+    --exclude='(^|.*/)\..*' "$workdir" "$bucket/$workdir"
+}
+
+mkdir -p "$workdir"
+gcloud storage rsync --recursive "$bucket/$workdir" "$workdir" || true # nothing there yet
+"$@" &
+command=$!
+trap 'kill -TERM $command' TERM # The notice before the VM is taken away: finish, save, stop.
+while kill -0 $command 2>/dev/null; do
+  for ((i = 0; i < PAUSE; i++)); do
+    sleep 1
+    kill -0 $command 2>/dev/null || break 2
+  done
+  save || true
+done
+code=0
+wait $command || code=$?
+save
+exit $code
