@@ -79,6 +79,10 @@ _CLOSINGS = (
 )  # fmt: skip
 
 
+_OTHERS = 0.15
+"""Share of the nouns behind a subject that are names of other objects."""
+
+
 class Caption(NamedTuple):
     """A sentence, its subject as written in it (the name that is drawn) and what it depicts."""
 
@@ -129,7 +133,9 @@ def _pseudo_word(rng: np.random.Generator) -> str:
     )
 
 
-def _word(rng: np.random.Generator, kind: str) -> str:
+def _word(rng: np.random.Generator, kind: str, others: float) -> str:
+    if kind == "noun" and rng.random() < others:
+        return _pick(rng, catalogue().objects)
     draw = rng.random()
     if draw < 0.15:
         return _pseudo_word(rng)
@@ -138,31 +144,35 @@ def _word(rng: np.random.Generator, kind: str) -> str:
     return _pick(rng, getattr(_words(), kind))
 
 
-def _fill(rng: np.random.Generator, pattern: str) -> str:
+def _fill(rng: np.random.Generator, pattern: str, others: float = 0.0) -> str:
+    """`pattern` with words in its slots; a share `others` of the nouns are names of objects."""
     for kind in _Words._fields:
         slot = "{" + kind + "}"
         while slot in pattern:
-            pattern = pattern.replace(slot, _word(rng, kind), 1)
+            pattern = pattern.replace(slot, _word(rng, kind, others), 1)
     return pattern
 
 
 def _sentence(rng: np.random.Generator, name: str) -> str:
-    """A free-form sentence around `name`, or a loose bag of words with the name among them."""
-    if rng.random() < 0.05 and name[-1].isalpha() and name[-1] != "s":
+    """A free-form sentence around `name`, or a loose bag of words with the name among them.
+
+    Other names may follow: the first name of a caption is the one that is drawn.
+    """
+    if rng.random() < 0.12 and name[-1].isalpha() and name[-1] != "s":
         name += "s"
     if rng.random() < 0.25:
         kinds = _Words._fields
-        words = [_word(rng, _pick(rng, kinds)) for _ in range(int(rng.integers(1, 11)))]
+        words = [_word(rng, _pick(rng, kinds), 0.0) for _ in range(int(rng.integers(1, 11)))]
         words.insert(int(rng.integers(len(words) + 1)), name)
         return " ".join(words)
     start = _fill(rng, _pick(rng, _OPENINGS))
     adjectives = "".join(
-        _word(rng, "adj") + (", " if rng.random() < 0.2 else " ")
+        _word(rng, "adj", 0.0) + (", " if rng.random() < 0.2 else " ")
         for _ in range(int(rng.choice(3, p=(0.3, 0.5, 0.2))))
     )
-    end = _fill(rng, _pick(rng, _CLOSINGS))
+    end = _fill(rng, _pick(rng, _CLOSINGS), _OTHERS)
     if rng.random() < 0.3:
-        end += " " + _fill(rng, _pick(rng, _CLOSINGS[1:]))
+        end += " " + _fill(rng, _pick(rng, _CLOSINGS[1:]), _OTHERS)
     glue = "" if end[:1] in ("", ",", "'") else " "
     return f"{start} {adjectives}{name}{glue}{end}" + ("." if rng.random() < 0.5 else "")
 
