@@ -132,8 +132,9 @@ def _pairs(over: str, text: dict[str, list[Any]], image: dict[str, list[Any]]) -
         for shown, seen in image.items():
             both = np.array([values, seen], np.float64)
             both = both[:, np.isfinite(both).all(0)]
-            rho, p = stats.spearmanr(*both)
-            rows.append(Correlation(over, name, shown, float(rho), float(p), both.shape[1]))
+            found: Any = stats.spearmanr(*both)
+            rho, p = float(found.statistic), float(found.pvalue)
+            rows.append(Correlation(over, name, shown, rho, p, both.shape[1]))
     return rows
 
 

@@ -266,10 +266,17 @@ def solve(
         UserError: no concept to write, memories of another text encoder or tokenizer, memories of
             different blocks, and what `stage_two.solve` raises.
     """
+    require_base(concepts, pipeline)
+    return solve_relative(concepts, pipeline, moments, config)
+
+
+def solve_relative(
+    concepts: ConceptBank, pipeline: Pipeline, moments: SecondMoments, config: StageTwoConfig
+) -> WeightEdit:
+    """As `solve`, on a relative of the model that the memories were found with."""
     active = concepts.active
     if not active:
         raise UserError("the bank has no concept of strength > 0; add one")
-    require_base(concepts, pipeline)
     records = [concepts.records[concept.memory] for concept in active]
     requests = [concept.request for concept in active]
     prompts = spans.source_prompts(pipeline.tokenizer, requests)

@@ -22,7 +22,7 @@ from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing import seals
 from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.stage_two import StageTwoReport
+from emcid_jax.editing.stage_two import LayerReport, StageTwoReport
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
 
@@ -114,6 +114,13 @@ def read_ledger(path: Path) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
         return layers, json.loads(metadata["ledger"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: not a weight edit ({error}); make it again") from error
+
+
+def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:
+    """What Stage II did, from the ledger."""
+    about = dict(ledger["report"])
+    layers = tuple(LayerReport(**layer) for layer in about.pop("layers"))
+    return StageTwoReport(layers, **about)
 
 
 def make_ledger(

@@ -140,7 +140,7 @@ def measure(
         kept,
         _summary(drift[~named]),
         _summary(drift[named]),
-        tuple((captions[i], float(drift[i])) for i in worst),
+        tuple((captions[int(i)], float(drift[i])) for i in worst),
         _layers(edit, report),
         (report.distance_before, report.distance_after),
         prediction,

@@ -2,17 +2,17 @@
 """Task `bank`: add to, take from, merge, inspect and solve a concept bank.
 
 `add` runs Stage I for what the bank has no memory of; `solve` writes the whole bank into the
-pristine text encoder, `conflicts` predicts what that will do. No other operation loads a model.
+pristine text encoder, `port` into that of a derived model, `conflicts` predicts what that will do.
+No other operation loads a model.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,18 +29,20 @@ from emcid_jax.config import (
 from emcid_jax.editing import bank, concept_bank, key_space, preservation
 from emcid_jax.editing.concept_bank import Concept, ConceptBank
 from emcid_jax.editing.key_space import Prediction
-from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.errors import UserError
+from emcid_jax.evaluation.text_page import conflicts_html
+from emcid_jax.files import write_atomically
 from emcid_jax.pipeline import Pipeline
-from emcid_jax.tasks import edit, environment
+from emcid_jax.tasks import edit
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import read_requests, require_layers
+from emcid_jax.tasks.inputs import read_requests
 from emcid_jax.tasks.memories import find_memories, read_prompts
-from emcid_jax.tasks.models import export_dtype, open_model
-from emcid_jax.tasks.moments import find_captions, find_moments
+from emcid_jax.tasks.models import export_dtype
+from emcid_jax.tasks.port import port
+from emcid_jax.tasks.solvable import load, solvable
 
 Operation = Literal[
-    "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve"
+    "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve", "port"
 ]
 
 
@@ -52,7 +54,8 @@ class BankConfig:
     """Which task of main runs."""
     operation: Operation = "list"
     """`list`, `show`, `diff` (to `other`), `add`, `remove`, `strength`, `merge` (`other` into the
-    bank), `conflicts` (what solving will do, predicted) or `solve`."""
+    bank), `conflicts` (what solving will do, predicted), `solve`, or `port` (solve for a model
+    derived from the bank's)."""
     bank: str = ""
     """The bank's folder, e.g. `runs/mine/bank`."""
     other: str = ""
@@ -68,6 +71,10 @@ class BankConfig:
     requests: RequestsConfig = RequestsConfig()
     """`add`: what is added. `show`, `remove`, `strength`: the concepts meant, by file."""
     model: ModelConfig = ModelConfig()
+    base: ModelConfig = ModelConfig()
+    """`port`: the model that the memories were found with; `model` is the one derived from it."""
+    edit: str = ""
+    """`port`: the bank's edit file, applied as it is where the derived model allows it."""
     stage_one: StageOneConfig = StageOneConfig()
     moments: MomentConfig = MomentConfig()
     stage_two: StageTwoConfig = StageTwoConfig()
@@ -139,7 +146,7 @@ def _merge(config: BankConfig, workdir: Path) -> None:
 def _add(config: BankConfig, workdir: Path) -> None:
     folders.require_writable(workdir)
     requests = read_requests(config.requests)
-    pipeline = _load(config)
+    pipeline = load(config, config.model)
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
         new = memorize(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
@@ -148,7 +155,7 @@ def _add(config: BankConfig, workdir: Path) -> None:
 
 
 def _solve(config: BankConfig, workdir: Path) -> None:
-    with _solvable(config, workdir) as job:
+    with solvable(config, workdir) as job:
         report = edit.write_results(
             job.concepts,
             job.pipeline,
@@ -166,51 +173,29 @@ def _solve(config: BankConfig, workdir: Path) -> None:
 
 
 def _conflicts(config: BankConfig, workdir: Path) -> None:
-    with _solvable(config, workdir) as job:
+    with solvable(config, workdir) as job:
         found = key_space.predict(
             job.concepts, job.pipeline, job.moments, config.stage_two, config.keep
         )
         folders.write_json(workdir / "conflicts.json", prediction_json(found))
+        write_atomically(workdir / "conflicts.html", conflicts_html(found).encode())
     for line in prediction_table(found):
         _say(line)
-    _say(f"all of it: {workdir / 'conflicts.json'}")
+    _say(f"all of it: {workdir / 'conflicts.json'}, to look at: {workdir / 'conflicts.html'}")
 
 
-class _Solvable(NamedTuple):
-    """A bank with all that solving it takes."""
-
-    concepts: ConceptBank
-    pipeline: Pipeline
-    model: dict[str, str]
-    moments: SecondMoments
-    log: folders.Log
-
-
-@contextlib.contextmanager
-def _solvable(config: BankConfig, workdir: Path) -> Iterator[_Solvable]:
-    """Reads the bank and finds second moments, which stay in `workdir` for the next time."""
-    folders.require_writable(workdir)
-    _require_own(workdir)
-    preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
-    concepts = concept_bank.open_bank(Path(config.bank))
-    captions = find_captions(config.moments)
-    pipeline = _load(config)
-    require_layers(config.stage_two, pipeline)
-    concept_bank.require_base(concepts, pipeline)
-    model = bank.model_hashes(pipeline)
-    layers = config.stage_two.layers
-    decides = [model["text_encoder"], model["tokenizer"], captions, layers]
-    with folders.exclusive(workdir):
-        inputs = {
-            "bank": bank.hash_of([(c.memory, c.strength) for c in concepts.concepts]),
-            "model.path": bank.hash_of(model),
-            "moments.captions": bank.hash_of(captions),
-        }
-        folders.write_config(workdir, config, inputs, environment.describe())
-        log = folders.Log(workdir / "metrics.jsonl")
-        folder = workdir / "moments" / bank.hash_of(decides)[:16]
-        moments = find_moments(pipeline, captions, layers, config.moments, config.run, folder, log)
-        yield _Solvable(concepts, pipeline, model, moments, log)
+def _port(config: BankConfig, workdir: Path) -> None:
+    found = port(config, workdir)
+    left = [one.left for one in found.reached]
+    where = (
+        f"blocks {list(found.difference.blocks)} differ"
+        if found.difference.blocks
+        else "same blocks"
+    )
+    _say(
+        f"{found.how} ({where}): {len(left)} concepts, median {np.median(left):.1%} of a target "
+        f"left, worst {max(left):.1%}; see {workdir / 'port.json'}"
+    )
 
 
 def memorize(
@@ -270,12 +255,14 @@ def describe(found: ConceptBank, concept: Concept) -> dict[str, Any]:
 
 
 def prediction_json(found: Prediction) -> dict[str, Any]:
-    """A prediction as JSON values."""
+    """A prediction as JSON values; of the key map the most similar part."""
+    keys = key_space.most_similar(found.keys)
     return {
         "contradictions": list(found.contradictions),
         "collisions": [pair._asdict() for pair in found.collisions],
         "kept": [neighbour._asdict() for neighbour in found.kept],
         "unmet": dict(found.unmet),
+        "keys": keys._asdict() | {"cosines": keys.cosines.round(4).tolist()},
     }
 
 
@@ -308,21 +295,6 @@ def _chosen(config: BankConfig, concepts: Sequence[Concept]) -> list[Concept]:
     return chosen
 
 
-def _load(config: BankConfig) -> Pipeline:
-    if config.run.compile_cache:
-        environment.use_compile_cache()
-    return open_model(config.model)
-
-
-def _require_own(workdir: Path) -> None:
-    """UserError if the folder's results are those of another task."""
-    path = workdir / "config.json"
-    if path.exists() and folders.read_json(path)["config"]["task"] != "bank":
-        raise UserError(
-            f"--workdir is {str(workdir)!r}, which holds another task's results; give a new one"
-        )
-
-
 def _count(concepts: Sequence[Concept]) -> str:
     active = sum(concept.strength > 0 for concept in concepts)
     return f"{len(concepts)} concepts, {active} of strength > 0"
@@ -342,4 +314,5 @@ _OPERATIONS: dict[str, Callable[[BankConfig, Path], None]] = {
     "merge": _merge,
     "conflicts": _conflicts,
     "solve": _solve,
+    "port": _port,
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 from absl import flags
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax import main
+from emcid_jax.editing import folder_edit
 from emcid_jax.editing.edit_file import WEIGHT, read_edit
 from emcid_jax.tasks import edit
 from emcid_jax.tasks.bank import BankConfig
@@ -97,6 +99,7 @@ def test_a_banks_life(say: Say, tmp_path: Path, tiny_pipeline_folder: Path) -> N
     same = next(entry for entry in found["kept"] if entry["name"] == "Dog")
     assert same["nearest"] == "dog"
     assert same["similarity"] == pytest.approx(1)
+    assert "&#x27;Dog&#x27; is edited and to be kept" in (workdir / "conflicts.html").read_text()
 
     say("strength", query="*shark*", strength=0.0)
     say("solve")
@@ -135,6 +138,38 @@ def test_the_main_jobs_bank_solved_again_gives_the_same_bits(
     assert found.arrays.keys() == wanted.arrays.keys()
     for name, array in wanted.arrays.items():
         np.testing.assert_array_equal(found.arrays[name], array)
+
+
+def test_a_derived_model_gets_the_edit_or_a_solve_of_its_own(
+    say: Say, tmp_path: Path, tiny_pipeline_folder: Path
+) -> None:
+    say("add", requests=NAMES[:2])
+    say("solve")
+    edit_path = tmp_path / "edit.safetensors"
+    (tmp_path / "workdir" / "edit.safetensors").rename(edit_path)
+    base = settings.ModelConfig(path=str(tiny_pipeline_folder))
+    for block, how in ((3, "applied (blocks [3] differ)"), (1, "solved (blocks [1] differ)")):
+        folder = Path(shutil.copytree(tiny_pipeline_folder, tmp_path / f"derived-{block}"))
+        file = folder / "text_encoder" / "model.safetensors"
+        arrays = load_file(file)
+        (name,) = (n for n in arrays if n.endswith(f"layers.{block}.mlp.fc1.weight"))
+        arrays[name] = 1.1 * arrays[name]
+        save_file(arrays, file, metadata={"format": "pt"})
+        derived = settings.ModelConfig(path=str(folder))
+        (line,) = say("port", model=derived, base=base, edit=str(edit_path))
+        assert line.startswith(how)
+        found = json.loads((tmp_path / "workdir" / "port.json").read_text())
+        assert found["difference"]["blocks"] == [block]
+        assert {one["source"] for one in found["reached"]} == set(NAMES[:2])
+        content, ledger = read_edit(tmp_path / "workdir" / "edit.safetensors")
+        assert ledger["base"]["text_encoder"] == folder_edit.weights_hash(arrays)
+        edited = load_file(tmp_path / "workdir" / "text_encoder" / "model.safetensors")
+        assert ledger["edited"] == folder_edit.weights_hash(edited)
+        same = [
+            np.array_equal(content.arrays[key], array)
+            for key, array in read_edit(edit_path)[0].arrays.items()
+        ]
+        assert all(same) if block == 3 else not any(same)
 
 
 def test_mistakes_are_named(say: Say, tmp_path: Path) -> None:
