@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # A new function, so that nothing traced before the change is taken.
             compiled = jax.jit(lambda *x, run=function: run(*x)).lower(*inputs).compile()
         analysis = compiled.memory_analysis()
+        assert analysis is not None
         sizes = (analysis.argument_size_in_bytes, analysis.temp_size_in_bytes)
         figures = "".join(f"{size / 2**20:>10.0f}" for size in sizes)
         print(f"{options.dtype} {name:48}{figures}{time.perf_counter() - began:>8.0f}", flush=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import cast
 
 import jax.numpy as jnp
 
 from emcid_jax.config import ExportDtype, ModelConfig
+from emcid_jax.editing.export import stored_dtype
 from emcid_jax.models.tensor_file import FLOATS, read_header
 from emcid_jax.models.weight_files import weight_files
 from emcid_jax.pipeline import Pipeline, load_pipeline
@@ -37,7 +37,9 @@ def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:
     """Stored type of an edited text encoder: what is asked for, else that of the weights read."""
     if config.export_dtype != "source":
         return config.export_dtype
-    file = weight_files(pipeline.folder / "text_encoder", config.variant)[0]
-    kinds = Counter(kind for kind in read_header(file).kinds.values() if kind in FLOATS)
-    name = jnp.dtype(FLOATS[kinds.most_common(1)[0][0]]).name
+    part = pipeline.folder / "text_encoder"
+    if not config.variant:
+        return cast(ExportDtype, stored_dtype(part))
+    kinds = read_header(weight_files(part, config.variant)[0]).kinds.values()
+    name = jnp.dtype(next(FLOATS[kind] for kind in sorted(kinds) if kind in FLOATS)).name
     return cast(ExportDtype, "float32" if name == "float64" else name)
