@@ -161,7 +161,7 @@ class StageTwoConfig:
     """Templates, each with one {}, of their prompts; empty: all templates of the requests."""
     preserve_weight: Positive = 10.0
     """How much a kept concept counts, an edit of weight 1 counting 1."""
-    nullspace_energy: Annotated[float, Range(0.0, 1.0)] = 0.1
+    nullspace_energy: Annotated[float, Range(0.0, open=True), Range(high=1.0)] = 0.1
     """`nullspace`: share of the captions' key energy in the directions that are written into."""
 
     def check(self) -> None:
@@ -225,6 +225,9 @@ class RunConfig:
     """Keep compiled programs in the user's cache folder for the next run."""
     progress: bool = True
     """Progress bars on stderr."""
+    distributed: bool = False
+    """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
+    say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
 
 
 @dataclasses.dataclass(frozen=True)

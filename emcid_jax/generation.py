@@ -135,7 +135,7 @@ def image_batches(
     size = parallel.padded_size(min(batch, max(len(prompts), 1)), mesh.size if mesh else 1)
     models = {part: params[part] for part in ("unet", "vae")}
     if mesh:
-        models = jax.device_put(models, parallel.replicated(mesh))
+        models = parallel.place(models, parallel.replicated(mesh))
     for start in range(0, len(prompts), size):
         count = min(size, len(prompts) - start)
         index = np.resize(np.arange(start, start + count), size)
@@ -143,7 +143,7 @@ def image_batches(
         drawn = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
         arrays = states[rows[index]], drawn
         if mesh:
-            arrays = jax.device_put(arrays, parallel.sharded(mesh))
+            arrays = parallel.place(arrays, parallel.sharded(mesh))
         images = draw(
             models,
             *arrays,
@@ -153,7 +153,7 @@ def image_batches(
             sampler=sampler,
             mesh=mesh,
         )
-        yield np.asarray(images)[:count]
+        yield parallel.fetch(images)[:count]
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "vae", "sampler", "mesh"))

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from emcid_jax import config as settings
+from emcid_jax import preemption
 from emcid_jax.errors import UserError
 
 TASKS = (
@@ -26,8 +30,10 @@ TASKS = (
     "bank",
     "edit_file",
     "sample",
+    "convert",
     "text_report",
 )
+DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\
 usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 
@@ -45,23 +51,57 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's results.")
 def main(arguments: list[str]) -> int:
     """Runs the task that the config names.
 
-    Returns the exit code: 0, 2 for a mistake of the user, 130 for an interruption.
+    Returns the exit code: 0, 2 for a mistake of the user, 130 for an interruption, 143 for SIGTERM.
     """
     del arguments
+    distributed = False
     try:
-        values = _read_config()
-        name = values.get("task")
-        if name not in TASKS:
-            raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
-        task = importlib.import_module(f"emcid_jax.tasks.{name}")
-        config = settings.from_config_dict(values, task.Config)
-        task.run(config, Path(_WORKDIR.value or _default_workdir()))
+        with preemption.heeded():
+            values = _read_config()
+            distributed = bool(values.get("run", {}).get("distributed"))
+            _run_task(values, distributed)
+        return 0
     except UserError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        return 130
-    return 0
+        code = _fail(str(error))
+    except (KeyboardInterrupt, preemption.Preempted) as stop:
+        told = isinstance(stop, preemption.Preempted)
+        name = "stopped by SIGTERM" if told else "interrupted"
+        print(f"{name}; the same command goes on from here", file=sys.stderr)  # noqa: T201
+        return preemption.EXIT_CODE if told else 130
+    except Exception:
+        if not distributed:
+            raise
+        traceback.print_exc()
+        code = 1
+    if distributed:  # The other processes are not coming: an orderly end would wait for them.
+        sys.stderr.flush()
+        os._exit(code)
+    return code
+
+
+def _run_task(values: dict[str, Any], distributed: bool) -> None:
+    """UserError for a mistake in the settings or in what they name."""
+    name = values.get("task")
+    if name not in TASKS:
+        raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
+    if distributed and name not in DISTRIBUTED_TASKS:
+        raise UserError(
+            f"config.run.distributed is True, but task {name} runs as one process; leave it out"
+        )
+    task = importlib.import_module(f"emcid_jax.tasks.{name}")
+    config = settings.from_config_dict(values, task.Config)
+    workdir = Path(_WORKDIR.value or _default_workdir())
+    if not distributed:
+        task.run(config, workdir)
+        return
+    from emcid_jax import parallel
+    from emcid_jax.tasks.workdir import mirrored
+
+    parallel.start()
+    shown = config.run.progress and parallel.is_first()
+    config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=shown))
+    with mirrored(workdir) as mine:
+        task.run(config, mine)
 
 
 def run() -> None:

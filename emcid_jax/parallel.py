@@ -1,14 +1,65 @@
-"""Devices: the mesh and the shardings over it. The only file that knows devices."""
+"""Devices and processes: the mesh, its shardings, and several hosts that run one program.
+
+The only file that knows devices. With several processes every one runs the same code on the same
+inputs; arrays over the mesh live on the devices of all of them.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from emcid_jax.errors import UserError
+
 CONCEPT_AXIS = "concept"
+BLOCK = 4 * 2**20
+"""Most bytes that `share` takes."""
+COORDINATOR, PROCESSES, PROCESS = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+"""Environment variables that say who is who where nothing else does."""
+
+
+def start() -> None:
+    """Joins the processes that were started alike, one per host, before anything is computed.
+
+    Cloud TPU pods, Slurm and Open MPI say who is who. Elsewhere the environment does:
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
+
+    UserError if nothing says it, or only a part.
+    """
+    given = {name: os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
+    missing = [name for name, value in given.items() if not value]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{missing[0]} is not set; set {COORDINATOR}, {PROCESSES} and {PROCESS}")
+    arguments: dict[str, Any] = {}
+    if not missing:
+        for name, keyword in ((PROCESSES, "num_processes"), (PROCESS, "process_id")):
+            if not given[name].isdecimal():
+                raise UserError(f"{name} is {given[name]!r}; it must be a whole number")
+            arguments[keyword] = int(given[name])
+        arguments["coordinator_address"] = given[COORDINATOR]
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `preemption`.
+    try:
+        jax.distributed.initialize(**arguments)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "config.run.distributed is True, but there are no processes to join: "
+            f"{str(error).splitlines()[0]} On a machine that is no TPU pod, Slurm or Open MPI job "
+            f"set {COORDINATOR}, {PROCESSES} and {PROCESS}"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one whose files are kept."""
+    return jax.process_index() == 0
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -27,6 +78,68 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that are equal on every process, put where `sharding` says."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays over the mesh as whole NumPy arrays, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def one(leaf: Any) -> np.ndarray:
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        if whole or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` holds on any process; the same answer on all of them."""
+    return bool(max(_everyones(int(value))))
+
+
+def least(value: int) -> int:
+    """The smallest `value` of all processes; the same answer on all of them."""
+    return min(_everyones(value))
+
+
+def share(block: bytes) -> bytes:
+    """Process 0's `block`, at most `BLOCK` bytes, on every process."""
+    if jax.process_count() == 1:
+        return block
+    from jax.experimental import multihost_utils
+
+    padded = np.zeros(8 + BLOCK, np.uint8)  # One size, so that one program is compiled.
+    if is_first():
+        padded[:8] = np.frombuffer(len(block).to_bytes(8, "little"), np.uint8)
+        padded[8 : 8 + len(block)] = np.frombuffer(block, np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
 def padded_size(count: int, multiple: int) -> int:
     """The smallest multiple of `multiple` that is at least `count`."""
     return -(-count // multiple) * multiple
+
+
+def _everyones(value: int) -> list[int]:
+    """`value` (not negative, below 2^62) of every process."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    halves = np.asarray([value >> 31, value & (2**31 - 1)], np.int32)  # JAX has no int64 here.
+    rows = np.asarray(multihost_utils.process_allgather(halves)).tolist()
+    return [(high << 31) | low for high, low in rows]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
+from emcid_jax import checkpoints
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.errors import UserError
@@ -156,10 +157,13 @@ def load_pipeline(
     configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
-    params = {
-        part: weights.read_params(folder / part, abstract, _RENAMES[part], variant, sharding)
-        for part, abstract in _abstract(empty).items()
-    }
+    if checkpoints.holds_weights(folder):  # see tasks/convert
+        params = checkpoints.load_weights(folder, _abstract(empty), sharding)
+    else:
+        params = {
+            part: weights.read_params(folder / part, abstract, _RENAMES[part], variant, sharding)
+            for part, abstract in _abstract(empty).items()
+        }
     return dataclasses.replace(empty, params=params)
 
 

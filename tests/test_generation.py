@@ -245,6 +245,34 @@ def test_slices_of_the_decoder_change_nothing_but_memory(
     assert temporary[0] < temporary[1] / (12 // devices // 2) * 1.5
 
 
+def test_what_is_drawn_lies_split_and_each_device_does_its_share(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The calls that `generate` makes itself: arguments, results and work of every device."""
+    calls = []
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        compiled = draw.lower(*arguments, **options).compile()
+        images = draw(*arguments, **options)
+        calls.append((arguments, images, compiled.cost_analysis()["flops"]))
+        return images
+
+    monkeypatch.setattr("emcid_jax.generation.draw", noted)
+    prompts, seeds = PROMPTS[:1] * 4, [1, 2, 3, 4]
+    for devices in (1, 4):
+        mesh = parallel.make_mesh(jax.devices()[:devices])
+        generate(pipeline, prompts, seeds, mesh=mesh, **SETTINGS)
+    (_, _, whole), ((models, text, noise, _), images, share) = calls
+    split = parallel.sharded(mesh)
+    for array in (text, noise, images):
+        assert array.sharding.is_equivalent_to(split, array.ndim)
+        assert {len(shard.data) for shard in array.addressable_shards} == {1}
+        assert len({shard.device for shard in array.addressable_shards}) == 4
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(models))
+    # A program that computed the batch everywhere would do all of it on each.
+    assert 0.2 * whole < share < 0.35 * whole
+
+
 def test_prompts_and_seeds_must_match(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="3 prompts but 1 seeds"):
         generate(pipeline, PROMPTS, [1], steps=2, guidance=4.0)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from emcid_jax import parallel
 from emcid_jax.errors import UserError
 
 
@@ -81,8 +82,12 @@ def needed_memory(compiled: jax.stages.Compiled) -> int:
 
 
 def free_memory(mesh: Mesh) -> int:
-    """Bytes of the fullest device that are free; on CPU, this device's part of half the machine."""
-    stats = [device.memory_stats() for device in mesh.devices.flat]
+    """Bytes of the fullest device that are free; on CPU, this device's part of half the machine.
+
+    The same on every process, which must choose the same program.
+    """
+    stats = [device.memory_stats() for device in mesh.local_devices]
     if all(stats):
-        return min(s["bytes_limit"] - s["bytes_in_use"] for s in stats if s)
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // (2 * mesh.size)
+        return parallel.least(min(s["bytes_limit"] - s["bytes_in_use"] for s in stats if s))
+    whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return parallel.least(whole // (2 * len(mesh.local_devices)))

@@ -24,6 +24,8 @@ def stored_dtype(folder: Path) -> str:
     """Type of the weights of a text encoder folder: float32, float16 or bfloat16."""
     names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     files = sorted(folder.glob("*.safetensors"))
+    if not files:  # The weights are Orbax's; `tasks.convert` says in the config what they were.
+        return json.loads((folder / "config.json").read_text())["dtype"]
     usual = folder / "model.safetensors"  # Variants such as model.fp16.safetensors may lie beside.
     with safe_open(usual if usual in files else files[0], framework="np") as handle:
         kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118

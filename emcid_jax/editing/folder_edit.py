@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,45 @@ def undo(folder: Path, force: bool = False) -> None:
         kept.replace(file)
     kept.unlink(missing_ok=True)
     record.unlink()
+
+
+def write_copy(
+    target: Path, folder: Path, content: EditFile, ledger: Mapping[str, Any], force: bool = False
+) -> None:
+    """Writes a whole model folder with the edit in it; `folder` stays as it is.
+
+    Unedited parts are hard links where the disk allows it, else copies. Other weight files of the
+    text encoder (variants, pickles) are left out: they are not edited. The folder appears by one
+    rename. UserError as in `apply`, and if `target` is there already.
+    """
+    if target.exists():
+        raise UserError(f"{target}: is there already; give another --workdir")
+    weights = weight_file(folder)
+    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            place = file.relative_to(folder)
+            edited = place.parts[0] == weights.parent.name
+            if place.parts[0].startswith(".") or (
+                edited and file != weights and file.suffix != ".json"
+            ):
+                continue
+            (staging / place).parent.mkdir(parents=True, exist_ok=True)
+            _link(file.resolve(), staging / place)
+        apply(staging, content, ledger, force)
+        copied = weight_file(staging)
+        copied.with_name(RECORD).unlink()
+        copied.with_name(copied.name + KEPT).unlink()
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # Another disk, or one without links.
+        shutil.copyfile(source, target)
 
 
 def require_base(

@@ -57,7 +57,7 @@ def prepare(
         )
     mesh = parallel.make_mesh(jax.devices()[:1]) if mesh is None else mesh
     everywhere = parallel.replicated(mesh)
-    text = jax.device_put(pipeline.params["text_encoder"], everywhere)
+    text = parallel.place(pipeline.params["text_encoder"], everywhere)
     encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
 
     hidden, source_last, _ = _per_prompt(encode, source.ids, mesh)
@@ -75,7 +75,7 @@ def prepare(
     if objective.needs_images(config):
         assert images is not None
         flat = images.reshape(len(images), -1, *images.shape[3:])
-        vae = jax.device_put(pipeline.params["vae"], everywhere)
+        vae = parallel.place(pipeline.params["vae"], everywhere)
         posterior = functools.partial(_posterior, pipeline.vae, vae)
         latent_mean, latent_std = (
             part.reshape(*images.shape[:3], *part.shape[2:])
@@ -130,7 +130,7 @@ def _per_prompt(
     batches = []
     for first in range(0, len(rows), size):
         index = np.minimum(np.arange(first, first + size), len(rows) - 1)
-        batch = jax.device_put(rows[index], parallel.sharded(mesh))
-        batches.append(jax.device_get(function(batch)))
+        batch = parallel.place(rows[index], parallel.sharded(mesh))
+        batches.append(parallel.fetch(function(batch)))
     parts = [np.concatenate(part)[: len(rows)] for part in zip(*batches, strict=True)]
     return [part.reshape(*array.shape[:2], *part.shape[1:]) for part in parts]

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float64, Int
 
 from emcid_jax.models.clip_text import ClipTextModel
-from emcid_jax.parallel import padded_size, replicated, sharded
+from emcid_jax.parallel import padded_size, place, replicated, sharded
 
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
 CHUNK_TOKENS = 8192
@@ -71,7 +71,7 @@ class Blocks:
     def __init__(self, model: ClipTextModel, params: Mapping[str, Any], mesh: Mesh) -> None:
         config = dataclasses.replace(model.config, num_hidden_layers=1)
         self._model = model.clone(config=config)
-        self._params = jax.device_put(dict(params), replicated(mesh))
+        self._params = place(dict(params), replicated(mesh))
         self._mesh = mesh
 
     def run(self, chunk: Chunk, layer: int) -> Run:
@@ -137,8 +137,8 @@ def split_prompts(prompts: SourcePrompts, mesh: Mesh) -> list[Chunk]:
                     Chunk(
                         request[part],
                         first,
-                        _place(np.pad(ids, (padding, (0, 0))), mesh),
-                        _place(np.pad(positions[part].astype(np.int32), padding), mesh),
+                        place(np.pad(ids, (padding, (0, 0))), sharded(mesh)),
+                        place(np.pad(positions[part].astype(np.int32), padding), sharded(mesh)),
                     )
                 )
     return chunks
@@ -160,11 +160,6 @@ def _by_width(
             groups.append((rows[waiting], length))
             waiting[:] = False
     return groups
-
-
-def _place(array: np.ndarray, mesh: Mesh) -> Array:
-    """A host array, equal on every process, split over the mesh."""
-    return jax.make_array_from_callback(array.shape, sharded(mesh), array.__getitem__)
 
 
 def prompt_means(

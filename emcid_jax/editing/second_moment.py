@@ -29,7 +29,7 @@ from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
 from emcid_jax.models.clip_text import ClipTextModel, end_positions
 from emcid_jax.models.weights import params_hash
-from emcid_jax.parallel import CONCEPT_AXIS, make_mesh, padded_size, replicated, sharded
+from emcid_jax.parallel import CONCEPT_AXIS, make_mesh, padded_size, place, replicated, sharded
 
 # Token widths that captions are padded to are multiples of this: few programs, little padding.
 WIDTH_STEP = 4
@@ -134,7 +134,7 @@ def accumulate(
         start = Progress(0, len(batches), 0, zeros, provenance, batch)
     _check_same(start, provenance, batch)
 
-    device_params = jax.device_put(params, replicated(mesh))
+    device_params = place(params, replicated(mesh))
     done, count, sums = start.batches, start.count, start.sums
     while done < len(batches):
         local = _zeros(model, layers, mesh)
@@ -143,7 +143,9 @@ def accumulate(
             padding = (0, batch - len(rows))
             tokens = np.pad(ids[rows, :width], (padding, (0, 0)))
             valid = np.pad(lengths[rows], padding)
-            local = _add(model, layers, mesh, device_params, local, *_place((tokens, valid), mesh))
+            local = _add(
+                model, layers, mesh, device_params, local, *place((tokens, valid), sharded(mesh))
+            )
             count += int(lengths[rows].sum())
         totals = jax.device_get(_total(mesh, local))
         sums = {layer: sums[layer] + total for layer, total in zip(layers, totals, strict=True)}
@@ -239,12 +241,6 @@ def _zeros(model: ClipTextModel, layers: tuple[int, ...], mesh: Mesh) -> tuple[A
     size = model.config.intermediate_size
     shape = (mesh.size, size, size)
     return tuple(jnp.zeros(shape, model.dtype, device=sharded(mesh)) for _ in layers)
-
-
-def _place(arrays: tuple[np.ndarray, ...], mesh: Mesh) -> tuple[Array, ...]:
-    """Host arrays, equal on every process, split over the mesh."""
-    where = sharded(mesh)
-    return tuple(jax.make_array_from_callback(a.shape, where, a.__getitem__) for a in arrays)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=4)

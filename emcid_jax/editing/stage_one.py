@@ -65,16 +65,16 @@ def optimise(
         UserError: the smallest batch needs more memory than there is, or a result is not finite.
     """
     program = compile_program(pipeline, inputs, config, mesh) if program is None else program
-    params = jax.device_put(model_params(pipeline), parallel.replicated(mesh))
+    params = parallel.place(model_params(pipeline), parallel.replicated(mesh))
     count, size = len(inputs.h0), program.batch.concepts
     results = []
     for first in range(0, count, size):
         # Padding repeats the last concept: valid work, dropped below.
         rows = np.minimum(np.arange(first, first + size), count - 1)
         batch = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], inputs)
-        batch = jax.device_put(batch, parallel.sharded(mesh))
-        zeros = jax.device_put(np.zeros(batch.h0.shape, np.float32), parallel.sharded(mesh))
-        results.append(jax.device_get(program.run(params, batch, zeros)))
+        batch = parallel.place(batch, parallel.sharded(mesh))
+        zeros = parallel.place(np.zeros(batch.h0.shape, np.float32), parallel.sharded(mesh))
+        results.append(parallel.fetch(program.run(params, batch, zeros)))
     result = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *results)
     bad = np.flatnonzero(~np.isfinite(result.z).all(axis=-1))
     if bad.size:

@@ -15,7 +15,7 @@ from emcid_jax.editing.edit_file import StoredLayer
 from emcid_jax.errors import UserError
 from emcid_jax.tasks.inputs import require_model
 
-Operation = Literal["show", "apply", "undo", "clip", "lora", "checkpoint"]
+Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +25,9 @@ class EditFileConfig:
     task: Literal["edit_file"] = "edit_file"
     """Which task of main runs."""
     operation: Operation = "show"
-    """`show`, `apply` (to the model's folder), `undo`, `clip` (edited text encoder as one file for
-    ComfyUI and Forge), `lora` (kohya's names) or `checkpoint` (the model's single file, edited)."""
+    """`show`, `apply` (to the model's folder), `undo`, `folder` (a whole edited model), `clip`
+    (edited text encoder as one file for ComfyUI and Forge), `lora` (kohya's names) or `checkpoint`
+    (the model's single file, edited)."""
     edit: str = ""
     """The edit file, e.g. `runs/mine/edit.safetensors`; `undo` needs none."""
     model: ModelConfig = ModelConfig()
@@ -81,6 +82,13 @@ def _undo(config: EditFileConfig, workdir: Path) -> None:
     folder = require_model(config.model)
     folder_edit.undo(folder, config.force)
     _say(f"{folder} has its original text encoder again")
+
+
+def _folder(config: EditFileConfig, workdir: Path) -> None:
+    content, ledger = edit_file.read_edit(Path(config.edit))
+    path = workdir / "model"
+    folder_edit.write_copy(path, require_model(config.model), content, ledger, config.force)
+    _say(f"wrote {path}")
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
@@ -144,6 +152,7 @@ _OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {
     "show": _show,
     "apply": _apply,
     "undo": _undo,
+    "folder": _folder,
     "clip": _clip,
     "lora": _lora,
     "checkpoint": _checkpoint,

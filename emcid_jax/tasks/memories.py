@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from emcid_jax import parallel
+from emcid_jax import parallel, preemption
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
@@ -92,24 +92,26 @@ def find_memories(
             rows = slice(first, min(first + chunk, len(requests)))
             found = _filed(folder, records[rows])
             if found is None:
-                began = time.perf_counter()
-                inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
-                if program is None:
-                    full = _resized(inputs, chunk)
-                    program = stage_one.compile_program(pipeline, full, config, mesh, batch)
-                result = stage_one.optimise(pipeline, inputs, config, mesh, program)
-                found = _memories(result)
-                about = asked | {"batch": program.batch}
-                for record, memory in zip(records[rows], found, strict=True):
-                    bank.write(folder, record, memory, about)
-                start, end = (float(losses.total.mean()) for losses in (result.start, result.end))
-                log.write(
-                    "stage_one",
-                    time.perf_counter() - began,
-                    concepts=rows.stop,
-                    held_out_start=start,
-                    held_out_end=end,
-                )
+                with preemption.finishing("this chunk of Stage I"):
+                    began = time.perf_counter()
+                    inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
+                    if program is None:
+                        full = _resized(inputs, chunk)
+                        program = stage_one.compile_program(pipeline, full, config, mesh, batch)
+                    result = stage_one.optimise(pipeline, inputs, config, mesh, program)
+                    found = _memories(result)
+                    about = asked | {"batch": program.batch}
+                    for record, memory in zip(records[rows], found, strict=True):
+                        bank.write(folder, record, memory, about)
+                    ends = (float(losses.total.mean()) for losses in (result.start, result.end))
+                    start, end = ends
+                    log.write(
+                        "stage_one",
+                        time.perf_counter() - began,
+                        concepts=rows.stop,
+                        held_out_start=start,
+                        held_out_end=end,
+                    )
                 bar.set_postfix_str(f"held-out loss {start:.2g} -> {end:.2g}")
             memories += found
             bar.update(rows.stop - rows.start)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emcid_jax import checkpoints
+from emcid_jax import checkpoints, preemption
 from emcid_jax.config import MomentConfig, RunConfig
 from emcid_jax.editing import second_moment
 from emcid_jax.editing.captions import read_captions
@@ -56,15 +56,15 @@ def find_moments(
         start=start,
     )
     progress = start
-    began = time.perf_counter()
     with tqdm(desc="Second moments", unit="batch", disable=not run.progress) as bar:
-        for progress in steps:
-            _write_progress(folder / "progress", progress)
-            log.write("moments", time.perf_counter() - began, batches=progress.batches)
-            began = time.perf_counter()
+        while progress is None or progress.batches < progress.total:
+            with preemption.finishing("these batches of captions"):
+                began = time.perf_counter()
+                progress = next(steps)
+                _write_progress(folder / "progress", progress)
+                log.write("moments", time.perf_counter() - began, batches=progress.batches)
             bar.total = progress.total
             bar.update(progress.batches - bar.n)
-    assert progress is not None  # There is at least one caption.
     moments = second_moment.finish(progress)
     second_moment.write_moments(result, moments)
     shutil.rmtree(folder / "progress", ignore_errors=True)

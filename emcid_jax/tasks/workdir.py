@@ -8,12 +8,15 @@ import fcntl
 import json
 import os
 import shutil
+import tarfile
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from emcid_jax import parallel
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
 
@@ -48,6 +51,55 @@ def exclusive(workdir: Path) -> Iterator[None]:
         for leftover in sorted(workdir.rglob(".*.tmp")):  # What a killed run was writing.
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def mirrored(workdir: Path) -> Iterator[Path]:
+    """The folder that this process works in: `workdir` on the first one, copies on the others.
+
+    All processes start from what lies in the first one's, find the same things done, and do the
+    same; what the others write is dropped. Nothing but the first one's disk needs to last.
+    """
+    if parallel.is_first():
+        files = (path for path in sorted(workdir.rglob("*")) if path.is_file())
+        sender: Any = _Sender()
+        with tarfile.open(None, "w|", sender, bufsize=parallel.BLOCK, dereference=True) as tar:
+            for path in files:
+                if not path.name.startswith("."):
+                    tar.add(path, path.relative_to(workdir))
+        parallel.share(b"")
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="emcid_jax-") as folder:
+        receiver: Any = _Receiver()
+        with tarfile.open(None, "r|", receiver, bufsize=parallel.BLOCK) as tar:
+            tar.extractall(folder, filter="data")
+        while receiver.read(parallel.BLOCK):
+            pass  # What fills up the last block.
+        yield Path(folder)
+
+
+class _Sender:
+    """A file whose blocks go to the other processes."""
+
+    def write(self, block: bytes) -> int:
+        parallel.share(block)
+        return len(block)
+
+
+class _Receiver:
+    """A file of the blocks that the first process sends."""
+
+    def __init__(self) -> None:
+        self._left, self._ended = b"", False
+
+    def read(self, size: int) -> bytes:
+        while len(self._left) < size and not self._ended:
+            block = parallel.share(b"")
+            self._left += block
+            self._ended = not block
+        found, self._left = self._left[:size], self._left[size:]
+        return found
 
 
 def require_writable(workdir: Path) -> None:

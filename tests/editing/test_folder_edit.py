@@ -169,3 +169,38 @@ def test_an_edit_that_does_not_fit_is_refused(folder: Path, ledger: dict[str, An
     assert snapshot(folder) == before
     with pytest.raises(UserError, match="no such file"):
         folder_edit.undo(folder / "nowhere")
+
+
+def test_a_copy_is_a_whole_edited_model_that_diffusers_draws_with(
+    tiny_pipeline_folder: Path, content: EditFile, ledger: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    source, target = tmp_path / "source", tmp_path / "out" / "model"
+    shutil.copytree(tiny_pipeline_folder, source)
+    weights = source / "text_encoder" / "model.safetensors"
+    shutil.copyfile(weights, weights.with_name("model.fp16.safetensors"))  # would not be edited
+    before = snapshot(source)
+    folder_edit.write_copy(target, source, content, ledger)
+    assert snapshot(source) == before
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert set(snapshot(target)) == {"config.json", "model.safetensors"}
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert (target / unet).samefile(source / unet)
+
+    oracle = StableDiffusionPipeline.from_pretrained(target)
+    ours = load_pipeline(target)
+    ids = oracle.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
+    tokens = ids.input_ids.numpy().astype(np.int32)
+    found = ours.text.apply({"params": ours.params["text_encoder"]}, tokens)
+    hidden = np.asarray(found.last_hidden_state)
+    assert np.abs(hidden - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    base = load_pipeline(source)
+    plain = base.text.apply({"params": base.params["text_encoder"]}, tokens)
+    assert np.abs(hidden - np.asarray(plain.last_hidden_state)).max() > 0.01
+
+    with pytest.raises(UserError, match="is there already"):
+        folder_edit.write_copy(target, source, content, ledger)

@@ -20,7 +20,7 @@ from emcid_jax.editing.second_moment import (
 from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.weights import params_hash
-from emcid_jax.parallel import make_mesh, replicated
+from emcid_jax.parallel import make_mesh, place, replicated, sharded
 
 LAYERS = (0, 2, 3)
 
@@ -163,7 +163,7 @@ def test_accumulating_needs_no_communication(numpy_clip, captions):
     model = ClipTextModel(numpy_clip.config)
     params = jax.device_put(float32(numpy_clip), replicated(mesh))
     sums = second_moment._zeros(model, layers, mesh)
-    rows = second_moment._place((captions[:32], captions[:32, 0]), mesh)
+    rows = place((captions[:32], captions[:32, 0]), sharded(mesh))
     adding = second_moment._add.lower(model, layers, mesh, params, sums, *rows)
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     text = adding.compile().as_text()

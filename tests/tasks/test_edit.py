@@ -34,34 +34,40 @@ REQUESTS = [
 ]
 CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
 
-# Runs the command and kills its own process with -9 at a chosen call of a chosen function.
+# Runs the command and sends its own process a signal at a chosen call of a chosen function.
 KILLED = """
-import importlib, os, signal, sys
+import importlib, os, sys
 
-module, name, count = importlib.import_module(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+module, name = importlib.import_module(sys.argv[1]), sys.argv[2]
+number, count = map(int, sys.argv[3:5])
 original, calls = getattr(module, name), 0
 
 
 def dying(*arguments, **options):
     global calls
     calls += 1
-    if calls > count:
-        os.kill(os.getpid(), signal.SIGKILL)
+    if calls == count + 1:
+        os.kill(os.getpid(), number)
     return original(*arguments, **options)
 
 
 setattr(module, name, dying)
-sys.argv[1:] = sys.argv[4:]
+sys.argv[1:] = sys.argv[5:]
 from emcid_jax.main import run
 
 run()
 """
+KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)
 KILLS = [
-    ("emcid_jax.editing.bank", "write", 3),  # Stage I, between the records of a chunk
-    ("emcid_jax.checkpoints", "save", 2),  # statistics
-    ("emcid_jax.editing.edit_file", "write_edit", 0),  # between the two exports
-    ("emcid_jax.evaluation.images", "write_atomically", 9),  # evaluation
+    ("emcid_jax.editing.bank", "write", KILL, 3),  # Stage I, between the records of a chunk
+    ("emcid_jax.editing.bank", "write", TERM, 0),
+    ("emcid_jax.checkpoints", "save", KILL, 2),  # statistics
+    ("emcid_jax.editing.second_moment", "_add", TERM, 0),
+    ("emcid_jax.editing.edit_file", "write_edit", KILL, 0),  # between the two exports
+    ("emcid_jax.evaluation.images", "write_atomically", KILL, 9),  # evaluation
 ]
+# What SIGTERM lets the run finish: the second chunk of two; the third batch of captions.
+SAVED = {"write": ("bank/*.safetensors", 4), "_add": ("moments/progress/3", 1)}
 
 
 @pytest.fixture(scope="module")
@@ -211,9 +217,16 @@ def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(
 ) -> None:
     workdir = tmp_path / "workdir"
     for kill in KILLS:
+        _, name, number, _ = kill
         done = command(workdir, *kill)
-        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert done.returncode == (143 if number == TERM else -number), done.stderr
         assert not (workdir / "metrics.json").exists()
+        if number == TERM:
+            *_, told, last = done.stderr.strip().splitlines()
+            assert told.startswith("SIGTERM: stopping after")
+            assert last == "stopped by SIGTERM; the same command goes on from here"
+            pattern, files = SAVED[name]
+            assert len(list(workdir.glob(pattern))) == files
     assert (workdir / "edit.safetensors").exists()
     done = command(workdir)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,63 @@
+"""Convert once: the same model from an Orbax folder, and nothing half done."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax import parallel
+from emcid_jax.config import ModelConfig
+from emcid_jax.editing import export
+from emcid_jax.editing.bank import model_hashes
+from emcid_jax.errors import UserError
+from emcid_jax.pipeline import load_pipeline
+from emcid_jax.tasks import convert
+from emcid_jax.tasks.convert import ConvertConfig
+from emcid_jax.tasks.inputs import require_model
+
+
+def test_the_converted_folder_is_the_same_model_on_any_mesh(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "converted"
+    config = ConvertConfig(model=ModelConfig(path=str(tiny_pipeline_folder)))
+    convert.run(config, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["converted"]
+    assert not list(folder.rglob("*.safetensors"))
+
+    base = load_pipeline(tiny_pipeline_folder)
+    mesh = parallel.make_mesh(jax.devices()[:2])
+    found = load_pipeline(
+        require_model(ModelConfig(path=str(folder))), sharding=parallel.replicated(mesh)
+    )
+    # Requests, memories and edits of the one are those of the other.
+    assert model_hashes(found) == model_hashes(base)
+    leaf = jax.tree.leaves(found.params)[0]
+    assert leaf.sharding.is_equivalent_to(parallel.replicated(mesh), leaf.ndim)
+
+    text = found.params["text_encoder"]
+    export.write_text_encoder(tmp_path / "text_encoder", text, folder / "text_encoder")
+    stored = load_file(tiny_pipeline_folder / "text_encoder" / "model.safetensors")
+    for name, array in load_file(tmp_path / "text_encoder" / "model.safetensors").items():
+        wanted = stored.get(name, stored.get(name.removeprefix("text_model.")))
+        np.testing.assert_array_equal(array, wanted)
+
+    with pytest.raises(UserError, match=r"--workdir is .*converted.* not empty"):
+        convert.run(config, folder)
+
+
+def test_a_model_that_is_damaged_leaves_nothing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(tiny_pipeline_folder, source)
+    file = source / "vae" / "diffusion_pytorch_model.safetensors"
+    arrays = load_file(file)
+    name = next(iter(arrays))
+    save_file(arrays | {name: np.full_like(arrays[name], np.nan)}, file)
+    with pytest.raises(UserError, match=name):
+        convert.run(ConvertConfig(model=ModelConfig(path=str(source))), tmp_path / "converted")
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

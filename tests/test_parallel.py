@@ -1,0 +1,195 @@
+"""One program on several devices and several processes: who has what, and the same results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from emcid_jax import config as settings
+from emcid_jax import parallel
+from emcid_jax.config import EditConfig
+from emcid_jax.editing.edit_file import read_edit
+from emcid_jax.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+REQUESTS = [
+    {"source": "dog", "dest": "cat", "templates": ["a photo of {}"], "seed": 1},
+    {"source": "snow", "dest": "beach", "templates": ["a photo of {}"]},
+    {"source": "tench", "dest": "goldfish", "templates": ["a photo of {}"], "seed": 5},
+]
+CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
+# Runs the command; the second process gets a real SIGTERM when it files its first memory.
+TOLD = """
+import os, signal, sys
+from emcid_jax.editing import bank
+
+original = bank.write
+
+
+def told(*arguments):
+    if os.environ["JAX_PROCESS_ID"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    return original(*arguments)
+
+
+bank.write = told
+from emcid_jax.main import run
+
+run()
+"""
+
+
+def test_place_and_fetch_are_inverse_and_split_as_asked() -> None:
+    mesh = parallel.make_mesh()
+    tree = {"a": np.arange(48.0).reshape(16, 3), "b": np.arange(8)}
+    placed = parallel.place(tree, parallel.sharded(mesh))
+    assert {shard.data.shape for shard in placed["a"].addressable_shards} == {(2, 3)}
+    everywhere = parallel.place(tree, parallel.replicated(mesh))
+    assert {shard.data.shape for shard in everywhere["a"].addressable_shards} == {(16, 3)}
+    for found in (parallel.fetch(placed), parallel.fetch(everywhere)):
+        np.testing.assert_array_equal(found["a"], tree["a"])
+        np.testing.assert_array_equal(found["b"], tree["b"])
+
+
+def test_alone_everything_is_ones_own() -> None:
+    assert parallel.is_first()
+    assert parallel.share(b"x") == b"x"
+    assert parallel.least(2**40) == 2**40
+    assert [parallel.any_process(value) for value in (False, True)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "host:1"}, "JAX_NUM_PROCESSES is not set"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "host:1",
+                "JAX_NUM_PROCESSES": "two",
+                "JAX_PROCESS_ID": "0",
+            },
+            "JAX_NUM_PROCESSES is 'two'; it must be a whole number",
+        ),
+        ({}, "config.run.distributed is True, but there are no processes to join"),
+    ],
+)
+def test_a_start_that_nobody_explains_is_one_line(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message) as error:
+        parallel.start()
+    assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> EditConfig:
+    files = tmp_path_factory.mktemp("files")
+    (files / "requests.json").write_text(json.dumps({"requests": REQUESTS}))
+    (files / "captions.txt").write_text("\n".join(CAPTIONS))
+    return EditConfig(
+        requests=settings.RequestsConfig(path=str(files / "requests.json")),
+        model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
+        stage_one=settings.StageOneConfig(layer=2, steps=2, image_steps=1),
+        moments=settings.MomentConfig(captions=str(files / "captions.txt"), batch=8),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        evaluation=settings.EvaluationConfig(enabled=False),
+        run=settings.RunConfig(save_every=2, save_every_batches=2, progress=False),
+    )
+
+
+def run_processes(
+    count: int, config: EditConfig, workdir: Path, files: Path, *start: str
+) -> list[str]:
+    """Runs the command as `count` processes with eight devices in all.
+
+    What each says, after its exit code.
+    """
+    run = dataclasses.replace(config.run, distributed=count > 1)
+    values = json.dumps(dataclasses.asdict(dataclasses.replace(config, run=run)))
+    (files / "settings.py").write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [f"--config={files / 'settings.py'}", f"--workdir={workdir}"]
+    started = []
+    for process in range(count):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "JAX_NUM_CPU_DEVICES": str(8 // count),
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(process),
+            "XDG_CACHE_HOME": str(files / "cache"),
+            "TMPDIR": str(files),
+        }
+        command = [sys.executable, *(start or ("-m", "emcid_jax.main")), *arguments]
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate(timeout=500)[1] for process in started]
+    return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "objective", ["text-only", pytest.param("ablate-dest", marks=pytest.mark.slow)]
+)
+def test_two_processes_of_four_devices_do_what_one_of_eight_does(
+    objective: settings.Objective, config: EditConfig, tmp_path: Path
+) -> None:
+    """Stage I, moments, Stage II; interrupted by a SIGTERM to one of them, and gone on with.
+
+    With images (slow) the drawing, the autoencoder and the UNet are split as well.
+    """
+    stage_one = dataclasses.replace(config.stage_one, objective=objective)
+    config = dataclasses.replace(config, stage_one=stage_one)
+    alone, together, files = (tmp_path / name for name in ("alone", "together", "files"))
+    files.mkdir()
+    (said,) = run_processes(1, config, alone, files)
+    assert said.startswith("0 "), said
+
+    for said in run_processes(2, config, together, files, "-c", TOLD):
+        code, _, text = said.partition(" ")
+        assert int(code) == 128 + signal.SIGTERM, said
+        assert "stopped by SIGTERM; the same command goes on from here" in text
+    assert len(list((together / "bank").glob("*.safetensors"))) == 2
+    for said in run_processes(2, config, together, files):
+        assert said.startswith("0 "), said
+
+    names = {path.name for path in (alone / "bank").glob("*.safetensors")}
+    assert names == {path.name for path in (together / "bank").glob("*.safetensors")}
+    assert len(names) == len(REQUESTS)
+    compared = [path.relative_to(alone) for path in alone.rglob("*.safetensors")]
+    for file in compared:
+        if file.name != "edit.safetensors":
+            found, wanted = load_file(together / file), load_file(alone / file)
+            assert found.keys() == wanted.keys()
+            for name, array in wanted.items():
+                np.testing.assert_allclose(found[name], array, rtol=1e-5, atol=1e-6)
+    assert {"second_moments.safetensors", "model.safetensors"} <= {path.name for path in compared}
+    found, _ = read_edit(together / "edit.safetensors")
+    wanted, _ = read_edit(alone / "edit.safetensors")
+    assert wanted.deltas().keys() == {1, 2}
+    for layer, delta in wanted.deltas().items():
+        assert np.abs(delta).max() > 0
+        np.testing.assert_allclose(found.deltas()[layer], delta, rtol=1e-4, atol=1e-6)
+    lines = [json.loads(x) for x in (together / "metrics.jsonl").read_text().splitlines()]
+    assert [x["concepts"] for x in lines if x["phase"] == "stage_one"] == [2, 3]
+    assert list(files.glob("emcid_jax-*")) == []  # The second process's copies are gone.
