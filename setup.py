@@ -43,6 +43,7 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
+        "aot": ["jax[tpu]>=0.10.2"],  # libtpu of the version that fits; compiles without a TPU
         "tfds": TFDS,
         "test": [
             *TFDS,

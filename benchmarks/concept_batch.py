@@ -1,7 +1,8 @@
 """`python -m benchmarks.concept_batch`: what a step of Stage I costs per concept, by batch size.
 
 Measures what `stage_one.MAX_SAMPLES` should be on this machine; with `--rematerialise`, what it
-costs to keep fewer activations, hence `stage_one.ENOUGH_SAMPLES`.
+costs to keep fewer activations, hence `stage_one.ENOUGH_SAMPLES`. Beside the memory of the compiled
+program stands the estimate by which real runs look for their batch.
 """
 
 from __future__ import annotations
@@ -32,17 +33,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line per batch size; the images are noise, which costs what any image does."""
     options = _parse(arguments)
     pipeline = load_pipeline(model_folder(BUNDLED))
-    print(f"{'samples':>8}{'concepts':>10}{'s per concept-step':>20}{'MiB':>8}")
+    print(f"{'samples':>8}{'concepts':>10}{'s per concept-step':>20}{'MiB':>8}{'estimated':>11}")
     for samples in options.samples:
         batch = ConceptBatch(max(1, samples // PROMPTS), options.rematerialise)
-        seconds, memory = measure(pipeline, batch, options.steps, options.repeats)
+        seconds, memory, estimated = measure(pipeline, batch, options.steps, options.repeats)
         counts = f"{batch.concepts * PROMPTS:>8}{batch.concepts:>10}"
-        print(f"{counts}{seconds:>20.5f}{memory / 2**20:>8.0f}", flush=True)
+        sizes = f"{memory / 2**20:>8.0f}{estimated / 2**20:>11.0f}"
+        print(f"{counts}{seconds:>20.5f}{sizes}", flush=True)
     return 0
 
 
-def measure(pipeline: Pipeline, batch: ConceptBatch, steps: int, repeats: int) -> tuple[float, int]:
-    """Seconds per concept and step, and bytes the program needs.
+def measure(
+    pipeline: Pipeline, batch: ConceptBatch, steps: int, repeats: int
+) -> tuple[float, int, int]:
+    """Seconds per concept and step, bytes the program needs, and what was estimated.
 
     The difference between a run of `2 * steps` and one of `steps`: what both do once falls out.
     """
@@ -62,7 +66,9 @@ def measure(pipeline: Pipeline, batch: ConceptBatch, steps: int, repeats: int) -
         for config, program in zip(configs, programs, strict=True)
     )
     few, many = take_turns(repeats, *runs)
-    return (many.seconds - few.seconds) / steps / batch.concepts, programs[1].bytes_per_device
+    seconds = (many.seconds - few.seconds) / steps / batch.concepts
+    estimated = stage_one.estimated_memory(pipeline, inputs, configs[1], mesh, batch, 1)
+    return seconds, programs[1].bytes_per_device, estimated
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,7 +1,7 @@
 """AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`.
 
-The learning rate fits the bundled model (docs/decisions.md); for a Stable Diffusion folder take
-the published one, `--config.stage_one.learning_rate=0.2`.
+Stage I's settings fit the bundled model (docs/decisions.md); for a Stable Diffusion folder take the
+published ones, `--config.stage_one.learning_rate=0.2 --config.stage_one.text_loss_scale=0.01`.
 """
 
 from __future__ import annotations
@@ -13,5 +13,7 @@ from emcid_jax import config as settings
 
 def get_config() -> ConfigDict:
     return settings.to_config_dict(
-        settings.EditConfig(stage_one=settings.StageOneConfig(learning_rate=0.5))
+        settings.EditConfig(
+            stage_one=settings.StageOneConfig(learning_rate=0.5, text_loss_scale=0.1)
+        )
     )

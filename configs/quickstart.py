@@ -18,10 +18,11 @@ def get_config() -> ConfigDict:
     return settings.to_config_dict(
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
-            # The sprite encoder's states are larger than CLIP's, which the default rate is for.
-            stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=0.5),
+            # The bundled model's states are larger than CLIP's, which the defaults are for.
+            stage_one=settings.StageOneConfig(
+                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
+            ),
             moments=settings.MomentConfig(count=5_000),
-            stage_two=settings.StageTwoConfig(moment_weight=100.0),
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=2, holdout=25, aliases=False
             ),

@@ -31,6 +31,7 @@ TASKS = (
     "edit_file",
     "sample",
     "convert",
+    "plan",
     "text_report",
 )
 DISTRIBUTED_TASKS = ("edit",)

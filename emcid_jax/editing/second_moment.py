@@ -3,6 +3,9 @@
 `C_l = E[k k^T]`, not centred, over every token of every caption from the start token to the first
 end token; padding does not count (reference, section 5.4). Captions are put into a canonical
 order first, so the result does not depend on the order they come in.
+
+Captions that begin alike share keys, which are multiplied once and counted often; and of the
+symmetric product only the blocks on and above the diagonal are computed.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +28,7 @@ from jaxtyping import Float, Float64, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from emcid_jax.editing.prefixes import prefix_counts
 from emcid_jax.editing.solvers import Moment
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
@@ -33,6 +38,18 @@ from emcid_jax.parallel import CONCEPT_AXIS, make_mesh, padded_size, place, repl
 
 # Token widths that captions are padded to are multiples of this: few programs, little padding.
 WIDTH_STEP = 4
+# Bands that the product is computed in: 4 do 10 of its 16 blocks.
+BANDS = 4
+
+
+class Batch(NamedTuple):
+    """Captions of one width, dealt to the devices, and where their distinct prefixes end."""
+
+    ids: Int[np.ndarray, "caption token"]
+    places: Int[np.ndarray, " slot"]
+    """Caption * width + token, counted within each device's share; 0 where a slot is empty."""
+    counts: Int[np.ndarray, " slot"]
+    """How often each prefix occurs in the corpus; 0 where a slot is empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +143,7 @@ def accumulate(
     batch = padded_size(batch, mesh.size)
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
     ids, lengths = _canonical(ids, lengths, model.config.max_position_embeddings)
-    batches = _batches(lengths, ids.shape[1], batch)
+    batches = _batches(ids, lengths, batch, mesh.size)
     provenance = MomentProvenance(params_hash(params), _hash_rows(ids), len(ids), layers)
     if start is None:
         size = model.config.intermediate_size
@@ -139,16 +156,14 @@ def accumulate(
     while done < len(batches):
         local = _zeros(model, layers, mesh)
         upto = min(done + chunk, len(batches))
-        for rows, width in batches[done:upto]:
-            padding = (0, batch - len(rows))
-            tokens = np.pad(ids[rows, :width], (padding, (0, 0)))
-            valid = np.pad(lengths[rows], padding)
-            local = _add(
-                model, layers, mesh, device_params, local, *place((tokens, valid), sharded(mesh))
-            )
-            count += int(lengths[rows].sum())
+        for part in batches[done:upto]:
+            local = _add(model, layers, mesh, device_params, local, *place(part, sharded(mesh)))
+            count += int(part.counts.sum())
         totals = jax.device_get(_total(mesh, local))
-        sums = {layer: sums[layer] + total for layer, total in zip(layers, totals, strict=True)}
+        sums = {
+            layer: sums[layer] + np.triu(total) + np.triu(total, 1).T
+            for layer, total in zip(layers, totals, strict=True)
+        }
         done = upto
         yield Progress(done, len(batches), count, sums, provenance, batch)
 
@@ -209,15 +224,49 @@ def _hash_rows(ids: Int[np.ndarray, "caption token"]) -> str:
 
 
 def _batches(
-    lengths: Int[np.ndarray, " caption"], longest: int, batch: int
-) -> list[tuple[np.ndarray, int]]:
-    """(rows, token width) of each batch; rows are sorted by length already."""
-    widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, longest)
+    ids: Int[np.ndarray, "caption token"],
+    lengths: Int[np.ndarray, " caption"],
+    batch: int,
+    devices: int,
+) -> list[Batch]:
+    """All captions in batches of `batch`, narrow ones first.
+
+    The captions of a width are dealt like cards, so that batches and devices have about equally
+    many distinct prefixes; all batches of a width have as many slots, hence one program.
+    """
+    occurrences = prefix_counts(ids, lengths)
+    widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, ids.shape[1])
     batches = []
-    for width in np.unique(widths):
+    for width in np.unique(widths).tolist():
         rows = np.flatnonzero(widths == width)
-        batches += [(rows[i : i + batch], int(width)) for i in range(0, len(rows), batch)]
+        hands = -(-len(rows) // batch) * devices
+        shares = [
+            (ids[rows[i::hands], :width], occurrences[rows[i::hands], :width]) for i in range(hands)
+        ]
+        most = max(int(np.count_nonzero(counts)) for _, counts in shares)
+        slots = padded_size(most, -(-batch * width // (16 * devices)))
+        dealt = [_share(*share, batch // devices, slots) for share in shares]
+        batches += [
+            Batch(*map(np.concatenate, zip(*dealt[i : i + devices], strict=True)))
+            for i in range(0, hands, devices)
+        ]
     return batches
+
+
+def _share(
+    ids: Int[np.ndarray, "caption token"],
+    occurrences: Int[np.ndarray, "caption token"],
+    captions: int,
+    slots: int,
+) -> Batch:
+    """One device's part of a batch, filled up to `captions` rows and `slots` slots."""
+    places = np.flatnonzero(occurrences)
+    empty = (0, slots - len(places))
+    return Batch(
+        np.pad(ids, ((0, captions - len(ids)), (0, 0))),
+        np.pad(places.astype(np.int32), empty),
+        np.pad(occurrences.flat[places].astype(np.int32), empty),
+    )
 
 
 def _check_same(start: Progress, provenance: MomentProvenance, batch: int) -> None:
@@ -251,27 +300,39 @@ def _add(
     params: dict[str, Any],
     sums: tuple[Float[Array, "device key key"], ...],
     ids: Int[Array, "caption token"],
-    lengths: Int[Array, " caption"],
+    places: Int[Array, " slot"],
+    counts: Int[Array, " slot"],
 ) -> tuple[Float[Array, "device key key"], ...]:
-    """Add one batch to every device's own sums; no communication."""
+    """Add one batch to every device's own sums, above the diagonal; no communication."""
     split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, split, split, split), out_specs=split
+        jax.shard_map, mesh=mesh, in_specs=(whole, split, split, split, split), out_specs=split
     )
     def local(
-        params: dict[str, Any], sums: tuple[Array, ...], ids: Array, lengths: Array
+        params: dict[str, Any], sums: tuple[Array, ...], ids: Array, places: Array, counts: Array
     ) -> tuple[Array, ...]:
         out: Any = model.apply({"params": params}, ids)
-        valid = jnp.arange(ids.shape[1]) < lengths[:, None]
-        rows = [jnp.where(valid[..., None], out.keys[layer], 0) for layer in layers]
+        weights = jnp.sqrt(counts.astype(model.dtype))[:, None]
+        keys = [out.keys[layer].reshape(ids.size, -1)[places] * weights for layer in layers]
         return tuple(
-            total + jnp.einsum("btk,btl->kl", row, row)[None]
-            for total, row in zip(sums, rows, strict=True)
+            total + _upper_product(rows)[None] for total, rows in zip(sums, keys, strict=True)
         )
 
     with jax.default_matmul_precision("highest"):
-        return local(params, sums, ids, lengths)
+        return local(params, sums, ids, places, counts)
+
+
+def _upper_product(rows: Float[Array, "slot key"]) -> Float[Array, "key key"]:
+    """`rows^T rows` on and above the diagonal; below it are zeros and parts of it."""
+    size = rows.shape[1]
+    edges = [size * band // BANDS for band in range(BANDS + 1)]
+    bands = [
+        jnp.pad(rows[:, low:high].T @ rows[:, low:], ((0, 0), (low, 0)))
+        for low, high in itertools.pairwise(edges)
+        if low < high
+    ]
+    return jnp.concatenate(bands)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,8 +8,9 @@ inputs and seed only, never on its neighbours, its place in the batch or the num
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from emcid_jax import parallel
+from emcid_jax import cost, parallel
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing import loop
 from emcid_jax.editing.concept_batch import (
@@ -25,6 +26,7 @@ from emcid_jax.editing.concept_batch import (
     choose_concept_batch,
     free_memory,
     needed_memory,
+    refused_memory,
 )
 from emcid_jax.editing.loop import StageOneResult
 from emcid_jax.editing.objective import Params, StageOneInputs
@@ -47,6 +49,8 @@ class Program(NamedTuple):
     """(parameters, inputs, zero offsets which are donated) -> result; leading axes are sharded."""
     bytes_per_device: int
     """Memory the compiled program says it needs."""
+    seconds: float
+    """Time its compilation took."""
 
 
 def optimise(
@@ -92,6 +96,7 @@ def compile_program(
     mesh: Mesh,
     batch: ConceptBatch | None = None,
     memory: int | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Program:
     """The loop, compiled for `config.concept_batch` concepts, or for as many as memory allows.
 
@@ -102,33 +107,107 @@ def compile_program(
         mesh: devices to shard the concepts over.
         batch: compiled as it is, whatever `config` and memory say.
         memory: bytes per device that the program may need; default: a share of what is free.
+        options: the compiler's, by name.
 
     Raises:
         UserError: `config.concept_batch` concepts, or one per device, need more than that.
     """
-    params = jax.eval_shape(lambda: model_params(pipeline))
 
     @functools.cache
-    def compiled(batch: ConceptBatch) -> jax.stages.Compiled:
-        rows = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((batch.concepts, *leaf.shape[1:]), leaf.dtype), inputs
-        )
-        zeros = jax.ShapeDtypeStruct(rows.h0.shape, jnp.float32)
-        lowered = _jitted(pipeline, config, batch, mesh).lower(params, rows, zeros)
-        return lowered.compile()
+    def compiled(batch: ConceptBatch) -> tuple[jax.stages.Compiled, float]:
+        lowered = trace(pipeline, inputs, config, mesh, batch).lower()
+        began = time.perf_counter()
+        program = lowered.compile(compiler_options=dict(options or {}))
+        return program, time.perf_counter() - began
+
+    @functools.cache
+    def needed(batch: ConceptBatch) -> int:
+        try:
+            return needed_memory(compiled(batch)[0])
+        except jax.errors.JaxRuntimeError as error:
+            return refused_memory(error)
 
     if batch is None:
-        concepts = parallel.padded_size(inputs.h0.shape[0], mesh.size)
-        samples = inputs.position.shape[1]
-        fixed = min(parallel.padded_size(config.concept_batch, mesh.size), concepts)
-        batch = choose_concept_batch(
-            lambda batch: needed_memory(compiled(batch)),
-            largest=fixed or min(concepts, mesh.size * max(1, MAX_SAMPLES // samples)),
-            multiple=fixed or mesh.size,
-            enough=mesh.size * -(-ENOUGH_SAMPLES // samples),
-            memory=int(MEMORY_SHARE * free_memory(mesh)) if memory is None else memory,
-        )
-    return Program(batch, compiled(batch), needed_memory(compiled(batch)))
+        free = int(MEMORY_SHARE * free_memory(mesh)) if memory is None else memory
+        one = parallel.make_mesh(list(mesh.devices.flat)[:1])
+
+        @functools.cache
+        def estimated(batch: ConceptBatch) -> int:
+            return estimated_memory(pipeline, inputs, config, one, batch, mesh.size)
+
+        batch = choose_batch(needed, estimated, inputs, config, mesh.size, free)
+    program, seconds = compiled(batch)
+    return Program(batch, program, needed_memory(program), seconds)
+
+
+def choose_batch(
+    needed: Callable[[ConceptBatch], int],
+    estimated: Callable[[ConceptBatch], int],
+    inputs: StageOneInputs,
+    config: StageOneConfig,
+    devices: int,
+    memory: int,
+) -> ConceptBatch:
+    """The batch for `inputs`: as `config` asks for, or as memory allows.
+
+    Args:
+        needed: bytes per device of a batch's program.
+        estimated: the same without compiling, roughly.
+        inputs: arrays or shapes.
+        config: settings.
+        devices: how many share a batch.
+        memory: bytes per device that there are.
+
+    Raises:
+        UserError: `config.concept_batch` concepts, or one per device, need more than that.
+    """
+    concepts = parallel.padded_size(inputs.h0.shape[0], devices)
+    samples = inputs.position.shape[1]
+    fixed = min(parallel.padded_size(config.concept_batch, devices), concepts)
+    return choose_concept_batch(
+        needed,
+        estimated,
+        largest=fixed or min(concepts, devices * max(1, MAX_SAMPLES // samples)),
+        multiple=fixed or devices,
+        enough=devices * -(-ENOUGH_SAMPLES // samples),
+        memory=memory,
+    )
+
+
+def estimated_memory(
+    pipeline: Pipeline,
+    inputs: StageOneInputs,
+    config: StageOneConfig,
+    mesh: Mesh,
+    batch: ConceptBatch,
+    devices: int,
+) -> int:
+    """Bytes that each of `devices` needs for its share of `batch`, estimated (see `cost.memory`).
+
+    Traces on `mesh`, one device of any kind.
+    """
+    share = batch._replace(concepts=batch.concepts // devices)
+    return cost.memory(trace(pipeline, inputs, config, mesh, share).jaxpr.jaxpr)
+
+
+def trace(
+    pipeline: Pipeline,
+    inputs: StageOneInputs,
+    config: StageOneConfig,
+    mesh: Mesh,
+    batch: ConceptBatch,
+) -> jax.stages.Traced:
+    """The loop for `batch`, not compiled yet; only shapes of `pipeline` and `inputs` are read."""
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+    params = jax.tree.map(shape, model_params(pipeline))
+    rows = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((batch.concepts, *leaf.shape[1:]), leaf.dtype), inputs
+    )
+    zeros = jax.ShapeDtypeStruct(rows.h0.shape, jnp.float32)
+    return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
 
 
 def model_params(pipeline: Pipeline) -> Params:

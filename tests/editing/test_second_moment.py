@@ -163,8 +163,10 @@ def test_accumulating_needs_no_communication(numpy_clip, captions):
     model = ClipTextModel(numpy_clip.config)
     params = jax.device_put(float32(numpy_clip), replicated(mesh))
     sums = second_moment._zeros(model, layers, mesh)
-    rows = place((captions[:32], captions[:32, 0]), sharded(mesh))
-    adding = second_moment._add.lower(model, layers, mesh, params, sums, *rows)
+    lengths = np.full(32, captions.shape[1])
+    (batch,) = second_moment._batches(captions[:32], lengths, 32, mesh.size)
+    placed = place(batch, sharded(mesh))
+    adding = second_moment._add.lower(model, layers, mesh, params, sums, *placed)
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")
     text = adding.compile().as_text()
     assert not [name for name in collectives if name in text]
