@@ -29,7 +29,7 @@ NAMES = {
 Configs = Mapping[str, Mapping[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class NoTokenizer:
     """Stands where a pipeline has its tokenizer; knows how long prompts are, and no words."""
 

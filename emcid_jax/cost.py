@@ -69,18 +69,23 @@ def _bytes(aval: Any) -> int:
     return int(getattr(aval, "size", 0) * getattr(getattr(aval, "dtype", None), "itemsize", 0))
 
 
+def _avals(equation: JaxprEqn) -> tuple[list[Any], Any]:
+    """Shapes of a product's two operands and of its result."""
+    return [variable.aval for variable in equation.invars[:2]], equation.outvars[0].aval
+
+
 def _dot(equation: JaxprEqn) -> float:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    shape = equation.invars[0].aval.shape
-    return 2.0 * math.prod(shape[i] for i in contracted) * equation.outvars[0].aval.size
+    (left, _), out = _avals(equation)
+    return 2.0 * math.prod(left.shape[i] for i in contracted) * out.size
 
 
 def _convolution(equation: JaxprEqn) -> float:
     """Padding and the zeros of dilation are not counted, as XLA does not."""
     params = equation.params
     numbers = params["dimension_numbers"]
-    inputs, kernel = (variable.aval.shape for variable in equation.invars[:2])
-    outputs = equation.outvars[0].aval.shape
+    operands, out = _avals(equation)
+    inputs, kernel, outputs = operands[0].shape, operands[1].shape, out.shape
     spatial = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], strict=True)
     pairs = 1
     for axis, (i, k, o) in enumerate(spatial):
