@@ -27,7 +27,7 @@ REQUESTS = [
     {"source": "snow", "dest": "beach", "templates": ["a photo of {}"]},
     {"source": "tench", "dest": "goldfish", "templates": ["a photo of {}"], "seed": 5},
 ]
-CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
+CAPTIONS = [f"number {i} a picture of {name}" for i in range(12) for name in ("a dog", "the snow")]
 # Runs the command; the second process gets a real SIGTERM when it files its first memory.
 TOLD = """
 import os, signal, sys

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -194,7 +195,7 @@ def test_a_copy_is_a_whole_edited_model_that_diffusers_draws_with(
     ids = oracle.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt")
     with torch.no_grad():
         theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
-    tokens = ids.input_ids.numpy().astype(np.int32)
+    tokens = jnp.asarray(ids.input_ids.numpy(), jnp.int32)
     found = ours.text.apply({"params": ours.params["text_encoder"]}, tokens)
     hidden = np.asarray(found.last_hidden_state)
     assert np.abs(hidden - theirs).max() <= 1e-5 * np.abs(theirs).max()

@@ -127,4 +127,4 @@ def test_loading_holds_the_model_and_little_more(kind: type, tmp_path: Path) -> 
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = int(done.stdout) / 2**10
     print(f"{np.dtype(kind).name}: {grown:.0f} MiB for {count * side**2 * 4 / 2**20:.0f} MiB")
-    assert 250 < grown < 1.5 * 256  # with the file mapped, or two copies, it is twice the model
+    assert 250 < grown < 1.8 * 256  # with the file mapped, or two copies, it is twice the model

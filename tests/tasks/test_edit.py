@@ -32,7 +32,7 @@ REQUESTS = [
     {"source": "nurse", "dest": "engineer"},
     {"source": "tench", "dest": "goldfish", "seed": 5},
 ]
-CAPTIONS = [f"a picture of {name} number {i}" for i in range(12) for name in ("a dog", "the snow")]
+CAPTIONS = [f"number {i} a picture of {name}" for i in range(12) for name in ("a dog", "the snow")]
 
 # Runs the command and sends its own process a signal at a chosen call of a chosen function.
 KILLED = """
