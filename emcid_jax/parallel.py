@@ -62,6 +62,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def is_alone() -> bool:
+    """Whether there is one process only."""
+    return jax.process_count() == 1
+
+
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A one-dimensional mesh over `devices` (default: all) with the axis `concept`."""
     devices = jax.devices() if devices is None else devices

@@ -148,9 +148,8 @@ def run_processes(
     return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "objective", ["text-only", pytest.param("ablate-dest", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["text-only", "ablate-dest"])
 def test_two_processes_of_four_devices_do_what_one_of_eight_does(
     objective: settings.Objective, config: EditConfig, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emcid_jax import checkpoints, preemption
+from emcid_jax import checkpoints, parallel, preemption
 from emcid_jax.config import MomentConfig, RunConfig
 from emcid_jax.editing import second_moment
 from emcid_jax.editing.captions import read_captions
@@ -61,7 +61,9 @@ def find_moments(
             with preemption.finishing("these batches of captions"):
                 began = time.perf_counter()
                 progress = next(steps)
-                _write_progress(folder / "progress", progress)
+                # Orbax wants one folder for all processes, and each has a workdir of its own.
+                if parallel.is_alone():
+                    _write_progress(folder / "progress", progress)
                 log.write("moments", time.perf_counter() - began, batches=progress.batches)
             bar.total = progress.total
             bar.update(progress.batches - bar.n)
