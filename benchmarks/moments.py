@@ -14,6 +14,7 @@ from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 from emcid_jax.config import MomentConfig, StageTwoConfig
 from emcid_jax.editing import second_moment
+from emcid_jax.editing.caption_batches import canonical, make_batches
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.models.clip_text import end_positions
 from emcid_jax.pipeline import Pipeline, tokenize
@@ -81,8 +82,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> Measured:
 def _padded_tokens(pipeline: Pipeline, captions: list[str]) -> int:
     """Tokens that our batches hold, padding and padded rows included."""
     ids = tokenize(pipeline.tokenizer, captions)
-    lengths = np.asarray(end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id)) + 1
-    step, batch = second_moment.WIDTH_STEP, MomentConfig().batch
-    widths = np.minimum(-(-lengths // step) * step, ids.shape[1])
-    groups = zip(*np.unique(widths, return_counts=True), strict=True)
-    return sum(int(width) * -(-int(count) // batch) * batch for width, count in groups)
+    config = pipeline.text.config
+    lengths = np.asarray(end_positions(jnp.asarray(ids), config.eos_token_id)) + 1
+    ids, lengths = canonical(ids, lengths, config.max_position_embeddings)
+    return sum(batch.ids.size for batch in make_batches(ids, lengths, MomentConfig().batch, 1))

@@ -9,20 +9,8 @@ set -euo pipefail
 
 cd "$(dirname "$0")/.."
 
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=1
-  shift
-fi
-
-step() { # runs a command, or prints it
-  if [[ $dry ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+# shellcheck source-path=SCRIPTDIR source=step.sh
+. launch/step.sh
 
 if [[ ! -x $VENV/bin/emcid_jax ]]; then
   step "$PYTHON" -m venv "$VENV"

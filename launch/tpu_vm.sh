@@ -28,20 +28,8 @@ set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 
-dry=
-if [[ ${1:-} == --dry-run ]]; then
-  dry=1
-  shift
-fi
-
-step() { # runs a command, or prints it
-  if [[ $dry ]]; then
-    printf '%q ' "$@"
-    echo
-  else
-    "$@"
-  fi
-}
+# shellcheck source-path=SCRIPTDIR source=step.sh
+. launch/step.sh
 
 tpu() {
   step gcloud compute tpus tpu-vm "$1" --zone="$ZONE" "${@:2}"

@@ -27,7 +27,12 @@ REQUESTS = [
     {"source": "snow", "dest": "beach", "templates": ["a photo of {}"]},
     {"source": "tench", "dest": "goldfish", "templates": ["a photo of {}"], "seed": 5},
 ]
-CAPTIONS = [f"number {i} a picture of {name}" for i in range(12) for name in ("a dog", "the snow")]
+# Many and unlike, so that C is well conditioned: else the edit amplifies the rounding of the sums.
+WORDS = (
+    "a", "photo", "of", "the", "dog", "cat", "snow", "beach", "city", "red", "blue", "picture",
+    "number", "tench", "goldfish", "shark", "nurse", "i", "1", "7",
+)  # fmt: skip
+CAPTIONS = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (600, 10))]
 # Runs the command; the second process gets a real SIGTERM when it files its first memory.
 TOLD = """
 import os, signal, sys
@@ -148,8 +153,9 @@ def run_processes(
     return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("objective", ["text-only", "ablate-dest"])
+@pytest.mark.parametrize(
+    "objective", ["text-only", pytest.param("ablate-dest", marks=pytest.mark.slow)]
+)
 def test_two_processes_of_four_devices_do_what_one_of_eight_does(
     objective: settings.Objective, config: EditConfig, tmp_path: Path
 ) -> None:

@@ -11,24 +11,25 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors import safe_open
 from safetensors.numpy import save
 
 from emcid_jax.errors import UserError
 from emcid_jax.files import write_atomically
 from emcid_jax.models.clip_text import disk_name
+from emcid_jax.models.tensor_file import read_header
+from emcid_jax.models.weight_files import weight_files
 from emcid_jax.models.weights import write_params
 
 
-def stored_dtype(folder: Path) -> str:
-    """Type of the weights of a text encoder folder: float32, float16 or bfloat16."""
-    names = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:  # The weights are Orbax's; `tasks.convert` says in the config what they were.
+def stored_dtype(folder: Path, variant: str = "") -> str:
+    """Type of the weights of a text encoder folder: float32, float16 or bfloat16.
+
+    `variant` chooses its files, e.g. `fp16`; float64 counts as float32, the most that is written.
+    """
+    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    if not any(folder.glob("*.safetensors")):  # Orbax's: `tasks.convert` says in the config what.
         return json.loads((folder / "config.json").read_text())["dtype"]
-    usual = folder / "model.safetensors"  # Variants such as model.fp16.safetensors may lie beside.
-    with safe_open(usual if usual in files else files[0], framework="np") as handle:
-        kinds = {handle.get_slice(name).get_dtype() for name in handle.keys()}  # noqa: SIM118
+    kinds = read_header(weight_files(folder, variant)[0]).kinds.values()
     # Files may keep integer position_ids beside the weights.
     return next(names[kind] for kind in sorted(kinds) if kind in names)
 

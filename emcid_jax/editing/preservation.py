@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
 from emcid_jax.concepts.conflicts import normalised
+from emcid_jax.concepts.names import names_in_file
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import StageTwoConfig
@@ -49,14 +49,7 @@ def resolved(config: StageTwoConfig) -> StageTwoConfig:
     config.check()
     names = [*config.preserve]
     if config.preserve_path:
-        try:
-            lines = Path(config.preserve_path).read_text("utf8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"config.stage_two.preserve_path is {config.preserve_path!r}, which cannot be "
-                f"read ({error}); give a text file with a name a line"
-            ) from error
-        names += [line.strip() for line in lines if line.strip()]
+        names += names_in_file(config.preserve_path, "config.stage_two.preserve_path")
         if not names:
             raise UserError(
                 f"config.stage_two.preserve_path: {config.preserve_path} holds no name; "

@@ -1,11 +1,9 @@
 """Second moments of the keys over captions: all layers in one pass over the text encoder.
 
 `C_l = E[k k^T]`, not centred, over every token of every caption from the start token to the first
-end token; padding does not count (reference, section 5.4). Captions are put into a canonical
-order first, so the result does not depend on the order they come in.
-
-Captions that begin alike share keys, which are multiplied once and counted often; and of the
-symmetric product only the blocks on and above the diagonal are computed.
+end token; padding does not count (reference, section 5.4). `caption_batches` puts captions into a
+canonical order first, so the result does not depend on the order they come in, and counts what
+begins alike; of the symmetric product only the blocks on and above the diagonal are computed.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from jaxtyping import Float, Float64, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from emcid_jax.editing.prefixes import prefix_counts
+from emcid_jax.editing.caption_batches import canonical, make_batches
 from emcid_jax.editing.solvers import Moment
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
@@ -36,20 +34,8 @@ from emcid_jax.models.clip_text import ClipTextModel, end_positions
 from emcid_jax.models.weights import params_hash
 from emcid_jax.parallel import CONCEPT_AXIS, make_mesh, padded_size, place, replicated, sharded
 
-# Token widths that captions are padded to are multiples of this: few programs, little padding.
-WIDTH_STEP = 4
 # Bands that the product is computed in: 4 do 10 of its 16 blocks.
 BANDS = 4
-
-
-class Batch(NamedTuple):
-    """Captions of one width, dealt to the devices, and where their distinct prefixes end."""
-
-    ids: Int[np.ndarray, "caption token"]
-    places: Int[np.ndarray, " slot"]
-    """Caption * width + token, counted within each device's share; 0 where a slot is empty."""
-    counts: Int[np.ndarray, " slot"]
-    """How often each prefix occurs in the corpus; 0 where a slot is empty."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +128,8 @@ def accumulate(
     model = exact(model, params)
     batch = padded_size(batch, mesh.size)
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
-    ids, lengths = _canonical(ids, lengths, model.config.max_position_embeddings)
-    batches = _batches(ids, lengths, batch, mesh.size)
+    ids, lengths = canonical(ids, lengths, model.config.max_position_embeddings)
+    batches = make_batches(ids, lengths, batch, mesh.size)
     provenance = MomentProvenance(params_hash(params), _hash_rows(ids), len(ids), layers)
     if start is None:
         size = model.config.intermediate_size
@@ -203,70 +189,9 @@ def read_moments(path: Path) -> SecondMoments:
     return SecondMoments(dict(sorted(moments.items())), count, MomentProvenance(**about))
 
 
-def _canonical(
-    ids: Int[np.ndarray, "caption token"], lengths: Int[np.ndarray, " caption"], most: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Captions sorted by length, then ids, with padding zeroed and no wider than needed.
-
-    One form for one set of captions, however they were ordered and padded; `most` is the width
-    that the model takes.
-    """
-    width = min(padded_size(int(lengths.max()), WIDTH_STEP), most)
-    ids = np.pad(ids[:, :width], ((0, 0), (0, max(width - ids.shape[1], 0))))
-    ids = np.where(np.arange(width) < lengths[:, None], ids, 0).astype(np.int32)
-    order = np.lexsort((*ids.T[::-1], lengths))
-    return ids[order], lengths[order]
-
-
 def _hash_rows(ids: Int[np.ndarray, "caption token"]) -> str:
     """Hash of captions in canonical form."""
     return hashlib.sha256(ids.astype("<i4").tobytes()).hexdigest()
-
-
-def _batches(
-    ids: Int[np.ndarray, "caption token"],
-    lengths: Int[np.ndarray, " caption"],
-    batch: int,
-    devices: int,
-) -> list[Batch]:
-    """All captions in batches of `batch`, narrow ones first.
-
-    The captions of a width are dealt like cards, so that batches and devices have about equally
-    many distinct prefixes; all batches of a width have as many slots, hence one program.
-    """
-    occurrences = prefix_counts(ids, lengths)
-    widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, ids.shape[1])
-    batches = []
-    for width in np.unique(widths).tolist():
-        rows = np.flatnonzero(widths == width)
-        hands = -(-len(rows) // batch) * devices
-        shares = [
-            (ids[rows[i::hands], :width], occurrences[rows[i::hands], :width]) for i in range(hands)
-        ]
-        most = max(int(np.count_nonzero(counts)) for _, counts in shares)
-        slots = padded_size(most, -(-batch * width // (16 * devices)))
-        dealt = [_share(*share, batch // devices, slots) for share in shares]
-        batches += [
-            Batch(*map(np.concatenate, zip(*dealt[i : i + devices], strict=True)))
-            for i in range(0, hands, devices)
-        ]
-    return batches
-
-
-def _share(
-    ids: Int[np.ndarray, "caption token"],
-    occurrences: Int[np.ndarray, "caption token"],
-    captions: int,
-    slots: int,
-) -> Batch:
-    """One device's part of a batch, filled up to `captions` rows and `slots` slots."""
-    places = np.flatnonzero(occurrences)
-    empty = (0, slots - len(places))
-    return Batch(
-        np.pad(ids, ((0, captions - len(ids)), (0, 0))),
-        np.pad(places.astype(np.int32), empty),
-        np.pad(occurrences.flat[places].astype(np.int32), empty),
-    )
 
 
 def _check_same(start: Progress, provenance: MomentProvenance, batch: int) -> None:

@@ -133,7 +133,7 @@ def _pseudo_word(rng: np.random.Generator) -> str:
     )
 
 
-def _word(rng: np.random.Generator, kind: str, others: float) -> str:
+def _word(rng: np.random.Generator, kind: str, others: float = 0.0) -> str:
     if kind == "noun" and rng.random() < others:
         return _pick(rng, catalogue().objects)
     draw = rng.random()
@@ -162,12 +162,12 @@ def _sentence(rng: np.random.Generator, name: str) -> str:
         name += "s"
     if rng.random() < 0.25:
         kinds = _Words._fields
-        words = [_word(rng, _pick(rng, kinds), 0.0) for _ in range(int(rng.integers(1, 11)))]
+        words = [_word(rng, _pick(rng, kinds)) for _ in range(int(rng.integers(1, 11)))]
         words.insert(int(rng.integers(len(words) + 1)), name)
         return " ".join(words)
     start = _fill(rng, _pick(rng, _OPENINGS))
     adjectives = "".join(
-        _word(rng, "adj", 0.0) + (", " if rng.random() < 0.2 else " ")
+        _word(rng, "adj") + (", " if rng.random() < 0.2 else " ")
         for _ in range(int(rng.choice(3, p=(0.3, 0.5, 0.2))))
     )
     end = _fill(rng, _pick(rng, _CLOSINGS), _OTHERS)

@@ -39,7 +39,7 @@ from emcid_jax.tasks.inputs import read_requests
 from emcid_jax.tasks.memories import find_memories, read_prompts
 from emcid_jax.tasks.models import export_dtype
 from emcid_jax.tasks.port import port
-from emcid_jax.tasks.solvable import load, solvable
+from emcid_jax.tasks.solvable import load, require_bank, solvable
 
 Operation = Literal[
     "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve", "port"
@@ -82,8 +82,7 @@ class BankConfig:
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
-        if not self.bank:
-            raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+        require_bank(self.bank)
         if self.operation in ("diff", "merge") and not self.other:
             raise UserError(f"config.other is empty; {self.operation} takes a second bank's folder")
         if self.operation == "add" and not self.requests.path:

@@ -9,8 +9,6 @@ import jax.numpy as jnp
 
 from emcid_jax.config import ExportDtype, ModelConfig
 from emcid_jax.editing.export import stored_dtype
-from emcid_jax.models.tensor_file import FLOATS, read_header
-from emcid_jax.models.weight_files import weight_files
 from emcid_jax.pipeline import Pipeline, load_pipeline
 from emcid_jax.sources import find_model
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
@@ -37,9 +35,4 @@ def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:
     """Stored type of an edited text encoder: what is asked for, else that of the weights read."""
     if config.export_dtype != "source":
         return config.export_dtype
-    part = pipeline.folder / "text_encoder"
-    if not config.variant:
-        return cast(ExportDtype, stored_dtype(part))
-    kinds = read_header(weight_files(part, config.variant)[0]).kinds.values()
-    name = jnp.dtype(next(FLOATS[kind] for kind in sorted(kinds) if kind in FLOATS)).name
-    return cast(ExportDtype, "float32" if name == "float64" else name)
+    return cast(ExportDtype, stored_dtype(pipeline.folder / "text_encoder", config.variant))

@@ -111,6 +111,12 @@ def measured_moments(
     return find_moments(pipeline, list(captions), layers, config.moments, config.run, folder, log)
 
 
+def require_bank(path: str) -> None:
+    """UserError if no bank's folder is given."""
+    if not path:
+        raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+
+
 def require_own(workdir: Path, task: str) -> None:
     """UserError if the folder's results are those of another task."""
     path = workdir / "config.json"

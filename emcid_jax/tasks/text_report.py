@@ -7,14 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
+from emcid_jax.concepts.names import names_in_file
 from emcid_jax.config import Count, ModelConfig, MomentConfig, RunConfig, StageTwoConfig
 from emcid_jax.editing import concept_bank, preservation
-from emcid_jax.errors import UserError
 from emcid_jax.evaluation import text_space
 from emcid_jax.evaluation.text_page import write_text_report
 from emcid_jax.tasks import workdir as folders
 from emcid_jax.tasks.moments import find_captions
-from emcid_jax.tasks.solvable import solvable
+from emcid_jax.tasks.solvable import require_bank, solvable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,7 @@ class TextReportConfig:
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
-        if not self.bank:
-            raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+        require_bank(self.bank)
 
 
 Config = TextReportConfig
@@ -87,12 +86,5 @@ def read_names(config: TextReportConfig) -> list[str]:
 
         names += catalogue().objects
     elif config.keep_path:
-        try:
-            lines = Path(config.keep_path).read_text("utf8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"config.keep_path is {config.keep_path!r}, which cannot be read ({error}); give a "
-                "text file with a name a line, or `sprites`"
-            ) from error
-        names += [line.strip() for line in lines if line.strip()]
+        names += names_in_file(config.keep_path, "config.keep_path", ", or `sprites`")
     return names

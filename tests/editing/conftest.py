@@ -1,13 +1,19 @@
-"""An independent CLIP text encoder for oracles: NumPy, float64, one full forward at a time."""
+"""An independent CLIP text encoder for oracles (NumPy, float64), and a bank of random memories."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing import bank, concept_bank
+from emcid_jax.editing.bank import Memory, Record
+from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.models.clip_text import ClipTextConfig
 
 START, END, VOCAB, TOKENS = 57, 58, 59, 16
@@ -117,3 +123,28 @@ def captions() -> np.ndarray:
     for row, length in zip(ids, rng.integers(1, 13, 300), strict=True):
         row[1 : 1 + length] = rng.integers(0, START, length)
     return ids
+
+
+@pytest.fixture(scope="session")
+def random_bank() -> Callable[..., ConceptBank]:
+    """Requests, their states before the edit, hashes of the model, block L -> a bank.
+
+    Its offsets are random, and its z are the states plus these.
+    """
+
+    def make(
+        requests: list[EditRequest], start: np.ndarray, model: dict[str, str], block: int
+    ) -> ConceptBank:
+        delta = np.random.default_rng(0).standard_normal(start.shape)
+        none = np.zeros(4, np.float32)
+        records = [
+            Record(
+                bank.provenance(request, StageOneConfig(layer=block), model),
+                Memory(z.astype(np.float32), d.astype(np.float32), none, none, none),
+                {},
+            )
+            for request, z, d in zip(requests, start + delta, delta, strict=True)
+        ]
+        return concept_bank.of_requests(requests, records)
+
+    return make

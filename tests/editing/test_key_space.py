@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -11,9 +12,8 @@ import pytest
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import StageOneConfig, StageTwoConfig
+from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing import bank, concept_bank, key_space
-from emcid_jax.editing.bank import Memory, Record
 from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.second_moment import MomentProvenance, SecondMoments
 from emcid_jax.editing.stage_two import apply_edit
@@ -43,21 +43,11 @@ def states(pipeline: Pipeline, params: dict, requests: list[EditRequest]) -> np.
 
 
 @pytest.fixture(scope="module")
-def concepts(pipeline: Pipeline) -> ConceptBank:
+def concepts(pipeline: Pipeline, random_bank: Callable[..., ConceptBank]) -> ConceptBank:
     """A bank whose offsets are random and whose z are the true states plus these."""
     model = bank.model_hashes(pipeline)
     start = states(pipeline, pipeline.params["text_encoder"], REQUESTS)
-    delta = np.random.default_rng(0).standard_normal(start.shape)
-    none = np.zeros(4, np.float32)
-    records = [
-        Record(
-            bank.provenance(request, StageOneConfig(layer=BLOCK), model),
-            Memory(z.astype(np.float32), d.astype(np.float32), none, none, none),
-            {},
-        )
-        for request, z, d in zip(REQUESTS, start + delta, delta, strict=True)
-    ]
-    return concept_bank.of_requests(REQUESTS, records)
+    return random_bank(REQUESTS, start, model, BLOCK)
 
 
 def moments(pipeline: Pipeline, layers: tuple[int, ...]) -> SecondMoments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -12,9 +13,8 @@ import pytest
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import StageOneConfig, StageTwoConfig
+from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing import bank, concept_bank, edit_file, portability
-from emcid_jax.editing.bank import Memory, Record
 from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.edit_file import EditFile
 from emcid_jax.editing.reach import reach
@@ -54,20 +54,10 @@ def base(tiny_pipeline_folder: Path) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def concepts(base: Pipeline) -> ConceptBank:
+def concepts(base: Pipeline, random_bank: Callable[..., ConceptBank]) -> ConceptBank:
     model = bank.model_hashes(base)
     start = states(base, base.params["text_encoder"])[:, 0]
-    delta = np.random.default_rng(0).standard_normal(start.shape)
-    none = np.zeros(4, np.float32)
-    records = [
-        Record(
-            bank.provenance(request, StageOneConfig(layer=BLOCK), model),
-            Memory(z.astype(np.float32), d.astype(np.float32), none, none, none),
-            {},
-        )
-        for request, z, d in zip(REQUESTS, start + delta, delta, strict=True)
-    ]
-    return concept_bank.of_requests(REQUESTS, records)
+    return random_bank(REQUESTS, start, model, BLOCK)
 
 
 @pytest.fixture(scope="module")

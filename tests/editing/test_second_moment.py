@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emcid_jax.editing import second_moment
+from emcid_jax.editing.caption_batches import make_batches
 from emcid_jax.editing.second_moment import (
     Progress,
     SecondMoments,
@@ -164,7 +165,7 @@ def test_accumulating_needs_no_communication(numpy_clip, captions):
     params = jax.device_put(float32(numpy_clip), replicated(mesh))
     sums = second_moment._zeros(model, layers, mesh)
     lengths = np.full(32, captions.shape[1])
-    (batch,) = second_moment._batches(captions[:32], lengths, 32, mesh.size)
+    (batch,) = make_batches(captions[:32], lengths, 32, mesh.size)
     placed = place(batch, sharded(mesh))
     adding = second_moment._add.lower(model, layers, mesh, params, sums, *placed)
     collectives = ("all-reduce", "all-gather", "all-to-all", "collective-permute")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emcid_jax.editing.prefixes import prefix_counts
+from emcid_jax.editing.caption_batches import prefix_counts
 
 CAPTIONS = st.lists(st.lists(st.integers(1, 3), min_size=0, max_size=5), min_size=1, max_size=12)
 
