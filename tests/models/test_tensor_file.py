@@ -120,11 +120,11 @@ print(peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 def test_loading_holds_the_model_and_little_more(kind: type, tmp_path: Path) -> None:
-    count, side = 16, 2048  # 256 MiB as float32, in tensors of 16 MiB
+    count, side = 64, 2048  # 1 GiB as float32, in tensors of 16 MiB
     file = tmp_path / "model.safetensors"
     save_file({f"{i}.weight": np.zeros((side, side), kind) for i in range(count)}, file)
     command = [sys.executable, "-c", MEASURED, str(file), str(count), str(side)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     grown = int(done.stdout) / 2**10
     print(f"{np.dtype(kind).name}: {grown:.0f} MiB for {count * side**2 * 4 / 2**20:.0f} MiB")
-    assert 250 < grown < 1.8 * 256  # with the file mapped, or two copies, it is twice the model
+    assert 1000 < grown < 1.5 * 1024  # with the file mapped, or two copies, it is twice the model
