@@ -211,6 +211,32 @@ class EvaluationConfig:
     """The benchmark's hold-out file (`imgnet_aug_test.json`); empty: every class nobody edits."""
     judge: str = ""
     """Folder of the ViT classifier that judges images; empty: `judge` in the model's folder."""
+    debias_seeds: Count = 10
+    """`debias` requests: sets of images, of which the spread is told."""
+    debias_images: Count = 12
+    """`debias` requests: images per prompt in each set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DebiasConfig:
+    """How the factors that mix a `debias` request's destinations are found (docs/debias.md)."""
+
+    images: Count = 24
+    """Images per request and candidate."""
+    tolerance: Annotated[float, Range(0.0, 1.0)] = 0.1
+    """A request is done when every share is so near to the asked one."""
+    candidates: Count = 5
+    """Candidates per request in the first round of the search."""
+    rounds: CountOrZero = 4
+    """Most further rounds of the search, each request on its own, without Stage II."""
+    refinements: CountOrZero = 4
+    """Most rounds after the joint Stage II, each followed by another solve."""
+    steps: Count = 20
+    """Sampler steps of an image."""
+    guidance: NotNegative = 4.0
+    """Classifier-free guidance."""
+    batch: Count = 64
+    """Images drawn together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +267,7 @@ class EditConfig:
     stage_one: StageOneConfig = StageOneConfig()
     moments: MomentConfig = MomentConfig()
     stage_two: StageTwoConfig = StageTwoConfig()
+    debias: DebiasConfig = DebiasConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     run: RunConfig = RunConfig()
 
