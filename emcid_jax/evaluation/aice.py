@@ -16,6 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.evaluation.accuracy import erasure, top1
+from emcid_jax.evaluation.guard import Guard, guard
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.evaluation.labels import LabelGroup
 from emcid_jax.evaluation.metrics import (
@@ -230,6 +232,10 @@ class AiceResult:
     skipped: tuple[str, ...]
     images: int
     """Distinct images drawn per model."""
+    accuracy: dict[str, Metric] = dataclasses.field(default_factory=dict)
+    """Acc_e, Acc_s, Acc_g and their harmonic means, clean (`pre_...`) and edited model."""
+    guard: Guard | None = None
+    """Whether the edited model still draws; None without both requests and hold-out classes."""
 
 
 def score_plan(plan: AicePlan, pre: Scores, post: Scores, *, seed: int = 0) -> AiceResult:
@@ -263,13 +269,53 @@ def score_plan(plan: AicePlan, pre: Scores, post: Scores, *, seed: int = 0) -> A
         holdout,
         plan.skipped,
         len(plan.draws()),
+        {f"pre_{name}": found for name, found in _accuracy(plan, pre, seed).items()}
+        | _accuracy(plan, post, seed),
+        _guard(plan, pre, post),
     )
+
+
+def _accuracy(plan: AicePlan, scores: Scores, seed: int) -> dict[str, Metric]:
+    """Erasure as `accuracy` defines it; a source's own prompts are templates and sentences."""
+
+    def share(draws: Sequence[Draw], class_id: int) -> float:
+        found = np.stack([scores[draw] for draw in draws])
+        return float(top1(found, np.full(len(draws), class_id)).mean())
+
+    aliases = [(one, alias) for one in plan.requests for alias in one.aliases]
+    return erasure(
+        np.array([share(_own(one), one.source_id) for one in plan.requests], np.float64),
+        np.array([share(one.draws, one.class_id) for one in plan.holdout], np.float64),
+        np.array([share(alias.draws, one.source_id) for one, alias in aliases], np.float64),
+        np.array([one.index for one, _ in aliases], np.int64),
+        seed=seed,
+    )
+
+
+def _guard(plan: AicePlan, pre: Scores, post: Scores) -> Guard | None:
+    if not plan.requests or not plan.holdout:
+        return None
+    held = [draw for one in plan.holdout for draw in one.draws]
+    own = [(draw, one.source_id) for one in plan.requests for draw in _own(one)]
+    return guard(
+        np.stack([pre[draw] for draw in held]),
+        np.stack([post[draw] for draw in held]),
+        np.stack([post[draw] for draw, _ in own]),
+        np.array([class_id for _, class_id in own]),
+    )
+
+
+def _own(one: ScoredRequest) -> tuple[Draw, ...]:
+    return one.edit_source + one.general_source
 
 
 def as_json(result: AiceResult) -> dict[str, Any]:
     """The entries of `metrics.json` that an evaluation adds; JSON values only."""
     return {
         "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
+        "accuracy": {name: metric._asdict() for name, metric in result.accuracy.items()},
+        "guard": result.guard
+        and result.guard._asdict() | {"sources": result.guard.sources._asdict()},
         "scores": result.raw,
         "images": result.images,
         "skipped": list(result.skipped),

@@ -89,7 +89,7 @@ def evaluate(
 
     Args:
         requests: what was edited, in order.
-        base, edited: the same model with clean and with edited text encoder.
+        base, edited: the same model, of which one part (or more) is another tree of parameters.
         judge: classifier with an `object` label group.
         config: benchmark settings.
         workdir: probabilities go to `evaluation/`, pictures to `images/{before,after}/`.
@@ -113,7 +113,14 @@ def evaluate(
         "after": picture_files(workdir / "images" / "after", names),
     }
     clean = fingerprint(FORMAT, base_hash, judge.fingerprint, config.steps, config.guidance)
-    changed = fingerprint(clean, params_hash(edited.params["text_encoder"]))
+    changed = fingerprint(
+        clean,
+        *(
+            params_hash(part)
+            for name, part in edited.params.items()
+            if part is not base.params[name]
+        ),
+    )
     draws = plan.draws()
     scores: dict[str, Scores] = {}
     for side, pipeline, depends_on in (("before", base, clean), ("after", edited, changed)):

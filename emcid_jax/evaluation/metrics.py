@@ -80,7 +80,7 @@ def score(images: Sequence[Float[np.ndarray, "_"]]) -> float:
     return float(np.mean(request_scores(images)))
 
 
-def _resampled_means(
+def resampled_means(
     values: Float[np.ndarray, " unit"], units: Int[np.ndarray, " unit"], seed: int, draws: int
 ) -> Float[np.ndarray, " draw"] | None:
     """Means under resampling whole groups `units`; None when there are fewer than two groups."""
@@ -94,7 +94,8 @@ def _resampled_means(
     return (weights @ sums) / (weights @ counts)
 
 
-def _interval(means: Float[np.ndarray, " draw"] | None) -> tuple[float | None, float | None]:
+def interval(means: Float[np.ndarray, " draw"] | None) -> tuple[float | None, float | None]:
+    """Ends of the `LEVEL` percentile interval; None without resampled means."""
     if means is None:
         return None, None
     low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -116,7 +117,7 @@ def bootstrap_mean(
     by default every value is its own group. The same seed gives the same interval.
     """
     units = np.arange(len(values)) if units is None else units
-    low, high = _interval(_resampled_means(values, units, seed, draws))
+    low, high = interval(resampled_means(values, units, seed, draws))
     return Metric(float(np.mean(values)), low, high, len(values), bound, reachable)
 
 
@@ -149,10 +150,10 @@ def average_score(
     to_dest = general.post_source_dest - general.pre_source_dest
     delta = holdout.post - holdout.pre
     value = 0.5 * (float(np.mean(to_dest)) + float(np.mean(delta)))
-    first = _resampled_means(to_dest, np.arange(len(to_dest)), seed, draws)
-    second = _resampled_means(delta, np.arange(len(delta)), seed + 1, draws)
+    first = resampled_means(to_dest, np.arange(len(to_dest)), seed, draws)
+    second = resampled_means(delta, np.arange(len(delta)), seed + 1, draws)
     both = None if first is None or second is None else 0.5 * (first + second)
-    low, high = _interval(both)
+    low, high = interval(both)
     bound = 0.5 * (1.0 - float(np.mean(general.pre_source_dest)))
     return Metric(value, low, high, len(to_dest), bound)
 
