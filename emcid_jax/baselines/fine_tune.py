@@ -1,0 +1,160 @@
+"""Fine-tuning baselines: Adam on weights, where EMCID finds memories and solves for the weights.
+
+The loss is Stage I's (`editing.objective`), over all requests and a batch of them per step, without
+the decay of the offset, for there is none. With `part` = `text_encoder` that is the plain
+alternative to both of EMCID's stages; with `cross_attention` and the objective `esd` it is ESD-x
+(Gandikota et al., arXiv 2303.07345), but for the noisy images: ESD takes them from the trained
+model half way through sampling, this adds noise to the clean model's images of the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import traverse_util
+from jax import Array
+from jaxtyping import Float
+
+from emcid_jax.config import Count, Positive, StageOneConfig
+from emcid_jax.editing import draws, objective
+from emcid_jax.editing.objective import Params, Sample, StageOneInputs
+from emcid_jax.models.clip_text import TextOutput
+from emcid_jax.pipeline import Pipeline
+
+Part = Literal["text_encoder", "cross_attention"]
+Weights = dict[tuple[str, ...], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FineTuneConfig:
+    """Settings of fine-tuning; the loss is that of `stage_one`."""
+
+    part: Part = "text_encoder"
+    """What is trained: the text encoder, or the UNet's attention to the text."""
+    passes: Count = 60
+    """How often every request is seen: what Stage I's steps are to a memory."""
+    learning_rate: Positive = 1e-4
+    """Constant Adam learning rate; 1e-4 is that of the released code's fine-tuning."""
+    batch: Count = 8
+    """Requests per step."""
+
+
+class Progress(NamedTuple):
+    """A step's outcome."""
+
+    params: dict[str, Any]
+    """The whole model's parameters, those that are not trained as they were."""
+    loss: float
+
+
+def train(
+    pipeline: Pipeline,
+    inputs: StageOneInputs,
+    stage_one: StageOneConfig,
+    config: FineTuneConfig,
+) -> Iterator[Progress]:
+    """Trains step by step; the last one's parameters are the result.
+
+    Args:
+        pipeline: the clean model; also the teacher.
+        inputs: of all requests, see `editing.preparation.prepare`.
+        stage_one: the loss.
+        config: settings.
+
+    Every pass takes the requests in a new order, which is a function of their number only.
+    """
+    clean = {name: pipeline.params[name] for name in ("text_encoder", "unet")}
+    weights = trained_weights(clean, config.part)
+    optimiser = optax.adam(config.learning_rate)
+    state = optimiser.init(weights)
+    step = jax.jit(functools.partial(_step, pipeline, stage_one, optimiser), donate_argnums=(0, 1))
+    weights = jax.tree.map(jnp.copy, weights)  # Donated; the clean ones stay the teacher's.
+    for index, rows in enumerate(batches(len(inputs.h0), config)):
+        batch = jax.tree.map(lambda leaf, rows=rows: np.asarray(leaf)[rows], inputs)
+        weights, state, loss = step(weights, state, clean, batch, np.int32(index))
+        yield Progress(pipeline.params | merged(clean, weights), float(loss))
+
+
+def batches(count: int, config: FineTuneConfig) -> Iterator[np.ndarray]:
+    """Rows of each step: all requests `passes` times, in batches of one size."""
+    rng = np.random.default_rng(0)
+    size = min(config.batch, count)
+    order = np.concatenate([rng.permutation(count) for _ in range(config.passes)])
+    for first in range(0, len(order), size):
+        yield np.resize(order[first : first + size], size)
+
+
+def trained_weights(params: Params, part: Part) -> Weights:
+    """The arrays that are trained, by path in the parameters of text encoder and UNet."""
+    flat = traverse_util.flatten_dict({name: dict(params[name]) for name in params})
+    if part == "text_encoder":
+        return {path: leaf for path, leaf in flat.items() if path[0] == "text_encoder"}
+    return {path: leaf for path, leaf in flat.items() if path[0] == "unet" and "attn2" in path}
+
+
+def merged(params: Params, weights: Mapping[tuple[str, ...], Array]) -> dict[str, Any]:
+    """The parameters with `weights` in their places; parts without any stay the same objects."""
+    changed = {path[0] for path in weights}
+    flat = traverse_util.flatten_dict({name: dict(params[name]) for name in changed})
+    return {**params, **traverse_util.unflatten_dict(flat | dict(weights))}
+
+
+def loss(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    sample: Sample | None,
+    config: StageOneConfig,
+) -> Float[Array, ""]:
+    """Stage I's noise and text loss of the model with `params`, mean over the requests."""
+    mask = inputs.prompt_mask
+    flat = inputs.source_ids.reshape(-1, inputs.source_ids.shape[-1])
+    text = objective.text_model(pipeline)
+    student = cast(TextOutput, text.apply({"params": params["text_encoder"]}, flat))
+    target = inputs.target_pooled.reshape(len(flat), -1)
+    total = config.text_loss_scale * _mean(jnp.square(student.pooled - target), mask)
+    if sample is not None:
+        states = student.last_hidden_state
+        predicted: Any = pipeline.unet.apply(
+            {"params": params["unet"]}, sample.noisy, sample.timesteps, states
+        )
+        error = predicted.astype(jnp.float32) - sample.target
+        total += _mean(jnp.square(error), mask)
+    return total
+
+
+def _step(
+    pipeline: Pipeline,
+    config: StageOneConfig,
+    optimiser: optax.GradientTransformation,
+    weights: Weights,
+    state: optax.OptState,
+    clean: Params,
+    inputs: StageOneInputs,
+    index: Array,
+) -> tuple[Weights, optax.OptState, Array]:
+    sample = None
+    if objective.needs_images(config):
+        keys = draws.fold_in(draws.training_keys(inputs), index)
+        draw = draws.draw(pipeline, inputs, keys)
+        sample = objective.make_sample(pipeline, clean, inputs, draw, config)
+
+    def total(trained: Weights) -> Array:
+        return loss(pipeline, merged(clean, trained), inputs, sample, config)
+
+    value, gradient = jax.value_and_grad(total)(weights)
+    updates, state = optimiser.update(gradient, state, weights)
+    return cast(Weights, optax.apply_updates(weights, updates)), state, value
+
+
+def _mean(values: Array, mask: Float[Array, "concept prompt"]) -> Float[Array, ""]:
+    """Mean over everything of real prompts, over the prompts of a request, over requests."""
+    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
+    return ((per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)).mean()
