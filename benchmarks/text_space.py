@@ -1,42 +1,34 @@
-"""Do figures from text space rank what images show? Rank correlations over a finished run.
+"""Do figures from text space rank what images show? Rank correlations over one edit.
 
-    python -m benchmarks.text_space --config=configs/ablate.py --workdir=runs/ablation \
-        --config.base.requests.path=arbitrary_val.csv
+    python -m benchmarks.text_space --requests arbitrary_val.csv --workdir runs/solvers
 
-takes the settings that an `edit` or `ablate` run was made with (of the latter its largest count
-and the base variant) and reads its memories, moments and judgements; nothing is drawn or written
-there. Requests: how far targets were reached against how images changed. Hold-out classes: drift,
-predicted from keys and measured, against the loss of the right class's probability.
+AICE's first 300 requests on the bundled model, with Stage II's defaults; memories, moments and
+judgements are those of `benchmarks.solver_images` if the workdir holds them, made there if not.
+Requests: how far targets were reached against how images changed, one image per prompt set.
+Hold-out classes: drift, predicted from keys and measured, against damage over three images each.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from absl import app, flags
-from ml_collections import config_flags
 from scipy import stats
 
-from emcid_jax import config as settings
-from emcid_jax.config import EditConfig
-from emcid_jax.editing import bank, concept_bank, second_moment
-from emcid_jax.errors import UserError
+from benchmarks import aice_images
+from emcid_jax.config import StageTwoConfig
 from emcid_jax.evaluation import text_space
-from emcid_jax.evaluation.aice import AiceResult, Scores, score_plan
-from emcid_jax.evaluation.evaluate import make_plan
-from emcid_jax.evaluation.images import Draw, scored_images
-from emcid_jax.evaluation.labels import OBJECT
+from emcid_jax.evaluation.aice import AiceResult, HoldoutClass, Scores, score_plan
 from emcid_jax.evaluation.text_space import TextSpace
-from emcid_jax.tasks import edit
-from emcid_jax.tasks.ablate import AblateConfig
+from emcid_jax.tasks import environment
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "The finished run's folder.", required=True)
-_OUTPUT = flags.DEFINE_string("output", "", "JSON file for the correlations; empty: none.")
+LEAST = 1e-4
+"""Probabilities below it are rounding: judgements are kept as float16."""
 
 
 class Correlation(NamedTuple):
@@ -50,54 +42,36 @@ class Correlation(NamedTuple):
     count: int
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    del arguments
-    values = _CONFIG.value.to_dict()
-    workdir = Path(_WORKDIR.value)
-    config, folder, count = _finished(values, workdir)
-    found, result = measure(config, workdir, folder, count)
-    rows = correlations(found, result)
+    options = _parse(arguments)
+    environment.use_compile_cache()
+    run = aice_images.prepare(options.requests, options.count, options.workdir)
+    config = StageTwoConfig()
+    solved = aice_images.solve(run, config)
+    before, after = aice_images.scores(run, None), aice_images.scores(run, solved)
+    found = text_space.measure(
+        run.concepts,
+        run.job.pipeline,
+        solved,
+        run.moments,
+        config,
+        [one.name for one in run.plan.holdout],
+        run.job.captions[:2000],
+    )
+    rows = over_requests(found, score_plan(run.plan, before, after))
+    rows += over_holdout(found, run.plan.holdout, before, after)
     print(f"{'over':10}{'text space':36}{'image space':24}{'rho':>8}{'p':>10}{'n':>6}")
     for row in rows:
         print(f"{row.over:10}{row.text:36}{row.image:24}{row.rho:8.3f}{row.p:10.1e}{row.count:6d}")
-    if _OUTPUT.value:
+    if options.output:
         records = [row._asdict() for row in rows]
-        Path(_OUTPUT.value).write_text(json.dumps(records, indent=2) + "\n")
+        options.output.write_text(json.dumps(records, indent=2) + "\n")
+    return 0
 
 
-def measure(
-    config: EditConfig, workdir: Path, folder: Path, count: int
-) -> tuple[TextSpace, AiceResult]:
-    """The run in text space and, from its stored judgements in `folder`, in images.
-
-    UserError if the folder lacks a memory or a judgement.
-    """
-    job = edit.prepare(config)
-    requests = job.requests[:count]
-    about = [bank.provenance(request, config.stage_one, job.model) for request in requests]
-    records = [bank.read_record(workdir / "bank", bank.key(one)) for one in about]
-    concepts = concept_bank.of_requests(requests, records)
-    moments = second_moment.read_moments(workdir / "moments" / "second_moments.safetensors")
-    solved = concept_bank.solve(concepts, job.pipeline, moments, config.stage_two)
-    assert job.judge is not None
-    plan = make_plan(requests, job.judge.groups[OBJECT], config.evaluation)
-    scores = {side: _stored(plan.draws(), folder, side) for side in ("before", "after")}
-    result = score_plan(plan, scores["before"], scores["after"])
-    found = text_space.measure(
-        concepts,
-        job.pipeline,
-        solved,
-        moments,
-        config.stage_two,
-        [one.name for one in result.holdout],
-        job.captions[:2000],
-    )
-    return found, result
-
-
-def correlations(found: TextSpace, result: AiceResult) -> list[Correlation]:
-    """Spearman's rank correlation of every pair of quantities over requests, then hold-outs."""
+def over_requests(found: TextSpace, result: AiceResult) -> list[Correlation]:
+    """Spearman's rank correlation of every pair of quantities of the requests."""
     reached = {one.source: one for one in found.reached}
     unmet = dict(found.prediction.unmet)
     records = [record for record in result.records if record.general is not None]
@@ -114,16 +88,39 @@ def correlations(found: TextSpace, result: AiceResult) -> list[Correlation]:
         "source lost": [r.general["pre_source"] - r.general["post_source"]
                         for r in records if r.general],
     }  # fmt: skip
-    rows = _pairs("requests", text, image)
+    return _pairs("requests", text, image)
+
+
+def over_holdout(
+    found: TextSpace, holdout: Sequence[HoldoutClass], before: Scores, after: Scores
+) -> list[Correlation]:
+    """The same of hold-out classes: how much right class and its margin lose, mean over images."""
     kept = {one.name: one for one in found.kept}
-    held = [one for one in result.holdout if one.name in kept]
+    held = [one for one in holdout if one.name in kept]
     text = {
         "predicted drift": [kept[one.name].predicted for one in held],
         "cosine to nearest edit": [kept[one.name].similarity for one in held],
         "drift at block L": [kept[one.name].drift for one in held],
         "drift of final features": [kept[one.name].features for one in held],
     }
-    return rows + _pairs("hold-out", text, {"damage": [one.pre - one.post for one in held]})
+    lost = [
+        [
+            (
+                float(before[draw][one.class_id] - after[draw][one.class_id]),
+                margin(before[draw], one.class_id) - margin(after[draw], one.class_id),
+            )
+            for draw in one.draws
+        ]
+        for one in held
+    ]
+    chance, margins = np.array(lost).mean(1).T.tolist()
+    return _pairs("hold-out", text, {"right class lost": chance, "its margin lost": margins})
+
+
+def margin(probabilities: np.ndarray, right: int) -> float:
+    """log of the right class's probability over the best other one's."""
+    logs = np.log(np.maximum(probabilities.astype(np.float64), LEAST))
+    return float(logs[right] - np.delete(logs, right).max())
 
 
 def _pairs(over: str, text: dict[str, list[Any]], image: dict[str, list[Any]]) -> list[Correlation]:
@@ -138,24 +135,14 @@ def _pairs(over: str, text: dict[str, list[Any]], image: dict[str, list[Any]]) -
     return rows
 
 
-def _finished(values: dict[str, Any], workdir: Path) -> tuple[EditConfig, Path, int]:
-    """The run's settings, where its judgements lie, and its number of requests."""
-    if values["task"] == "ablate":
-        config = settings.from_config_dict(values, AblateConfig)
-        count = max(config.counts)
-        return config.base, workdir / f"count-{count}", count
-    return settings.from_config_dict(values, EditConfig), workdir, 2**31
-
-
-def _stored(draws: Sequence[Draw], folder: Path, side: str) -> Scores:
-    """Judgements of the last run in `folder`; UserError if some are missing."""
-
-    def refuse(*_: Any) -> np.ndarray:
-        raise UserError(f"{folder}: lacks judgements; give the settings that it was made with")
-
-    depends_on = (folder / "images" / side / ".fingerprint").read_text()
-    return scored_images(draws, refuse, refuse, 1, folder / "evaluation" / side, depends_on)
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text_space", description=__doc__)
+    parser.add_argument("--requests", required=True, help="AICE's arbitrary_val.csv")
+    parser.add_argument("--workdir", type=Path, required=True, help="memories, moments, judgements")
+    parser.add_argument("--count", type=int, default=300, help="the first so many requests")
+    parser.add_argument("--output", type=Path, help="JSON file for the correlations")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    sys.exit(main())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, fill
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing import second_moment
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.pipeline import Pipeline, tokenize
 from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 
@@ -42,6 +46,17 @@ def edits(pipeline: Pipeline, count: int) -> Edits:
 def captions(count: int) -> list[str]:
     """The captions that the sprite world's second moments are measured over."""
     return [caption.text for caption in sample_captions(count, seed=1)]
+
+
+def moments(pipeline: Pipeline, count: int, file: Path | None) -> SecondMoments:
+    """Second moments of the usual layers over `count` captions, or those in `file`."""
+    if file is not None:
+        return second_moment.read_moments(file)
+    ids = tokenize(pipeline.tokenizer, captions(count))
+    *_, last = second_moment.accumulate(
+        pipeline.text, pipeline.params["text_encoder"], ids, StageTwoConfig().layers
+    )
+    return second_moment.finish(last)
 
 
 def _filled(name: str) -> list[str]:

@@ -1,13 +1,11 @@
 """Conflicts and neighbours of a bank before it is solved, from keys and memories alone.
 
-One layer's solve answers a prompt with key k by `dW k = sum_i c_i(k) r_i`, with the coefficients
-
-    c(k) = (lambda_eff I + K' C^-1 K'^T)^-1 K' C^-1 k
-
-of the written keys K' (rows, times the root of their weights), so what an edit will do to any
-prompt is known to first order before it is made: r_i is request i's share of its offset, delta_i
-divided by the number of layers. Prediction leaves out that layers see what earlier ones wrote.
-Similarity is the cosine of keys whitened by C: what the solve can tell apart, not what looks alike.
+A layer's weight change follows from the keys, the second moment and the residuals alone, and what
+it adds to a prompt of key k, `dW k`, is added to the residual stream. So all layers are solved by
+the solver that will solve them, with the pristine keys: each is asked for its share of what the
+layers below it are predicted to leave of the offset. Left out is that keys, and what blocks above
+make of a change, change with it. Similarity is the cosine of keys whitened by C, kept concepts
+included: what the solve can tell apart, not what looks alike.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import Conflict, find_conflicts, normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing import preservation, stage_two
 from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.propagation import Blocks, SourcePrompts, prompt_means, split_prompts
 from emcid_jax.editing.second_moment import SecondMoments, exact
-from emcid_jax.editing.solvers import cholesky
 from emcid_jax.errors import UserError
 from emcid_jax.parallel import make_mesh
 from emcid_jax.pipeline import Pipeline
@@ -107,7 +105,8 @@ def predict(
         keep: names that shall stay as they are, put into the templates of the bank's first request.
 
     Raises:
-        UserError: an empty bank, or a name that has no place in a prompt.
+        UserError: an empty bank, a name that has no place in a prompt, what `preservation.protect`
+            or the solver raise.
     """
     active = concepts.active
     if not active:
@@ -118,15 +117,20 @@ def predict(
         [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
     )
     clean = clean_run(pipeline, [*requests, *kept], config.layers)
-    strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
+    protection = preservation.protect(pipeline, requests, config)
+    strength = stage_two.effective_strength(config)
     weights = np.array([request.weight for request in requests])
     count, layers = len(requests), len(config.layers)
     similarity = np.zeros((count + len(kept), count))
     change = np.zeros((count + len(kept), offsets.shape[1]))
-    for layer in config.layers:
-        white = moments.moment(layer).factor.whiten(clean.keys[layer].T).T
+    for index, layer in enumerate(config.layers):
+        solver, moment = stage_two.layer_solver(config, layer, moments.moment(layer), protection)
+        keys = clean.keys[layer]
+        white = moment.factor.whiten(keys.T).T
         similarity += cosines(white, white[:count]) / layers
-        change += coefficients(white, white[:count], weights, strength) @ offsets / layers
+        residuals = (offsets - change[:count]) / (layers - index)
+        solution = solver(keys[:count], residuals, moment, weights, strength)
+        change += keys @ solution.delta.T
     sources = [request.source for request in requests]
     others = similarity - 2 * np.eye(count + len(kept), count)  # Nobody is his own neighbour.
     drift = np.linalg.norm(change, axis=1) / np.linalg.norm(clean.states, axis=1)
@@ -198,19 +202,6 @@ def clean_run(
             for chunk, run in zip(chunks, runs, strict=True)
         ]
     return CleanRun(keys, prompt_means(chunks, [run.state for run in runs], prompts.mask))
-
-
-def coefficients(
-    white: Float64[np.ndarray, "any key"],
-    written: Float64[np.ndarray, "request key"],
-    weights: Float64[np.ndarray, " request"],
-    strength: float,
-) -> Float64[np.ndarray, "any request"]:
-    """How much of every request's residual each key receives; keys whitened by C."""
-    root = np.sqrt(weights)
-    scaled = written * root[:, None]
-    system = cholesky(scaled @ scaled.T, strength)
-    return system.solve(scaled @ white.T).T * root
 
 
 def cosines(

@@ -26,6 +26,7 @@ from emcid_jax.concepts.templates import fill
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing import second_moment
 from emcid_jax.editing.second_moment import exact
+from emcid_jax.editing.solvers import Moment
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline, tokenize
 
@@ -38,6 +39,16 @@ class Protection:
     """Layer -> weighted sum of k k^T over the kept concepts; no layer if there are none."""
     held: Mapping[int, Float[np.ndarray, "token key"]]
     """Layer -> keys of the empty prompt, start token first: held exactly by `nullspace`."""
+
+    def moment(self, layer: int, moment: Moment, strength: float) -> Moment:
+        """A layer's second moment with the kept concepts' keys in it.
+
+        The requests not to change them, `sum_p v |dW p|^2`, are `strength tr(dW C' dW^T)` with
+        `C' = v/strength sum_p p p^T`: a term of the second moment.
+        """
+        if layer not in self.kept:
+            return moment
+        return Moment(moment.matrix + self.kept[layer] / strength)
 
 
 def resolved(config: StageTwoConfig) -> StageTwoConfig:

@@ -134,7 +134,7 @@ def solve(
     mesh = make_mesh() if mesh is None else mesh
     model = exact(model, dict(params))
     blocks = Blocks(model, params, mesh)
-    strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
+    strength = effective_strength(config)
 
     chunks = split_prompts(prompts, mesh)
     deltas: dict[int, np.ndarray] = {}
@@ -154,8 +154,8 @@ def solve(
         else:
             residuals = targets - prompt_means(chunks, [run.value for run in runs], prompts.mask)
         residuals /= len(config.layers) - index
+        solver, moment = layer_solver(config, layer, moments.moment(layer), protection)
         try:
-            solver, moment = _protected(config, layer, moments.moment(layer), protection, strength)
             solution = solver(keys, residuals, moment, weights, strength)
         except UserError as error:
             raise UserError(f"layer {layer}: {error}") from error
@@ -208,25 +208,22 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
     return dict(text_params) | {"text_model": text_model}
 
 
-def _protected(
-    config: StageTwoConfig,
-    layer: int,
-    moment: Moment,
-    protection: Protection | None,
-    strength: float,
+def layer_solver(
+    config: StageTwoConfig, layer: int, moment: Moment, protection: Protection | None
 ) -> tuple[Solver, Moment]:
-    """The solver of a layer, and the second moment with the kept concepts' keys in it.
-
-    `v |dW p|^2` for every kept key p, summed, is `strength tr(dW (v/strength P^T P) dW^T)`: an edit
-    that asks for no change and a term of the second moment are the same thing.
-    """
+    """The solver of a layer, and the second moment to give it: `moment` with all that is kept."""
     solver = _SOLVERS[config.solve]
-    if protection is not None and layer in protection.kept:
-        moment = Moment(moment.matrix + protection.kept[layer] / strength)
-    if protection is not None and config.solver == "nullspace":
+    if protection is None:
+        return solver, moment
+    if config.solver == "nullspace":
         held, energy = protection.held[layer], config.nullspace_energy
         solver = functools.partial(nullspace, held=held, energy=energy, within=solver)
-    return solver, moment
+    return solver, protection.moment(layer, moment, effective_strength(config))
+
+
+def effective_strength(config: StageTwoConfig) -> float:
+    """lambda_eff, how much preservation counts: `lambda (1 - alpha) / alpha`."""
+    return config.moment_weight * (1 - config.edit_weight) / config.edit_weight
 
 
 def _kernel(params: Mapping[str, Any], layer: int) -> Array:

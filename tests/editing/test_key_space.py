@@ -12,7 +12,7 @@ import pytest
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import StageTwoConfig
+from emcid_jax.config import SolverName, StageTwoConfig
 from emcid_jax.editing import bank, concept_bank, key_space
 from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.second_moment import MomentProvenance, SecondMoments
@@ -57,11 +57,20 @@ def moments(pipeline: Pipeline, layers: tuple[int, ...]) -> SecondMoments:
     return SecondMoments({layer: k.T @ k / len(k) for layer, k in samples.items()}, 400, about)
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("strength", "solver"),
+    [(1.0, "ridge"), (0.5, "ridge"), (1.0, "ridge+preserve"), (1.0, "nullspace")],
+)
 def test_with_one_layer_the_prediction_is_what_the_solve_does(
-    pipeline: Pipeline, concepts: ConceptBank, strength: float
+    pipeline: Pipeline, concepts: ConceptBank, strength: float, solver: SolverName
 ) -> None:
-    config = StageTwoConfig(layers=(BLOCK,), moment_weight=5.0)
+    config = StageTwoConfig(
+        layers=(BLOCK,),
+        moment_weight=5.0,
+        solver=solver,
+        preserve=("beach",) if solver == "ridge+preserve" else (),
+        nullspace_energy=0.9,
+    )
     scaled = tuple(dataclasses.replace(c, strength=strength) for c in concepts.concepts)
     concepts = dataclasses.replace(concepts, concepts=scaled)
     statistics = moments(pipeline, (BLOCK,))
@@ -108,6 +117,26 @@ def test_neighbours_are_nearest_in_the_metric_of_the_second_moment(
         row = total[len(requests) + KEEP.index(neighbour.name), : len(requests)]
         assert neighbour.nearest == requests[int(row.argmax())].source
         assert neighbour.similarity == pytest.approx(row.max(), rel=1e-4)
+
+
+def test_later_layers_are_asked_for_what_earlier_ones_leave(
+    pipeline: Pipeline, concepts: ConceptBank
+) -> None:
+    config = StageTwoConfig(layers=(0, BLOCK), moment_weight=5.0)
+    statistics = moments(pipeline, (0, BLOCK))
+    found = key_space.predict(concepts, pipeline, statistics, config)
+    requests = [c.request for c in concepts.concepts]
+    keys = key_space.clean_run(pipeline, requests, (0, BLOCK)).keys
+    offsets = np.array([concepts.records[c.memory].memory.delta for c in concepts.concepts], "f8")
+    weights = np.diag([request.weight for request in requests])
+    left = offsets
+    for layer, share in ((0, 0.5), (BLOCK, 1.0)):
+        K = keys[layer].T
+        system = 5.0 * statistics.moments[layer] + K @ weights @ K.T
+        left = left - (share * left.T @ weights @ K.T @ np.linalg.solve(system, K)).T
+    shares = np.linalg.norm(left, axis=1) / np.linalg.norm(offsets, axis=1)
+    for request, share in zip(requests, shares, strict=True):
+        assert dict(found.unmet)[request.source] == pytest.approx(share, rel=1e-6)
 
 
 def test_collisions_rank_disagreement_first() -> None:
