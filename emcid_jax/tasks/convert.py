@@ -53,7 +53,8 @@ def run(config: ConvertConfig, workdir: Path) -> None:
     pipeline = load_pipeline(source, variant=config.model.variant, sharding=everywhere)
     asked = config.model.export_dtype
     dtypes = {
-        part: stored_dtype(source / part) if asked == "source" else asked for part in WEIGHT_FILES
+        part: stored_dtype(source / part, config.model.variant) if asked == "source" else asked
+        for part in WEIGHT_FILES
     }
     params = {part: _cast(tree, dtypes[part]) for part, tree in pipeline.params.items()}
     hashes = {part: params_hash(_cast(tree, "float32")) for part, tree in params.items()}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax import parallel
+from emcid_jax import checkpoints, parallel
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing import export
 from emcid_jax.editing.bank import model_hashes
@@ -49,6 +51,25 @@ def test_the_converted_folder_is_the_same_model_on_any_mesh(
 
     with pytest.raises(UserError, match=r"--workdir is .*converted.* not empty"):
         convert.run(config, folder)
+
+
+def test_the_stored_type_is_that_of_the_variant_that_is_read(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    source, folder = tmp_path / "source", tmp_path / "converted"
+    shutil.copytree(tiny_pipeline_folder, source)
+    for file in list(source.rglob("*model.safetensors")):
+        half = {name: array.astype(np.float16) for name, array in load_file(file).items()}
+        save_file(half, file.with_suffix(".fp16.safetensors"))  # float32 stays beside it
+    convert.run(ConvertConfig(model=ModelConfig(path=str(source), variant="fp16")), folder)
+
+    assert model_hashes(load_pipeline(folder)) == model_hashes(
+        load_pipeline(source, variant="fp16")
+    )
+    assert export.stored_dtype(folder / "text_encoder") == "float16"
+    metadata: Any = ocp.metadata(str(folder / checkpoints.WEIGHTS)).metadata
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(metadata)}
+    assert kinds == {"float16"}
 
 
 def test_a_model_that_is_damaged_leaves_nothing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
