@@ -77,7 +77,8 @@ class EditRequest:
     validation_templates: tuple[str, ...] = ()
     """Evaluation: prompts not used in editing, with one `{}` or literal with none."""
     image_paths: tuple[str, ...] = ()
-    """Training images on disk, used by image source `files`."""
+    """Training images on disk, used by image source `files`; of `debias` the first destination's
+    first."""
     origin: str = dataclasses.field(default="request", compare=False)
     """Where the request was read, `file:line`."""
 
@@ -131,6 +132,11 @@ def _problems(request: EditRequest) -> Iterator[Problem]:
     for path in request.image_paths:
         if not isinstance(path, str) or not path.strip():
             yield Problem("image_paths", "is not a path", path, "give file names")
+    shared = isinstance(request.dest, tuple) and request.dest
+    if shared and len(request.image_paths) % len(request.dest):
+        problem = f"{len(request.image_paths)} files cannot be shared by {len(request.dest)}"
+        fix = "give as many files for every destination, the first one's first"
+        yield Problem("image_paths", problem, request.image_paths, fix)
 
 
 def _name_problems(field: str, name: object) -> Iterator[Problem]:

@@ -1,0 +1,31 @@
+"""Gives 37 professions of the bundled model equal shares of women and men; see docs/debias.md.
+
+Other shares, other values: your own manifest, `--config.requests.path=requests.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+
+
+def get_config() -> ConfigDict:
+    requests = Path(__file__).resolve().parent / "debias.json"
+    return settings.to_config_dict(
+        settings.EditConfig(
+            requests=settings.RequestsConfig(path=str(requests)),
+            stage_one=settings.StageOneConfig(
+                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
+            ),
+            moments=settings.MomentConfig(count=5_000),
+            debias=settings.DebiasConfig(
+                images=24, candidates=3, rounds=1, refinements=3, steps=10
+            ),
+            evaluation=settings.EvaluationConfig(
+                steps=10, holdout=25, prompts_per_request=6, debias_seeds=3, debias_images=2
+            ),
+        )
+    )

@@ -1,0 +1,25 @@
+"""Sets 25 wrongly taught names of the bundled model right, in minutes; see docs/rectify.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+
+
+def get_config() -> ConfigDict:
+    requests = Path(__file__).resolve().parent / "rectify.json"
+    return settings.to_config_dict(
+        settings.EditConfig(
+            requests=settings.RequestsConfig(path=str(requests)),
+            stage_one=settings.StageOneConfig(
+                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
+            ),
+            moments=settings.MomentConfig(count=5_000),
+            evaluation=settings.EvaluationConfig(
+                steps=10, prompts_per_request=3, holdout=40, aliases=False
+            ),
+        )
+    )

@@ -1,0 +1,150 @@
+"""The same prompts and seeds drawn by the clean and by the edited model, read in label groups."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from emcid_jax.concepts.templates import fill
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.evaluation.aice import drawn_seeds
+from emcid_jax.evaluation.gallery import claim, picture_files, slug
+from emcid_jax.evaluation.images import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.judge import Judge
+from emcid_jax.generation import generate
+from emcid_jax.models.weights import params_hash
+from emcid_jax.pipeline import Pipeline
+
+FORMAT = 1
+"""Raised whenever stored probabilities would come out differently from the same inputs."""
+
+Reading = Mapping[str, Float[np.ndarray, " label"]]
+"""Probabilities of one image by label group."""
+
+
+class Readings(NamedTuple):
+    """What the judge reads in every draw."""
+
+    before: Mapping[Draw, Reading]
+    """Clean model."""
+    after: Mapping[Draw, Reading]
+    """Edited model."""
+
+
+class Models(NamedTuple):
+    """What draws and what reads: one model before and after its edit, and the judge."""
+
+    base: Pipeline
+    edited: Pipeline
+    judge: Judge
+    base_hash: str
+    """Identifies every part of the base model."""
+    mesh: Mesh | None = None
+    """Devices that share each batch."""
+
+
+def draws_of(
+    name: str, templates: Sequence[str], seeds: Sequence[int] = (), seed: int = 0
+) -> tuple[Draw, ...]:
+    """One draw per template, about `name`; seeds that are missing follow from name and `seed`."""
+    drawn = [*seeds, *drawn_seeds(name, seed, len(templates))[len(seeds) :]]
+    prompts = [fill(template, name).prompt for template in templates]
+    return tuple(Draw(*pair) for pair in zip(prompts, drawn, strict=False))
+
+
+def read_both(
+    draws: Sequence[Draw],
+    groups: Sequence[str],
+    models: Models,
+    config: EvaluationConfig,
+    workdir: Path,
+    benchmark: str,
+    *,
+    shown: Sequence[Draw] = (),
+    progress: bool = True,
+) -> Readings:
+    """Draws what is not stored yet, with both models, and gives what the judge reads in it.
+
+    Args:
+        draws: the images; duplicates are drawn once.
+        groups: label groups of the judge that are read.
+        models: what draws and reads.
+        config: sampler settings and batch.
+        workdir: probabilities go to `evaluation/BENCHMARK-{before,after}/`.
+        benchmark: name of the benchmark.
+        shown: draws whose pictures are kept, in `images/BENCHMARK/{before,after}/`.
+        progress: bars on stderr.
+    """
+    unique = list(dict.fromkeys(draws))
+    sizes = [len(models.judge.groups[group].labels) for group in groups]
+    base = fingerprint(
+        FORMAT, models.base_hash, models.judge.fingerprint, config.steps, config.guidance, *groups
+    )
+    changed = fingerprint(base, params_hash(models.edited.params["text_encoder"]))
+    names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
+    batch = math.ceil(len(unique) / math.ceil(len(unique) / config.batch)) if unique else 1
+    found = []
+    for side, pipeline, depends_on in (
+        ("before", models.base, base),
+        ("after", models.edited, changed),
+    ):
+        folder = workdir / "images" / benchmark / side
+        claim(folder, depends_on)
+
+        def draw(prompts: list[str], seeds: list[int], pipeline: Pipeline = pipeline) -> np.ndarray:
+            missing = batch - len(prompts)  # One compiled program for all chunks.
+            images = generate(
+                pipeline,
+                prompts + prompts[-1:] * missing,
+                seeds + seeds[-1:] * missing,
+                steps=config.steps,
+                guidance=config.guidance,
+                batch=batch,
+                mesh=models.mesh,
+            )
+            return images[: len(prompts)]
+
+        def classify(images: np.ndarray) -> np.ndarray:
+            read = models.judge.classify(images, batch=batch)
+            return np.concatenate([read[group] for group in groups], axis=-1)
+
+        label = f"{benchmark}, {side}"
+        with tqdm(total=len(unique), desc=label, unit="img", disable=not progress) as bar:
+            scores = scored_images(
+                unique,
+                draw,
+                classify,
+                batch,
+                workdir / "evaluation" / f"{benchmark}-{side}",
+                depends_on,
+                keep=picture_files(folder, names),
+                progress=bar.update,
+            )
+        found.append({one: _by_group(scores[one], groups, sizes) for one in unique})
+    return Readings(*found)
+
+
+def probability(
+    readings: Mapping[Draw, Reading], draws: Sequence[Draw], group: str, label: int
+) -> Float[np.ndarray, " draw"]:
+    """The label's probability in every draw."""
+    return np.array([readings[draw][group][label] for draw in draws], np.float64)
+
+
+def is_top(
+    readings: Mapping[Draw, Reading], draws: Sequence[Draw], group: str, label: int
+) -> Bool[np.ndarray, " draw"]:
+    """Whether the label is the group's most probable one, draw by draw."""
+    return np.array([int(np.argmax(readings[draw][group])) == label for draw in draws], bool)
+
+
+def _by_group(scores: np.ndarray, groups: Sequence[str], sizes: Sequence[int]) -> Reading:
+    parts = np.split(scores, np.cumsum(sizes)[:-1])
+    return dict(zip(groups, parts, strict=True))
