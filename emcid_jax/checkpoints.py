@@ -42,17 +42,21 @@ def save(folder: Path, step: int, arrays: Mapping[str, Any], metadata: Mapping[s
     """Writes `arrays` (nested dict; gathered to the host) and `metadata` (JSON) as `folder/step`.
 
     The step appears by one rename when it is complete; older steps go only after that, so at any
-    moment `latest` finds a whole one. Steps must grow.
+    moment `latest` finds a whole one. Steps must grow. With several processes only the first may
+    call this (Orbax writes host arrays on no other); it waits for none.
     """
-    from orbax.checkpoint import v1 as ocp
+    # The interface v1 compares paths in a collective of all processes, whatever is active.
+    import orbax.checkpoint as ocp
 
     target = str(folder.absolute() / str(step))
     if step in _steps(folder):
         raise ValueError(f"step {step} already stands in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     host = jax.tree.map(np.asarray, dict(arrays))
-    with _alone():
-        ocp.save(target, host, custom_metadata=dict(metadata))
+    alone = _alone().multiprocessing.v0()
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        checkpointer.save(target, ocp.args.PyTreeSave(host), custom_metadata=dict(metadata))
     for child in folder.iterdir():  # Older steps, and what a killed save left.
         if child.name != str(step):
             shutil.rmtree(child)

@@ -61,8 +61,7 @@ def find_moments(
             with preemption.finishing("these batches of captions"):
                 began = time.perf_counter()
                 progress = next(steps)
-                # Orbax wants one folder for all processes, and each has a workdir of its own.
-                if parallel.is_alone():
+                if parallel.is_first():  # The others' workdirs are copies of its.
                     _write_progress(folder / "progress", progress)
                 log.write("moments", time.perf_counter() - began, batches=progress.batches)
             bar.total = progress.total
