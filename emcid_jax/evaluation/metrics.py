@@ -66,6 +66,14 @@ class Metric(NamedTuple):
     """Source2Dest only: what the clean model scores when asked for the destination outright."""
 
 
+class Estimate(NamedTuple):
+    """A figure that has no bound, with its 95 % bootstrap interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
 def request_scores(
     images: Sequence[Float[np.ndarray, "_"]],
 ) -> Float[np.ndarray, " request"]:
@@ -119,6 +127,27 @@ def bootstrap_mean(
     units = np.arange(len(values)) if units is None else units
     low, high = interval(resampled_means(values, units, seed, draws))
     return Metric(float(np.mean(values)), low, high, len(values), bound, reachable)
+
+
+def difference_of_means(
+    first: Float[np.ndarray, " first"],
+    second: Float[np.ndarray, " second"],
+    *,
+    seed: int = 0,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Both means, and the first minus the second; the two sets are resampled independently."""
+    means = [
+        resampled_means(values, np.arange(len(values)), seed + i, draws)
+        for i, values in enumerate((first, second))
+    ]
+    apart = None if means[0] is None or means[1] is None else means[0] - means[1]
+    a, b = float(np.mean(first)), float(np.mean(second))
+    return (
+        Estimate(a, *interval(means[0])),
+        Estimate(b, *interval(means[1])),
+        Estimate(a - b, *interval(apart)),
+    )
 
 
 def _split_metrics(prefix: str, s: SplitScores, seed: int) -> dict[str, Metric]:
