@@ -221,13 +221,13 @@ class EvaluationConfig:
 class DebiasConfig:
     """How the factors that mix a `debias` request's destinations are found (docs/debias.md)."""
 
-    images: Count = 24
+    images: Count = 48
     """Images per request and candidate."""
     tolerance: Annotated[float, Range(0.0, 1.0)] = 0.1
     """A request is done when every share is so near to the asked one."""
-    candidates: Count = 5
+    candidates: Count = 3
     """Candidates per request in the first round of the search."""
-    rounds: CountOrZero = 4
+    rounds: CountOrZero = 1
     """Most further rounds of the search, each request on its own, without Stage II."""
     refinements: CountOrZero = 4
     """Most rounds after the joint Stage II, each followed by another solve."""
