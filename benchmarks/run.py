@@ -22,10 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from benchmarks import machine, moments, results, sampling, settings, stage_one, stage_two
     from benchmarks.released import model
+    from emcid_jax import parallel
     from emcid_jax.pipeline import load_pipeline
     from emcid_jax.sprites.bundled import model_folder
 
     torch.set_num_threads(options.threads)
+    parallel.use_cpu_devices(options.threads)
     sizes = settings.QUICK if options.quick else settings.FULL
     folder = model_folder(options.model)
     about = {
@@ -67,7 +69,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--threads",
         type=int,
         default=len(os.sched_getaffinity(0)),
-        help="threads of PyTorch; JAX takes all cores it may use",
+        help="threads of PyTorch and devices of JAX",
     )
     return parser.parse_args(arguments)
 

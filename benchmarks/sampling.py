@@ -11,6 +11,7 @@ from benchmarks import workload
 from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
+from emcid_jax import parallel
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.generation import generate, initial_noise
 from emcid_jax.pipeline import Pipeline
@@ -41,6 +42,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:
             steps=settings.sampler_steps,
             guidance=guidance,
             batch=settings.images,
+            mesh=parallel.make_mesh(),
         )
 
     ours()  # compile

@@ -1,7 +1,8 @@
 """AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`.
 
-Stage I's settings fit the bundled model (docs/decisions.md); for a Stable Diffusion folder take the
-published ones, `--config.stage_one.learning_rate=0.2 --config.stage_one.text_loss_scale=0.01`.
+Stage I's settings fit the bundled model (docs/decisions.md). For a Stable Diffusion folder take the
+published ones: `--config.stage_one.learning_rate=0.2 --config.stage_one.text_loss_scale=0.01
+--config.stage_one.text_tokens=0 --config.run.cpu_devices=1`.
 """
 
 from __future__ import annotations
@@ -9,11 +10,10 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 
 
 def get_config() -> ConfigDict:
     return settings.to_config_dict(
-        settings.EditConfig(
-            stage_one=settings.StageOneConfig(learning_rate=0.5, text_loss_scale=0.1)
-        )
+        settings.EditConfig(stage_one=STAGE_ONE, run=settings.RunConfig(cpu_devices=0))
     )

@@ -6,11 +6,13 @@ T. Xiong), written as a manifest. It takes fewer steps and draws fewer images th
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 
 
 def get_config() -> ConfigDict:
@@ -18,13 +20,11 @@ def get_config() -> ConfigDict:
     return settings.to_config_dict(
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
-            # The bundled model's states are larger than CLIP's, which the defaults are for.
-            stage_one=settings.StageOneConfig(
-                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
-            ),
+            stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
             moments=settings.MomentConfig(count=5_000),
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=2, holdout=25, aliases=False
             ),
+            run=settings.RunConfig(cpu_devices=0),
         )
     )

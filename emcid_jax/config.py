@@ -118,6 +118,9 @@ class StageOneConfig:
     """Classifier-free guidance of a training image."""
     teacher_pool: CountOrZero = 0
     """Fixed samples per prompt that the steps take in turn; 0 draws a new one in every step."""
+    text_tokens: CountOrZero = 0
+    """Tokens of a prompt that the loss reads, so many of the padding included; 0: all, as images
+    are drawn. A prompt that does not end within them is refused."""
     concept_batch: CountOrZero = 0
     """Concepts optimised together; 0 chooses from the compiled program's memory."""
 
@@ -251,6 +254,9 @@ class RunConfig:
     """Keep compiled programs in the user's cache folder for the next run."""
     progress: bool = True
     """Progress bars on stderr."""
+    cpu_devices: CountOrZero = 1
+    """Without an accelerator: devices that the CPU's cores are shared out to, 0 one per core. Each
+    holds a copy of the weights; for small models that is much faster than one device of all."""
     distributed: bool = False
     """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
     say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""

@@ -59,8 +59,9 @@ def main(arguments: list[str]) -> int:
     try:
         with preemption.heeded():
             values = _read_config()
-            distributed = bool(values.get("run", {}).get("distributed"))
-            _run_task(values, distributed)
+            run = values.get("base", values).get("run", {})  # A sweep's is that of its base.
+            distributed = bool(run.get("distributed"))
+            _run_task(values, distributed, run.get("cpu_devices", 1))
         return 0
     except UserError as error:
         code = _fail(str(error))
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
     return code
 
 
-def _run_task(values: dict[str, Any], distributed: bool) -> None:
+def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> None:
     """UserError for a mistake in the settings or in what they name."""
     name = values.get("task")
     if name not in TASKS:
@@ -92,10 +93,12 @@ def _run_task(values: dict[str, Any], distributed: bool) -> None:
     task = importlib.import_module(f"emcid_jax.tasks.{name}")
     config = settings.from_config_dict(values, task.Config)
     workdir = Path(_WORKDIR.value or _default_workdir())
+    from emcid_jax import parallel
+
+    parallel.use_cpu_devices(cpu_devices)
     if not distributed:
         task.run(config, workdir)
         return
-    from emcid_jax import parallel
     from emcid_jax.tasks.workdir import mirrored
 
     parallel.start()

@@ -6,6 +6,7 @@ inputs; arrays over the mesh live on the devices of all of them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -55,6 +56,18 @@ def start() -> None:
             f"{str(error).splitlines()[0]} On a machine that is no TPU pod, Slurm or Open MPI job "
             f"set {COORDINATOR}, {PROCESSES} and {PROCESS}"
         ) from error
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes the CPU `count` devices (0: one per core), each with a copy of the weights.
+
+    Must come before JAX's first use; where its devices exist already, or `XLA_FLAGS` has said how
+    many, nothing changes.
+    """
+    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
 
 
 def is_first() -> bool:

@@ -20,7 +20,8 @@ def stage_one_inputs(
     pipeline: Pipeline, concepts: int, prompts: int, config: StageOneConfig
 ) -> StageOneInputs:
     """What `preparation.prepare` returns for `concepts` requests of `prompts` templates."""
-    tokens, dim = pipeline.tokenizer.model_max_length, pipeline.text.config.hidden_size
+    tokens = config.text_tokens or pipeline.tokenizer.model_max_length
+    dim = pipeline.text.config.hidden_size
     images = objective.needs_images(config)
     teacher = config.objective not in ("sampled-noise", "text-only")
     latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)

@@ -38,7 +38,8 @@ class StageOneInputs(NamedTuple):
     """
 
     source_ids: Int[Array, "concept prompt token"]
-    """Token ids of the source prompts, padded to the tokenizer's maximum length."""
+    """Token ids of the source prompts, padded to the tokenizer's maximum length, of which the first
+    `text_tokens` are left."""
     position: Int[Array, "concept prompt"]
     """Last subject token of each source prompt."""
     prompt_mask: Float[Array, "concept prompt"]

@@ -56,21 +56,23 @@ def prepare(
             f"stage_one.layer={config.layer}: the text encoder has blocks 0 to {blocks - 1}"
         )
     mesh = parallel.make_mesh(jax.devices()[:1]) if mesh is None else mesh
+    tokens = config.text_tokens or None
+    source_ids, destination_ids = (part.ids[:, :, :tokens] for part in (source, destination))
     everywhere = parallel.replicated(mesh)
     text = parallel.place(pipeline.params["text_encoder"], everywhere)
     encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
 
-    hidden, source_last, _ = _per_prompt(encode, source.ids, mesh)
+    hidden, source_last, _ = _per_prompt(encode, source_ids, mesh)
     empty_text = None
     if config.objective == "esd":
-        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))
+        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[:, :tokens]
         _, empty_last, empty_pooled = _per_prompt(encode, empty[None], mesh)
         shape = (*source.mask.shape, empty_pooled.shape[-1])
         target_pooled = np.broadcast_to(empty_pooled, shape)
         teacher_text = source_last
         empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
     else:
-        _, teacher_text, target_pooled = _per_prompt(encode, destination.ids, mesh)
+        _, teacher_text, target_pooled = _per_prompt(encode, destination_ids, mesh)
     latent_mean, latent_std = None, None
     if objective.needs_images(config):
         assert images is not None
@@ -83,7 +85,7 @@ def prepare(
         )
     reads_teacher = config.objective not in ("sampled-noise", "text-only")
     arrays: dict[str, Any] = {
-        "source_ids": source.ids,
+        "source_ids": source_ids,
         "position": source.positions,
         "prompt_mask": source.mask.astype(np.float32),
         "hidden": hidden,
@@ -96,6 +98,25 @@ def prepare(
         "latent_std": latent_std,
     }
     return StageOneInputs(**arrays)
+
+
+def check_lengths(
+    prompts: PromptRectangle, origins: Sequence[str], end: int, config: StageOneConfig
+) -> None:
+    """Raises one `UserError` naming all requests with prompts that `text_tokens` would cut.
+
+    `origins` says where the requests stand, `end` is the id of the end token.
+    """
+    if not config.text_tokens:
+        return
+    lengths = (prompts.ids == end).argmax(axis=-1).max(axis=-1) + 1
+    if problems := [
+        f"{origin}: a prompt has {length} tokens, stage_one.text_tokens is {config.text_tokens}; "
+        f"give {length} or more, or 0 for all"
+        for origin, length in zip(origins, lengths.tolist(), strict=True)
+        if length > config.text_tokens
+    ]:
+        raise UserError("\n".join(problems))
 
 
 def _seed_words(seeds: Sequence[int]) -> np.ndarray:

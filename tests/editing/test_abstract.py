@@ -26,10 +26,14 @@ REQUESTS = [
 ]
 
 
-@pytest.mark.parametrize("objective", typing.get_args(Objective))
-def test_stage_one_reads_these_shapes(objective: Objective, tiny_pipeline_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "tokens"), [*((name, 0) for name in typing.get_args(Objective)), ("esd", 12)]
+)
+def test_stage_one_reads_these_shapes(
+    objective: Objective, tokens: int, tiny_pipeline_folder: Path
+) -> None:
     pipeline = load_pipeline(tiny_pipeline_folder)
-    config = StageOneConfig(layer=2, samples_per_prompt=2, objective=objective)
+    config = StageOneConfig(layer=2, samples_per_prompt=2, objective=objective, text_tokens=tokens)
     source = source_prompts(pipeline.tokenizer, REQUESTS)
     destination = destination_prompts(pipeline.tokenizer, REQUESTS)
     images = None if objective == "text-only" else np.zeros((2, 2, 2, 16, 16, 3), np.float32)

@@ -89,7 +89,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     """One concept by the released procedure's formulas, prompt by prompt; draw in NHWC."""
     alphas = torch.as_tensor(pipeline.schedule.alphas_cumprod)
     velocity = pipeline.schedule.prediction_type == "v_prediction"
-    empty_ids = tokenize(pipeline.tokenizer, [""])[0]
+    empty_ids = tokenize(pipeline.tokenizer, [""])[0, : source.shape[-1]]
     noise_losses, text_losses = [], []
     for prompt in np.flatnonzero(mask):
         student, pooled = oracle.encode(source[prompt], delta, position[prompt])
@@ -124,26 +124,34 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction", "rematerialise"),
+    ("name", "prediction", "rematerialise", "tokens"),
     [
-        ("ablate-dest", "epsilon", False),
-        ("ablate-source", "v_prediction", True),
-        ("sampled-noise", "epsilon", False),
-        ("sampled-noise", "v_prediction", False),
-        ("esd", "epsilon", True),
-        ("text-only", "epsilon", False),
+        ("ablate-dest", "epsilon", False, 0),
+        ("ablate-dest", "epsilon", False, 12),
+        ("ablate-source", "v_prediction", True, 0),
+        ("sampled-noise", "epsilon", False, 0),
+        ("sampled-noise", "v_prediction", False, 0),
+        ("esd", "epsilon", True, 0),
+        ("esd", "epsilon", False, 12),
+        ("text-only", "epsilon", False, 0),
     ],
 )
 def test_loss_and_gradient_equal_pytorch(
-    name, prediction, rematerialise, pipeline, oracle, prompts
+    name, prediction, rematerialise, tokens, pipeline, oracle, prompts
 ):
     schedule = dataclasses.replace(pipeline.schedule, prediction_type=prediction)
     pipeline = dataclasses.replace(pipeline, schedule=schedule)
     # Weights that let no part of the loss hide behind another.
     config = StageOneConfig(
-        layer=LAYER, objective=name, weight_decay=0.7, text_loss_scale=0.3, esd_guidance=1.5
+        layer=LAYER,
+        objective=name,
+        weight_decay=0.7,
+        text_loss_scale=0.3,
+        esd_guidance=1.5,
+        text_tokens=tokens,
     )
     source, destination = prompts
+    read = slice(tokens or None)
     draw = Draw(*map(jnp.asarray, random_draw(pipeline)))
     images = np.zeros((2, 1, 2, 16, 16, 3), np.float32)
     inputs = prepare(pipeline, source, destination, [0, 1], images, config)
@@ -168,8 +176,8 @@ def test_loss_and_gradient_equal_pytorch(
             expected = torch_loss(
                 oracle,
                 pipeline,
-                source.ids[i],
-                destination.ids[i],
+                source.ids[i, :, read],
+                destination.ids[i, :, read],
                 POSITION[i],
                 MASK[i],
                 Draw(*(part[i] for part in draw)),

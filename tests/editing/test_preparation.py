@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import CLIPTextModel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.preparation import prepare
+from emcid_jax.editing.preparation import check_lengths, prepare
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import load_pipeline
 
@@ -67,3 +69,22 @@ def test_unknown_layer_is_named(pipeline, prompts):
     config = StageOneConfig(layer=4, objective="text-only")
     with pytest.raises(UserError, match=r"stage_one.layer=4: .* blocks 0 to 3"):
         prepare(pipeline, *prompts, SEEDS, None, config)
+
+
+def test_prompts_that_text_tokens_would_cut_are_named(pipeline, prompts):
+    source, end = prompts[0], pipeline.tokenizer.eos_token_id
+    lengths = ((source.ids == end).argmax(-1) + 1).max(-1).tolist()
+    origins = ["a.csv:1", "a.csv:2", "a.csv:3"]
+    longest = max(lengths)
+    config = dataclasses.replace(CONFIG, text_tokens=longest)
+    check_lengths(source, origins, end, config)  # The end token is the last one that is read.
+    check_lengths(source, origins, end, CONFIG)
+    with pytest.raises(UserError) as caught:
+        check_lengths(source, origins, end, dataclasses.replace(config, text_tokens=longest - 1))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == lengths.count(longest)
+    first = origins[lengths.index(longest)]
+    assert lines[0] == (
+        f"{first}: a prompt has {longest} tokens, stage_one.text_tokens is {longest - 1}; "
+        f"give {longest} or more, or 0 for all"
+    )
