@@ -21,9 +21,7 @@ def get_config() -> ConfigDict:
                 steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
             ),
             moments=settings.MomentConfig(count=5_000),
-            debias=settings.DebiasConfig(
-                images=24, candidates=3, rounds=1, refinements=3, steps=10
-            ),
+            debias=settings.DebiasConfig(images=24, tolerance=0.125, steps=10),
             evaluation=settings.EvaluationConfig(
                 steps=10, holdout=25, prompts_per_request=6, debias_seeds=3, debias_images=2
             ),

@@ -162,12 +162,6 @@ def pooled(trials: Sequence[Trial], factors: Factors) -> tuple[int, ...]:
     return tuple(map(sum, zip(*counts, strict=True)))
 
 
-def best(trials: Sequence[Trial], ratios: Sequence[float]) -> Factors:
-    """The tried factors whose pooled counts came nearest to the asked ratios."""
-    tried = dict.fromkeys(trial.factors for trial in trials)
-    return min(tried, key=lambda factors: deviation(pooled(trials, factors), ratios))
-
-
 def _floats(factors: np.ndarray) -> Factors:
     """Rounded, so that what is stored as text is what was used."""
     return tuple(round(float(factor), 6) for factor in factors)

@@ -51,22 +51,22 @@ def offset_batches(
     sampler = make_sampler(pipeline.scheduler_config, steps)
     everywhere, split = parallel.replicated(mesh), parallel.sharded(mesh)
     params = parallel.place(pipeline.params, everywhere)
-    empty = encode_prompts(pipeline, [""])[0]
+    negatives = 1 if guidance != 1.0 else 0
+    free = parallel.place(encode_prompts(pipeline, [""])[:negatives], everywhere)
     size = parallel.padded_size(min(batch, len(ids)), mesh.size)
     for start in range(0, len(ids), size):
         count = min(size, len(ids) - start)
         index = np.resize(np.arange(start, start + count), size)
         rows = parallel.place((ids[index], positions[index], offsets[index]), split)
-        states = _offset_states(params["text_encoder"], *rows, text=pipeline.text, block=block)
-        text = states[:, None]
-        if guidance != 1.0:
-            free = jnp.broadcast_to(jnp.asarray(empty), states.shape)
-            text = jnp.stack([free, states], axis=1)
+        states = _offset_states(
+            params["text_encoder"], free, *rows, text=pipeline.text, block=block
+        )
         chosen = [seeds[i] for i in index.tolist()]
         noise = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh)
         images = draw(
             {part: params[part] for part in ("unet", "vae")},
-            *parallel.place((text, noise), split),
+            states,
+            parallel.place(noise, split),
             jnp.float32(guidance),
             unet=pipeline.unet,
             vae=pipeline.vae,
@@ -78,11 +78,20 @@ def offset_batches(
 
 @functools.partial(jax.jit, static_argnames=("text", "block"))
 def _offset_states(
-    params: Params, ids: Array, positions: Array, offsets: Array, *, text: ClipTextModel, block: int
-) -> Float[Array, "image token dim"]:
-    """Text states after the final norm, as `generation.encode_prompts` gives them."""
+    params: Params,
+    free: Float[Array, "negative token dim"],
+    ids: Int[Array, "image token"],
+    positions: Int[Array, " image"],
+    offsets: Float[Array, "image dim"],
+    *,
+    text: ClipTextModel,
+    block: int,
+) -> Float[Array, "image text token dim"]:
+    """What `generation.draw` reads: states of the negative prompt, if any, and the edited ones."""
     output = cast(
         TextOutput,
         text.apply({"params": params}, ids, delta=offsets, position=positions, block=block),
     )
-    return output.last_hidden_state.astype(jnp.float32)
+    edited = output.last_hidden_state.astype(jnp.float32)[:, None]
+    negative = jnp.broadcast_to(free, (len(ids), *free.shape))
+    return jnp.concatenate([negative, edited], axis=1)

@@ -14,18 +14,29 @@ import jax
 from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EditConfig, EvaluationConfig, ExportDtype, StageTwoConfig
-from emcid_jax.editing import bank, concept_bank, edit_file, export, preservation, stage_two
+from emcid_jax.editing import (
+    bank,
+    concept_bank,
+    debias,
+    edit_file,
+    export,
+    preservation,
+    stage_two,
+)
 from emcid_jax.editing.bank import Record, hash_of, model_hashes
 from emcid_jax.editing.concept_bank import Concept, ConceptBank
+from emcid_jax.editing.debias import Factors
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit
 from emcid_jax.errors import UserError
+from emcid_jax.evaluation.benchmarks import evaluate_others, split
 from emcid_jax.evaluation.evaluate import evaluate, make_plan
 from emcid_jax.evaluation.judge import Judge, load_judge
 from emcid_jax.evaluation.labels import OBJECT
+from emcid_jax.evaluation.scoring import Models
 from emcid_jax.models.weights import params_hash, read_params
 from emcid_jax.pipeline import Pipeline, with_text_params
-from emcid_jax.tasks import environment, results
+from emcid_jax.tasks import environment, mixtures, results
 from emcid_jax.tasks import workdir as folders
 from emcid_jax.tasks.inputs import read_requests, require_layers
 from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
@@ -47,7 +58,12 @@ class Job:
     model: dict[str, str]
     """Hash of every part of the base model."""
     judge: Judge | None
-    """None if there is no evaluation."""
+    """None if nothing is judged: neither an evaluation nor the shares of a `debias` request."""
+
+    @property
+    def parts(self) -> list[tuple[EditRequest, ...]]:
+        """Per request, those of one destination that Stage I runs for; `prompts` are theirs."""
+        return [debias.parts(request) for request in self.requests]
 
     @property
     def inputs(self) -> dict[str, str]:
@@ -90,11 +106,16 @@ def prepare(config: EditConfig) -> Job:
     captions = find_captions(config.moments)
     pipeline = open_model(config.model)
     require_layers(config.stage_two, pipeline)
-    prompts = read_prompts(pipeline, requests, config.stage_one)
+    parts = [part for request in requests for part in debias.parts(request)]
+    prompts = read_prompts(pipeline, parts, config.stage_one)
+    mixed = [request for request in requests if request.task == "debias"]
     judge = None
-    if config.evaluation.enabled:
+    if config.evaluation.enabled or mixed:
         judge = _load_judge(config.evaluation, pipeline.folder)
-        for reason in make_plan(requests, judge.groups[OBJECT], config.evaluation).skipped:
+        mixtures.require_judgeable(mixed, judge, config.debias)
+    if judge and config.evaluation.enabled:
+        scored = split(requests, judge.groups).aice
+        for reason in make_plan(scored, judge.groups[OBJECT], config.evaluation).skipped:
             logging.warning("not evaluated: %s", reason)
     model = model_hashes(pipeline)
     concept_bank.united(
@@ -107,16 +128,20 @@ def prepare(config: EditConfig) -> Job:
 def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     """Both stages and the exports; edit.safetensors appears last, when all is done."""
     config, pipeline = job.config, job.pipeline
-    memories = find_memories(
-        pipeline,
-        job.requests,
-        job.prompts,
-        config.stage_one,
-        config.run,
-        job.model,
-        workdir / "bank",
-        log,
+    singles = [part for parts in job.parts for part in parts]
+    found = iter(
+        find_memories(
+            pipeline,
+            singles,
+            job.prompts,
+            config.stage_one,
+            config.run,
+            job.model,
+            workdir / "bank",
+            log,
+        )
     )
+    memories = [[next(found) for _ in parts] for parts in job.parts]
     moments = find_moments(
         pipeline,
         job.captions,
@@ -126,15 +151,21 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         workdir / "moments",
         log,
     )
-    concepts = _concepts(job, memories)
+    factors = _mix(job, memories, moments, workdir, log)
+    records = _records(job, memories, factors)
+    for request, record in zip(job.requests, records, strict=True):
+        if request.task == "debias":
+            bank.write(workdir / "bank", record.provenance, record.memory, record.details)
+    concepts = concept_bank.of_requests(job.requests, records)
     concept_bank.update(workdir / "bank", lambda old: concepts.concepts)
     dtype = export_dtype(config.model, pipeline)
     write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 
 
 def solve(job: Job, memories: Sequence[bank.Memory], moments: SecondMoments) -> WeightEdit:
-    """Stage II of the job, from the pristine text encoder."""
-    concepts = _concepts(job, memories)
+    """Stage II of the job, which has no `debias` request, from the pristine text encoder."""
+    records = _records(job, [[memory] for memory in memories], {})
+    concepts = concept_bank.of_requests(job.requests, records)
     return concept_bank.solve(concepts, job.pipeline, moments, job.config.stage_two)
 
 
@@ -184,25 +215,38 @@ def write_results(
 def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
     """Evaluation, metrics.json and report.html."""
     config = job.config
-    evaluation = None
-    if job.judge is not None:
+    evaluation, others = None, {}
+    if job.judge is not None and config.evaluation.enabled:
+        models = Models(job.pipeline, edited, job.judge, hash_of(job.model), parallel.make_mesh())
+        scored = split(job.requests, job.judge.groups)
         with log.timed("evaluation"):
             evaluation = evaluate(
-                job.requests,
-                job.pipeline,
-                edited,
-                job.judge,
+                scored.aice,
+                models.base,
+                models.edited,
+                models.judge,
                 config.evaluation,
                 workdir,
-                base_hash=hash_of(job.model),
-                mesh=parallel.make_mesh(),
+                base_hash=models.base_hash,
+                mesh=models.mesh,
                 progress=config.run.progress,
             )
+            others = evaluate_others(
+                scored, models, config.evaluation, workdir, progress=config.run.progress
+            )
+    mixing = workdir / mixtures.FILE
+    if mixing.exists():
+        others["debias_search"] = folders.read_json(mixing)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
     with log.timed("report"):
-        memories = [bank.provenance(r, config.stage_one, job.model) for r in job.requests]
-        results.write_page(workdir, config, memories, ledger["report"], evaluation, log)
-    results.write_metrics(workdir, len(job.requests), ledger["report"], evaluation, log)
+        memories = [
+            bank.provenance(part, config.stage_one, job.model)
+            for parts in job.parts
+            for part in parts
+        ]
+        count = len(job.requests)
+        results.write_page(workdir, config, count, memories, ledger["report"], evaluation, log)
+    results.write_metrics(workdir, count, ledger["report"], evaluation, others, log)
 
 
 def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
@@ -219,13 +263,52 @@ def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
     return judge
 
 
-def _concepts(job: Job, memories: Sequence[bank.Memory]) -> ConceptBank:
-    """The job's requests and memories as a bank."""
-    records = [
-        Record(bank.provenance(request, job.config.stage_one, job.model), memory, {})
-        for request, memory in zip(job.requests, memories, strict=True)
-    ]
-    return concept_bank.of_requests(job.requests, records)
+def _mix(
+    job: Job,
+    memories: Sequence[Sequence[bank.Memory]],
+    moments: SecondMoments,
+    workdir: Path,
+    log: folders.Log,
+) -> dict[int, Factors]:
+    """The factors of every `debias` request, by its place in the job."""
+    config, places = job.config, [i for i, one in enumerate(memories) if len(one) > 1]
+    if not places:
+        return {}
+    assert job.judge is not None
+
+    def solved(factors: Sequence[Factors]) -> Pipeline:
+        records = _records(job, memories, dict(zip(places, factors, strict=True)))
+        concepts = concept_bank.of_requests(job.requests, records)
+        edit = concept_bank.solve(concepts, job.pipeline, moments, config.stage_two)
+        params = stage_two.apply_edit(job.pipeline.params["text_encoder"], edit)
+        return with_text_params(job.pipeline, params)
+
+    search = mixtures.Search(
+        [job.requests[i] for i in places],
+        [memories[i] for i in places],
+        job.pipeline,
+        job.judge,
+        config.debias,
+        config.stage_one.layer,
+        parallel.make_mesh(),
+        config.run.progress,
+    )
+    found = mixtures.find_mixtures(search, solved, workdir, log)
+    return dict(zip(places, found.factors, strict=True))
+
+
+def _records(
+    job: Job, memories: Sequence[Sequence[bank.Memory]], factors: Mapping[int, Factors]
+) -> list[Record]:
+    """One record per request; the memories of `debias` requests mixed by their factors."""
+    records = []
+    for place, (request, found) in enumerate(zip(job.requests, memories, strict=True)):
+        about, memory = bank.provenance(request, job.config.stage_one, job.model), found[0]
+        if place in factors:
+            about["factors"] = list(factors[place])
+            memory = debias.mixed(found, factors[place])
+        records.append(Record(about, memory, {}))
+    return records
 
 
 def _read_edited(pipeline: Pipeline, workdir: Path) -> dict[str, Any]:

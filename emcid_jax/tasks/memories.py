@@ -42,25 +42,21 @@ def read_prompts(
     pipeline: Pipeline, requests: Sequence[EditRequest], config: StageOneConfig
 ) -> Prompts:
     """Tokens and subject positions; UserError with a line for everything that does not fit."""
-    mixed = [request for request in requests if request.task == "debias"]
-    if mixed:
-        raise UserError(
-            "\n".join(
-                f"{request.origin}: task: 'debias' is not part of the main job yet; "
-                "give one destination with task update"
-                for request in mixed
-            )
-        )
+    _require_single(requests)
     training_images.check_files(
         [request.image_paths for request in requests],
         [len(request.templates) for request in requests],
         [request.origin for request in requests],
         config,
     )
-    return Prompts(
+    prompts = Prompts(
         spans.source_prompts(pipeline.tokenizer, requests),
         spans.destination_prompts(pipeline.tokenizer, requests),
     )
+    origins = [request.origin for request in requests]
+    for part in prompts:
+        preparation.check_lengths(part, origins, pipeline.tokenizer.eos_token_id, config)
+    return prompts
 
 
 def find_memories(
@@ -79,6 +75,7 @@ def find_memories(
     for all of them: a run that was killed computes the very batches that it would have, hence the
     same bits.
     """
+    _require_single(requests)
     records = [bank.provenance(request, config, model) for request in requests]
     mesh = parallel.make_mesh()
     chunk = even_chunk(len(requests), run.save_every)
@@ -116,6 +113,19 @@ def find_memories(
             memories += found
             bar.update(rows.stop - rows.start)
     return memories
+
+
+def _require_single(requests: Sequence[EditRequest]) -> None:
+    """UserError if a request has several destinations: it has no memory of its own."""
+    mixed = [request for request in requests if request.task == "debias"]
+    if mixed:
+        raise UserError(
+            "\n".join(
+                f"{request.origin}: task: 'debias' mixes memories by drawing images, which only "
+                "the main job (task edit) does; run that, and merge its bank where you need it"
+                for request in mixed
+            )
+        )
 
 
 def even_chunk(count: int, most: int) -> int:

@@ -18,7 +18,12 @@ from emcid_jax.tasks.workdir import Log, read_json, write_json
 
 
 def write_metrics(
-    workdir: Path, requests: int, report: Mapping[str, Any], evaluation: Evaluation | None, log: Log
+    workdir: Path,
+    requests: int,
+    report: Mapping[str, Any],
+    evaluation: Evaluation | None,
+    others: Mapping[str, Any],
+    log: Log,
 ) -> None:
     """metrics.json: the final figures and the seconds of every phase.
 
@@ -26,24 +31,27 @@ def write_metrics(
         workdir: where to.
         requests: number of requests edited.
         report: Stage II's report as the ledger has it.
-        evaluation: what the benchmark found, if it ran.
+        evaluation: what AICE found, if it ran.
+        others: entries of other benchmarks and of the debias search.
         log: gives the seconds.
     """
     metrics: dict[str, Any] = {"requests": requests, "stage_two": dict(report)}
     if evaluation is not None:
         metrics |= as_json(evaluation.result)
+    metrics |= others
     write_json(workdir / "metrics.json", metrics | {"seconds": log.seconds()})
 
 
 def write_page(
     workdir: Path,
     config: EditConfig,
+    requests: int,
     memories: Sequence[bank.Provenance],
     report: Mapping[str, Any],
     evaluation: Evaluation | None,
     log: Log,
 ) -> None:
-    """report.html, from what `workdir` holds; `memories` are the provenances of the requests'."""
+    """report.html, from what `workdir` holds; `memories` are the provenances of Stage I's."""
     found = (bank.read(workdir / "bank", memory) for memory in memories)
     curves = [memory.curve for memory in found if memory is not None]
     about = read_json(workdir / "config.json")
@@ -53,7 +61,7 @@ def write_page(
     ]
     data = ReportData(
         model=config.model.path,
-        requests=len(memories),
+        requests=requests,
         evaluation=evaluation,
         loss_curves=np.stack(curves) if curves else None,
         layers=layers,

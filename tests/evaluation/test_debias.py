@@ -49,11 +49,11 @@ def test_delta_by_hand() -> None:
     shares = np.array([[0.5, 0.5], [0.75, 0.25], [0.0, 1.0]])
     np.testing.assert_allclose(debias.delta(shares, (0.5, 0.5)), [0, 0.5, 1])
     # (|.5-.2| + |.5-.8|) / (2 * .8) = .375; all of the rare value is as far as can be.
-    np.testing.assert_allclose(debias.delta(np.array([0.5, 0.5]), (0.2, 0.8)), 0.375)
-    np.testing.assert_allclose(debias.delta(np.array([1.0, 0.0]), (0.2, 0.8)), 1)
+    np.testing.assert_allclose(debias.delta(np.array([[0.5, 0.5]]), (0.2, 0.8)), [0.375])
+    np.testing.assert_allclose(debias.delta(np.array([[1.0, 0.0]]), (0.2, 0.8)), [1])
     # Three values: (.1 + .1 + .2) / (2 * .75) = 4/15.
-    found = debias.delta(np.array([0.6, 0.15, 0.25]), (0.5, 0.25, 0.25))
-    np.testing.assert_allclose(found, 0.2 / 1.5)
+    found = debias.delta(np.array([[0.6, 0.15, 0.25]]), (0.5, 0.25, 0.25))
+    np.testing.assert_allclose(found, [0.2 / 1.5])
 
 
 def test_chance_delta_is_that_of_a_fair_coin() -> None:
