@@ -44,6 +44,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, strength: str = "4000") 
                     label="ridge+preserve, names it is told",
                 )
         axis.set_xscale("log")
+        axis.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1,000"))
         axis.set_xlabel("number of edits")
         axis.set_title(title, fontsize=9)
         axis.set_ylim(0, 1.05 if field != "drift" else None)

@@ -20,6 +20,8 @@ import scipy.linalg
 from jaxtyping import Float64
 
 from benchmarks import workload
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES
 from emcid_jax.editing import key_space, second_moment
 from emcid_jax.editing.device_solver import device_ridge
 from emcid_jax.editing.nullspace import nullspace
@@ -27,10 +29,11 @@ from emcid_jax.editing.solvers import Moment, ridge
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline, load_pipeline
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
+from emcid_jax.sprites.catalogue import catalogue
 
 LAYERS = (0, 10)
-COUNTS = (1, 10, 100, 700, 1000)
-STRENGTHS = (4000.0, 1.0, 1e-6, 1e-12)
+COUNTS = (1, 100, 1000, 1900)
+STRENGTHS = (4000.0, 1.0, 1e-12)
 
 
 class Problem(NamedTuple):
@@ -169,10 +172,12 @@ def _silent() -> Iterator[None]:
 
 
 def problems(pipeline: Pipeline, moments: second_moment.SecondMoments) -> dict[int, Problem]:
-    """Layer -> the keys of the first names of the benchmark's workload, with random residuals."""
-    requests = workload.edits(pipeline, 500).requests
-    swapped = [type(r)(r.dests[0], r.source, r.templates) for r in requests]
-    keys = key_space.clean_run(pipeline, [*requests, *swapped], LAYERS).keys
+    """Layer -> keys of the sprite world's objects and artists, with random residuals."""
+    names = catalogue()
+    requests = [EditRequest(name, "art", OBJECT_TEMPLATES) for name in names.objects[:950]]
+    requests += [EditRequest(name, "art", ARTIST_TEMPLATES) for name in names.artists[:950]]
+    order = np.random.default_rng(1).permutation(len(requests))
+    keys = key_space.clean_run(pipeline, [requests[i] for i in order], LAYERS).keys
     size = pipeline.text.config.hidden_size
     residuals = np.random.default_rng(0).standard_normal((max(COUNTS), size))
     return {layer: Problem(keys[layer], residuals, moments.moment(layer)) for layer in LAYERS}
@@ -199,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for layer, problem in found.items():
         for count in COUNTS:
             part = Problem(problem.keys[:count], problem.residuals[:count], problem.moment)
-            for strength in STRENGTHS if count in (100, 1000) else STRENGTHS[:1]:
+            for strength in STRENGTHS if count in (100, 1900) else STRENGTHS[:1]:
                 errors = compare(part, strength)
                 cells = [errors.form, *(f"{value:.0e}" for value in errors[1:])]
                 print(f"| {layer} | {count} | {strength:g} | {' | '.join(cells)} |", flush=True)
