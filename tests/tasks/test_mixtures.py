@@ -16,7 +16,6 @@ from emcid_jax.config import EditConfig
 from emcid_jax.editing import concept_bank, debias
 from emcid_jax.editing.edit_file import read_edit
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation.judge import load_judge
 from emcid_jax.tasks import edit, mixtures
 from emcid_jax.tasks.inputs import read_requests
 from emcid_jax.tasks.memories import read_prompts
@@ -68,6 +67,11 @@ def config(
 
 
 @pytest.fixture(scope="module")
+def job(config: EditConfig) -> edit.Job:
+    return edit.prepare(config)
+
+
+@pytest.fixture(scope="module")
 def finished(config: EditConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("finished") / "workdir"
     edit.run(config, workdir)
@@ -89,16 +93,15 @@ def test_every_task_is_edited_and_scored(finished: Path) -> None:
         assert list((finished / "images" / task / "after").glob("*.png"))
 
 
-def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, config: EditConfig) -> None:
+def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, job: edit.Job) -> None:
     found = read_json(finished / "metrics.json")["debias_search"]["a nurse"]
     bank = concept_bank.open_bank(finished / "bank")
     (nurse,) = concept_bank.select(bank.concepts, ["a nurse"])
     record = bank.records[nurse.memory]
     assert record.provenance["factors"] == found["factors"]
     assert nurse.request.ratios == (0.25, 0.75)
-    job = edit.prepare(config)
     parts = debias.parts(job.requests[1])
-    about = [edit.bank.provenance(part, config.stage_one, job.model) for part in parts]
+    about = [edit.bank.provenance(part, job.config.stage_one, job.model) for part in parts]
     memories = [edit.bank.read(finished / "bank", one) for one in about]
     wanted = memories[0].z - memories[0].delta  # type: ignore[union-attr]
     for factor, memory in zip(found["factors"], memories, strict=True):
@@ -144,33 +147,30 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_bits(
     monkeypatch.setattr(mixtures.Rounds, "_counts", counted)
     edit.run(config, workdir)
     assert drawn == [rounds - 1]
-    for found, wanted in zip(
-        read_edit(workdir / "edit.safetensors")[0].arrays.values(),
-        read_edit(finished / "edit.safetensors")[0].arrays.values(),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(found, wanted)
+    found, wanted = (read_edit(one / "edit.safetensors")[0].arrays for one in (workdir, finished))
+    assert set(found) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_what_cannot_be_judged_or_cannot_end_is_said_before_any_work(
-    config: EditConfig, tmp_path: Path
+    config: EditConfig, job: edit.Job, tmp_path: Path
 ) -> None:
-    judge = load_judge(Path(config.model.path) / "judge")
+    assert job.judge is not None
     bad = tmp_path / "bad.json"
     tall = NURSE | {"dest": ["a tall nurse", "a short nurse"]}
     bad.write_text(json.dumps({"requests": [tall]}))
     with pytest.raises(UserError, match=r"bad.json:1: dest: the judge cannot tell"):
         mixtures.require_judgeable(
-            read_requests(settings.RequestsConfig(path=str(bad))), judge, config.debias
+            read_requests(settings.RequestsConfig(path=str(bad))), job.judge, config.debias
         )
-    requests = read_requests(config.requests)
+    requests = job.requests
     odd = settings.DebiasConfig(images=6, tolerance=0.08)
     with pytest.raises(UserError, match=r"tolerance is 0.08, but 6 images .* than 0.0833"):
-        mixtures.require_judgeable(requests[1:2], judge, odd)
-    mixtures.require_judgeable(requests[1:2], judge, config.debias)
+        mixtures.require_judgeable(requests[1:2], job.judge, odd)
+    mixtures.require_judgeable(requests[1:2], job.judge, config.debias)
 
 
-def test_other_tasks_than_the_main_job_refuse_debias(config: EditConfig) -> None:
-    job = edit.prepare(config)
+def test_other_tasks_than_the_main_job_refuse_debias(job: edit.Job) -> None:
     with pytest.raises(UserError, match="which only the main job"):
-        read_prompts(job.pipeline, job.requests, config.stage_one)
+        read_prompts(job.pipeline, job.requests, job.config.stage_one)
