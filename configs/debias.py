@@ -17,13 +17,16 @@ def get_config() -> ConfigDict:
     return settings.to_config_dict(
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
+            # Two memories per profession: without images they take seconds.
             stage_one=settings.StageOneConfig(
-                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
+                objective="text-only", steps=60, learning_rate=0.5, text_loss_scale=0.1
             ),
             moments=settings.MomentConfig(count=5_000),
-            debias=settings.DebiasConfig(images=24, tolerance=0.125, steps=10),
+            debias=settings.DebiasConfig(
+                images=24, tolerance=0.125, rounds=0, refinements=2, steps=10
+            ),
             evaluation=settings.EvaluationConfig(
-                steps=10, holdout=25, prompts_per_request=6, debias_seeds=3, debias_images=2
+                steps=10, holdout=25, debias_seeds=3, debias_images=1
             ),
         )
     )

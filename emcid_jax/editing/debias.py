@@ -108,8 +108,8 @@ def first_candidates(ratios: Sequence[float], count: int) -> tuple[Factors, ...]
 
 
 def broad_prior(values: int) -> Prior:
-    """Before any trial: the values change places somewhere between the pure ones."""
-    return Prior(Response(10.0, np.zeros(values)), slope_spread=1.0, offset_spread=5.0)
+    """Before any trial: from hardly any answer to a switch between the pure values."""
+    return Prior(Response(4.0, np.zeros(values)), slope_spread=1.5, offset_spread=5.0)
 
 
 def narrow_prior(response: Response) -> Prior:
