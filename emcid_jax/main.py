@@ -33,6 +33,8 @@ TASKS = (
     "convert",
     "plan",
     "text_report",
+    "baseline",
+    "sequential",
 )
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\

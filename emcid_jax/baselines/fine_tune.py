@@ -93,7 +93,7 @@ def batches(count: int, config: FineTuneConfig) -> Iterator[np.ndarray]:
 
 def trained_weights(params: Params, part: Part) -> Weights:
     """The arrays that are trained, by path in the parameters of text encoder and UNet."""
-    flat = traverse_util.flatten_dict({name: dict(params[name]) for name in params})
+    flat: Any = traverse_util.flatten_dict({name: dict(params[name]) for name in params})
     if part == "text_encoder":
         return {path: leaf for path, leaf in flat.items() if path[0] == "text_encoder"}
     return {path: leaf for path, leaf in flat.items() if path[0] == "unet" and "attn2" in path}

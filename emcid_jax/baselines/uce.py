@@ -120,7 +120,7 @@ def closed_form(
 
 def apply_edit(unet_params: Mapping[str, Any], edit: CrossAttentionEdit) -> dict[str, Any]:
     """The UNet's parameters with the edit in them; the given ones are not changed."""
-    flat = traverse_util.flatten_dict(dict(unet_params))
+    flat: dict[Path, Any] = dict(traverse_util.flatten_dict(dict(unet_params)))
     for path, delta in edit.deltas.items():
         kernel = np.asarray(flat[(*path, "kernel")])
         flat[(*path, "kernel")] = (kernel + delta.T).astype(kernel.dtype)

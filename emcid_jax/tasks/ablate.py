@@ -7,7 +7,6 @@ skipped, so the task resumes and can be widened.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from emcid_jax import config as settings
 from emcid_jax import parallel
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing import stage_two
-from emcid_jax.errors import UserError
 from emcid_jax.evaluation.evaluate import evaluate
 from emcid_jax.pipeline import with_text_params
 from emcid_jax.tasks import edit, environment
 from emcid_jax.tasks import workdir as folders
 from emcid_jax.tasks.memories import find_memories
 from emcid_jax.tasks.moments import find_moments
+from emcid_jax.tasks.overrides import override
 
 SECTIONS = ("stage_one", "stage_two")
 
@@ -73,18 +72,7 @@ def run(config: AblateConfig, workdir: Path) -> None:
 def _varied(base: EditConfig, variant: str) -> EditConfig:
     """`base` with a variant's overrides; UserError names an unknown or unfit one."""
     values = dataclasses.asdict(base)
-    for override in variant.split():
-        name, _, text = override.partition("=")
-        section, _, field = name.partition(".")
-        if section not in SECTIONS or not field or not text:
-            raise UserError(
-                f"config.variants: {override!r} is no override; write stage_one.FIELD=VALUE or "
-                "stage_two.FIELD=VALUE"
-            )
-        try:
-            values[section][field] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            values[section][field] = text
+    override(values, variant, SECTIONS, "config.variants")
     return settings.from_config_dict(values, EditConfig)
 
 

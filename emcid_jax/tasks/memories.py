@@ -91,7 +91,7 @@ def find_memories(
             if found is None:
                 with preemption.finishing("this chunk of Stage I"):
                     began = time.perf_counter()
-                    inputs = _prepare(pipeline, requests, prompts, rows, config, mesh)
+                    inputs = prepare_chunk(pipeline, requests, prompts, rows, config, mesh)
                     if program is None:
                         full = _resized(inputs, chunk)
                         program = stage_one.compile_program(pipeline, full, config, mesh, batch)
@@ -151,7 +151,7 @@ def _filed(folder: Path, records: Sequence[bank.Provenance]) -> list[Memory] | N
     return found if len(found) == len(records) else None
 
 
-def _prepare(
+def prepare_chunk(
     pipeline: Pipeline,
     requests: Sequence[EditRequest],
     prompts: Prompts,
@@ -159,7 +159,7 @@ def _prepare(
     config: StageOneConfig,
     mesh: jax.sharding.Mesh,
 ) -> StageOneInputs:
-    """Stage I's inputs of one chunk, training images included."""
+    """What Stage I reads of the requests `rows`, training images included."""
     chunk = requests[rows]
     source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
     images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)

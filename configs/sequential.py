@@ -1,0 +1,21 @@
+"""The same requests in 1, 10 and 100 rounds: `--config.base.requests.path=<arbitrary_val.csv>`.
+
+Memories by the text loss alone: every round that starts from edited weights needs new ones.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+from emcid_jax.tasks.sequential import SequentialConfig
+
+
+def get_config() -> ConfigDict:
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path="arbitrary_val.csv", count=100),
+        stage_one=settings.StageOneConfig(steps=60, learning_rate=0.5, objective="text-only"),
+        stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
+        evaluation=settings.EvaluationConfig(enabled=False),
+    )
+    return settings.to_config_dict(SequentialConfig(base=base))

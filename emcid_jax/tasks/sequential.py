@@ -1,0 +1,217 @@
+"""Task `sequential`: the same requests written in k rounds, in two ways.
+
+`edited`: every round starts from the weights that the round before left, memories included, as with
+tools that hand back a model; second moments stay those of the pristine model. `bank`: every round
+starts from the pristine weights and solves for all requests so far, as this package does. Measured
+in text space after up to `CHECKPOINTS` rounds; rows that `sequential.json` holds are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float64
+
+from emcid_jax.config import Count, EditConfig
+from emcid_jax.editing import stage_two
+from emcid_jax.editing.bank import hash_of, model_hashes
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.editing.text_pass import feature_drift, text_states
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.retention import retention
+from emcid_jax.evaluation.text_space import names_any
+from emcid_jax.models.weights import params_hash
+from emcid_jax.pipeline import Pipeline, tokenize, with_text_params
+from emcid_jax.tasks import edit, environment
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.memories import find_memories, read_prompts
+from emcid_jax.tasks.moments import find_captions, find_moments
+
+Way = Literal["edited", "bank"]
+CHECKPOINTS = 10
+"""Most rounds of a row that are measured, the last one included."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SequentialConfig:
+    """Settings of this task."""
+
+    base: EditConfig = EditConfig()
+    """Model, requests and EMCID's settings."""
+    task: str = "sequential"
+    """Which task of main runs."""
+    rounds: tuple[Count, ...] = (1, 10, 100)
+    """Numbers of rounds to compare; the requests are split evenly, in the file's order."""
+    ways: tuple[Way, ...] = ("edited", "bank")
+    """From which weights a round starts."""
+    captions: Count = 500
+    """Captions, of the source of `moments` with another seed, whose features should stay."""
+
+
+Config = SequentialConfig
+
+
+def run(config: SequentialConfig, workdir: Path) -> None:
+    """Fills `workdir/sequential.json` and `workdir/sequential.md`."""
+    if config.base.run.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    job = edit.prepare(config.base)
+    if max(config.rounds) > len(job.requests):
+        raise UserError(
+            f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
+            "give at most as many rounds"
+        )
+    path = workdir / "sequential.json"
+    with folders.exclusive(workdir):
+        rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
+        log = folders.Log(workdir / "metrics.jsonl")
+        key = hash_of([job.inputs, _settings(config)])
+        moments = find_moments(
+            job.pipeline, job.captions, config.base.stage_two.layers, config.base.moments,
+            config.base.run, workdir / "moments", log,
+        )  # fmt: skip
+        for rounds in sorted(config.rounds):
+            for way in config.ways:
+                if any((r["rounds"], r["way"], r["settings"]) == (rounds, way, key) for r in rows):
+                    continue
+                with log.timed(f"{way} {rounds}"):
+                    found = _row(job, moments, rounds, way, config, workdir, log)
+                rows = [row for row in rows if (row["rounds"], row["way"]) != (rounds, way)]
+                rows.append({"rounds": rounds, "way": way, "settings": key} | found)
+                folders.write_json(path, {"rows": rows})
+                (workdir / "sequential.md").write_text(table(rows), "utf8")
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per number of rounds and way."""
+    lines = [
+        "| rounds | every round starts from | reached | left to destination | retention | drift |",
+        "|---" * 6 + "|",
+    ]
+    names = {"edited": "the edited weights", "bank": "the pristine weights, whole bank"}
+    for row in rows:
+        cells = [f"{row[name]:.3f}" for name in ("reached", "left", "retention", "drift")]
+        lines.append(f"| {row['rounds']} | {names[row['way']]} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _row(
+    job: edit.Job,
+    moments: SecondMoments,
+    rounds: int,
+    way: Way,
+    config: SequentialConfig,
+    workdir: Path,
+    log: folders.Log,
+) -> dict[str, Any]:
+    """All rounds, and what they leave after the measured ones."""
+    groups = [part.tolist() for part in np.array_split(np.arange(len(job.requests)), rounds)]
+    measured = np.unique(np.linspace(1, rounds, min(rounds, CHECKPOINTS)).round()).astype(int)
+    gauge = _Gauge.of(job, config)
+    pipeline, left, drift = job.pipeline, [], []
+    for number in range(1, rounds + 1):
+        if way == "edited":
+            pipeline = _written(_part(job, pipeline, groups[number - 1]), moments, workdir, log)
+        elif number in measured:
+            rows = [row for group in groups[:number] for row in group]
+            pipeline = _written(_part(job, job.pipeline, rows), moments, workdir, log)
+        if number in measured:
+            left.append(gauge.left(pipeline))
+            drift.append(gauge.drift(pipeline))
+    written = np.array(
+        [np.searchsorted(measured, 1 + i) for i, group in enumerate(groups) for _ in group]
+    )
+    kept = retention(np.clip(1 - np.array(left), 0, 1), written)
+    finite = kept[np.isfinite(kept)]
+    return {
+        "measured": measured.tolist(),
+        "reached": float((left[-1] < 0.5).mean()),
+        "left": float(np.median(left[-1])),
+        "retention": float(finite[-1]) if finite.size else 0.0,
+        "drift": float(drift[-1]),
+        "drift_curve": [float(value) for value in drift],
+        "left_curve": [float(np.median(values[written <= i])) for i, values in enumerate(left)],
+        "retention_curve": [None if np.isnan(value) else float(value) for value in kept],
+    }
+
+
+def _part(job: edit.Job, pipeline: Pipeline, rows: list[int]) -> edit.Job:
+    """The job of some requests on a model."""
+    requests = [job.requests[row] for row in rows]
+    prompts = read_prompts(pipeline, requests, job.config.stage_one)
+    model = job.model if pipeline is job.pipeline else model_hashes(pipeline)
+    return dataclasses.replace(
+        job, requests=requests, pipeline=pipeline, prompts=prompts, model=model
+    )
+
+
+def _written(job: edit.Job, moments: SecondMoments, workdir: Path, log: folders.Log) -> Pipeline:
+    """The job's model with the job's requests in it."""
+    config = job.config
+    found = find_memories(
+        job.pipeline, job.requests, job.prompts, config.stage_one, config.run, job.model,
+        workdir / "bank", log,
+    )  # fmt: skip
+    # Those of the pristine model, of which an edited one knows nothing more.
+    mine = params_hash(job.pipeline.params["text_encoder"])
+    about = dataclasses.replace(moments.provenance, model_hash=mine)
+    solved = edit.solve(job, found, dataclasses.replace(moments, provenance=about))
+    params = stage_two.apply_edit(job.pipeline.params["text_encoder"], solved)
+    return with_text_params(job.pipeline, params)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Gauge:
+    """What is measured of every model, in final features of the text encoder."""
+
+    base: Pipeline
+    ids: np.ndarray
+    """Every request's first prompt."""
+    before: Float64[np.ndarray, "request dim"]
+    wanted: Float64[np.ndarray, "request dim"]
+    captions: np.ndarray
+    """Token ids of captions that name no source."""
+
+    @classmethod
+    def of(cls, job: edit.Job, config: SequentialConfig) -> _Gauge:
+        moments = config.base.moments
+        other = dataclasses.replace(moments, count=config.captions, seed=(moments.seed + 1) % 2**32)
+        corpus = np.array(find_captions(other))
+        named = names_any(corpus.tolist(), [request.source for request in job.requests])
+        source, dest = (part.ids[:, 0] for part in job.prompts)
+        return cls(
+            job.pipeline,
+            source,
+            _pooled(job.pipeline, job.pipeline, source),
+            _pooled(job.pipeline, job.pipeline, dest),
+            tokenize(job.pipeline.tokenizer, corpus[~named].tolist()),
+        )
+
+    def left(self, pipeline: Pipeline) -> Float64[np.ndarray, " request"]:
+        """Distance of each source to its destination at the end token, over that before."""
+        now = _pooled(self.base, pipeline, self.ids)
+        apart, first = (
+            np.linalg.norm(self.wanted - states, axis=1) for states in (now, self.before)
+        )
+        return apart / first
+
+    def drift(self, pipeline: Pipeline) -> float:
+        """Median of |F' - F| / |F| over the captions."""
+        before, after = (model.params["text_encoder"] for model in (self.base, pipeline))
+        return float(np.median(feature_drift(self.base, before, after, self.captions)))
+
+
+def _pooled(base: Pipeline, model: Pipeline, ids: np.ndarray) -> Float64[np.ndarray, "prompt dim"]:
+    places = np.zeros(len(ids), np.int64)
+    return text_states(base, model.params["text_encoder"], ids, places, 0).pooled
+
+
+def _settings(config: SequentialConfig) -> dict[str, Any]:
+    """What decides a row's figures, beside requests and model."""
+    values = dataclasses.asdict(config.base)
+    kept = ("stage_one", "stage_two", "moments")
+    return {name: values[name] for name in kept} | {"captions": config.captions}
