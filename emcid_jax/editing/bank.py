@@ -33,6 +33,10 @@ from emcid_jax.pipeline import Pipeline
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
 
+LATER: Mapping[str, Any] = {"text_tokens": 0}
+"""Settings added since, with the value that does what was done before: at it they are left out of
+the provenance, so memories of older versions are still found."""
+
 SUFFIX = ".safetensors"
 
 Provenance = Mapping[str, Any]
@@ -72,8 +76,11 @@ def provenance(
     parts. The request's weight and evaluation fields do not matter, nor does, up to rounding, the
     number of concepts optimised together: they are left out.
     """
-    settings = dataclasses.asdict(config)
-    del settings["concept_batch"]
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name != "concept_batch" and LATER.get(name, ...) != value
+    }
     files = request.image_paths if reads_files(config) else ()
     return {
         "format": FORMAT,

@@ -66,7 +66,12 @@ def test_each_thing_that_decides_a_memory_changes_its_name(tmp_path: Path) -> No
 def test_every_setting_but_the_batch_is_in_the_name() -> None:
     settings = bank.provenance(REQUEST, CONFIG, MODEL)["stage_one"]
     fields = {field.name for field in dataclasses.fields(StageOneConfig)}
-    assert set(settings) == fields - {"concept_batch"}
+    assert set(settings) == fields - {"concept_batch", *bank.LATER}
+
+
+def test_a_setting_added_since_counts_once_it_changes_something() -> None:
+    assert all(getattr(StageOneConfig(), name) == before for name, before in bank.LATER.items())
+    assert name(text_tokens=24) != name(text_tokens=0) == name()
 
 
 def test_what_decides_nothing_does_not_change_the_name() -> None:
