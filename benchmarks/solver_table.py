@@ -215,11 +215,16 @@ def judge(world: World, count: int, edit: WeightEdit) -> Figures:
 
     hits = [nearest(row, world.kinds[i]) == world.requests[i].dest for row, i in enumerate(chosen)]
     report = edit.report
+    drifts = [moved[p.start - len(asked) : p.stop - len(asked)].mean() for p in parts[1:]]
+    drift, protected, sentences, empty = map(float, drifts)
     return Figures(
         float(np.mean(hits)),
         intact(parts[1]),
         intact(parts[2]),
-        *(float(moved[p.start - len(asked) : p.stop - len(asked)].mean()) for p in parts[1:]),
+        drift,
+        protected,
+        sentences,
+        empty,
         1 - report.distance_after / report.distance_before,
     )
 
