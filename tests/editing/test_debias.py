@@ -50,7 +50,12 @@ def test_parts_ask_for_one_destination_each() -> None:
 def test_a_mixture_starts_from_the_shared_state() -> None:
     h0, first, second = np.array([1.0, 2.0]), np.array([4.0, 0.0]), np.array([0.0, -8.0])
     memories = [
-        Memory(*(np.array(part, np.float32) for part in (h0 + d, d, [d[0]], [1, 2, 3, 4], [0, 0, 0, d[1]])))
+        Memory(
+            *(
+                np.array(part, np.float32)
+                for part in (h0 + d, d, [d[0]], [1, 2, 3, 4], [0, 0, 0, d[1]])
+            )
+        )
         for d in (first, second)
     ]
     found = debias.mixed(memories, (0.25, 0.75))
