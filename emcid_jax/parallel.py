@@ -61,10 +61,11 @@ def start() -> None:
 def use_cpu_devices(count: int) -> None:
     """Makes the CPU `count` devices (0: one per core), each with a copy of the weights.
 
-    Must come before JAX's first use; where its devices exist already, or `XLA_FLAGS` has said how
-    many, nothing changes.
+    Must come before JAX's first use; where its devices exist already, or the environment says how
+    many (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), nothing changes.
     """
-    if "host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+    said = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if said or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
@@ -73,11 +74,6 @@ def use_cpu_devices(count: int) -> None:
 def is_first() -> bool:
     """Whether this is process 0, the one whose files are kept."""
     return jax.process_index() == 0
-
-
-def is_alone() -> bool:
-    """Whether there is one process only."""
-    return jax.process_count() == 1
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
