@@ -62,7 +62,8 @@ def test_figures_against_rational_arithmetic(requests: int, strength: float) -> 
     figures = compare(part, strength)
     np.testing.assert_allclose(figures.double, error(host), rtol=0.1, atol=2e-15)
     np.testing.assert_allclose(figures.single, error(single(part, strength)), rtol=1e-3)
-    assert figures.single > 1e-6 > figures.refined
+    assert figures.refined < 1e-6
+    assert not figures.single <= 1e-6  # NaN where float32 has no Cholesky factor
     left = part.residuals - part.keys @ exact.T
     assert figures.left == pytest.approx(np.linalg.norm(left) / np.linalg.norm(part.residuals))
 

@@ -67,7 +67,7 @@ def fields(draw: st.DrawFn) -> dict[str, Any]:
         dest_id=draw(st.none() | st.integers(0, 999)),
         seeds=tuple(draw(st.just([]) | st.lists(seeds, min_size=count, max_size=count))),
         validation_templates=validation,
-        image_paths=tuple(draw(st.lists(names, max_size=2))),
+        image_paths=tuple(draw(st.lists(names, max_size=2))) * max(1, len(ratios)),
     )
 
 

@@ -190,7 +190,7 @@ def test_a_bank_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ratios=(0.25, 0.75),
         seeds=(1, 2),
         validation_templates=("my {}", "a {}"),
-        image_paths=("a.png",),
+        image_paths=("a.png", "b.png"),
     )
     concepts = concept_bank.add(tmp_path, file(tmp_path, [request, *REQUESTS]))
     found = open_bank(tmp_path)
