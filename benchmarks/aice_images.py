@@ -6,11 +6,8 @@ judgements are kept in a workdir: what is there is not done again, so a killed r
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from emcid_jax import config as settings
 from emcid_jax import parallel
@@ -21,17 +18,13 @@ from emcid_jax.editing.concept_bank import ConceptBank
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import WeightEdit
 from emcid_jax.evaluation.aice import AicePlan, Scores, plan_requests
+from emcid_jax.evaluation.chunks import chunked, edited_fingerprint
 from emcid_jax.evaluation.holdout import holdout_from_labels, limited
 from emcid_jax.evaluation.images import fingerprint, scored_images
 from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.evaluation.sentences import SENTENCES
-from emcid_jax.generation import generate
-from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import with_text_params
-from emcid_jax.tasks import edit
+from emcid_jax.tasks import edit, trial
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.memories import find_memories
-from emcid_jax.tasks.moments import find_moments
 
 HOLDOUT = 100
 """Hold-out classes, with three images each."""
@@ -59,22 +52,10 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
         moments=settings.MomentConfig(count=20_000),
         evaluation=settings.EvaluationConfig(steps=10, aliases=False),
     )
-    job = edit.prepare(config)
-    prompts = type(job.prompts)(
-        *(type(part)(*(rows[:count] for rows in part)) for part in job.prompts)
-    )
-    job = dataclasses.replace(job, requests=job.requests[:count], prompts=prompts)
-    log = folders.Log(workdir / "metrics.jsonl")
-    run, model = config.run, job.model
-    memories = find_memories(
-        job.pipeline, job.requests, prompts, config.stage_one, run, model, workdir / "bank", log
-    )
-    about = [bank.provenance(request, config.stage_one, model) for request in job.requests]
+    job = trial.first(edit.prepare(config), count)
+    memories, moments = trial.find(job, workdir, folders.Log(workdir / "metrics.jsonl"))
+    about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
-    every = tuple(range(job.pipeline.text.config.num_hidden_layers))
-    moments = find_moments(
-        job.pipeline, job.captions, every, config.moments, run, workdir / "moments", log
-    )
     concepts = concept_bank.of_requests(job.requests, records)
     return Edited(job, concepts, moments, _plan(job), workdir)
 
@@ -106,30 +87,10 @@ def scores(run: Edited, solved: WeightEdit | None) -> Scores:
     """The judge's word on every image of the plan; None: of the clean model."""
     job = run.job
     assert job.judge is not None
-    judge, steps, pipeline = job.judge, job.config.evaluation.steps, job.pipeline
-    guidance = job.config.evaluation.guidance
-    depends_on = fingerprint(hash_of(job.model), judge.fingerprint, steps, guidance)
+    judge, config, edited = job.judge, job.config.evaluation, job.pipeline
+    depends_on = fingerprint(hash_of(job.model), judge.fingerprint, config.steps, config.guidance)
     if solved is not None:
-        edited = stage_two.apply_edit(pipeline.params["text_encoder"], solved)
-        pipeline = with_text_params(pipeline, edited)
-        depends_on = fingerprint(depends_on, params_hash(edited))
-    mesh = parallel.make_mesh()
-
-    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
-        missing = BATCH - len(prompts)
-        images = generate(
-            pipeline,
-            prompts + prompts[-1:] * missing,
-            seeds + seeds[-1:] * missing,
-            steps=steps,
-            guidance=guidance,
-            batch=BATCH,
-            mesh=mesh,
-        )
-        return images[: len(prompts)]
-
-    def classify(images: np.ndarray) -> np.ndarray:
-        return judge.classify(images, batch=BATCH)[OBJECT]
-
-    folder = run.workdir / "judged"
-    return scored_images(run.plan.draws(), draw, classify, BATCH, folder, depends_on)
+        edited = stage_two.with_edit(job.pipeline, solved)
+        depends_on = edited_fingerprint(depends_on, job.pipeline, edited)
+    draws = chunked(edited, judge, [OBJECT], config, BATCH, parallel.make_mesh())
+    return scored_images(run.plan.draws(), *draws, BATCH, run.workdir / "judged", depends_on)

@@ -108,8 +108,7 @@ def solve(
 
 def apply(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
     """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
-    params = stage_two.apply_edit(pipeline.params["text_encoder"], edit)
-    return pipelines.with_text_params(pipeline, params)
+    return stage_two.with_edit(pipeline, edit)
 
 
 def export(edited: Pipeline, folder: Path | str, dtype: ExportDtype = "source") -> None:

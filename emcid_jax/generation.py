@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from emcid_jax import parallel
+from emcid_jax.diffusion.euler import Euler
 from emcid_jax.diffusion.noise import NoiseSource, seeded_noise
-from emcid_jax.diffusion.samplers import Sampler, make_sampler
+from emcid_jax.diffusion.samplers import Ddim, Pndm, Sampler, make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.tokenizer import tokenize
@@ -132,21 +133,54 @@ def image_batches(
     rows = np.array([[row[negative], row[prompt]] for prompt in prompts]).reshape(-1, 2)
     if guidance == 1.0:
         rows = rows[:, 1:]
-    size = parallel.padded_size(min(batch, max(len(prompts), 1)), mesh.size if mesh else 1)
+
+    def chosen_states(index: Int[np.ndarray, " image"]) -> np.ndarray | Array:
+        chosen = states[rows[index]]
+        return parallel.place(chosen, parallel.sharded(mesh)) if mesh else chosen
+
+    yield from batches_of_states(
+        pipeline,
+        chosen_states,
+        seeds,
+        sampler=sampler,
+        guidance=guidance,
+        params=params,
+        batch=batch,
+        mesh=mesh,
+        noise=noise,
+    )
+
+
+def batches_of_states(
+    pipeline: Pipeline,
+    states: Callable[[Int[np.ndarray, " image"]], np.ndarray | Array],
+    seeds: Sequence[int],
+    *,
+    sampler: Ddim | Pndm | Euler,
+    guidance: float,
+    params: Params,
+    batch: int,
+    mesh: Mesh | None,
+    noise: NoiseSource = "numpy",
+) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
+    """Draws one image per seed from text states, batch by batch and in order.
+
+    `states` gives those of some images, [image, text, token, dim] as `draw` reads them and split
+    over the mesh, if there is one; the other arguments are those of `image_batches`.
+    """
+    size = parallel.padded_size(min(batch, max(len(seeds), 1)), mesh.size if mesh else 1)
     models = {part: params[part] for part in ("unet", "vae")}
     if mesh:
         models = parallel.place(models, parallel.replicated(mesh))
-    for start in range(0, len(prompts), size):
-        count = min(size, len(prompts) - start)
+    for start in range(0, len(seeds), size):
+        count = min(size, len(seeds) - start)
         index = np.resize(np.arange(start, start + count), size)
         chosen = [seeds[i] for i in index.tolist()]
         drawn = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
-        arrays = states[rows[index]], drawn
-        if mesh:
-            arrays = parallel.place(arrays, parallel.sharded(mesh))
         images = draw(
             models,
-            *arrays,
+            states(index),
+            parallel.place(drawn, parallel.sharded(mesh)) if mesh else drawn,
             jnp.float32(guidance),
             unet=pipeline.unet,
             vae=pipeline.vae,

@@ -148,6 +148,11 @@ def padded_size(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
 
 
+def even_chunk(count: int, most: int) -> int:
+    """Size of chunks of `count` things, at most `most`, that leaves the last one the fullest."""
+    return -(-count // -(-count // most)) if count else 1
+
+
 def _everyones(value: int) -> list[int]:
     """`value` (not negative, below 2^62) of every process."""
     if jax.process_count() == 1:

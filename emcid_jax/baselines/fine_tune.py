@@ -119,14 +119,13 @@ def loss(
     text = objective.text_model(pipeline)
     student = cast(TextOutput, text.apply({"params": params["text_encoder"]}, flat))
     target = inputs.target_pooled.reshape(len(flat), -1)
-    total = config.text_loss_scale * _mean(jnp.square(student.pooled - target), mask)
+    total = config.text_loss_scale * (
+        objective.prompt_mean(jnp.square(student.pooled - target), mask).mean()
+    )
     if sample is not None:
         states = student.last_hidden_state
-        predicted: Any = pipeline.unet.apply(
-            {"params": params["unet"]}, sample.noisy, sample.timesteps, states
-        )
-        error = predicted.astype(jnp.float32) - sample.target
-        total += _mean(jnp.square(error), mask)
+        predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, states)
+        total += objective.prompt_mean(jnp.square(predicted - sample.target), mask).mean()
     return total
 
 
@@ -152,9 +151,3 @@ def _step(
     value, gradient = jax.value_and_grad(total)(weights)
     updates, state = optimiser.update(gradient, state, weights)
     return cast(Weights, optax.apply_updates(weights, updates)), state, value
-
-
-def _mean(values: Array, mask: Float[Array, "concept prompt"]) -> Float[Array, ""]:
-    """Mean over everything of real prompts, over the prompts of a request, over requests."""
-    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
-    return ((per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)).mean()

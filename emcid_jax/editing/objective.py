@@ -145,11 +145,11 @@ def make_sample(
         target = pipeline.schedule.training_target(latents, noise, timesteps)
         return Sample(noisy, timesteps, target)
     assert inputs.teacher_text is not None
-    target = _predict(pipeline, params, noisy, timesteps, _fold(inputs.teacher_text))
+    target = predict(pipeline, params, noisy, timesteps, _fold(inputs.teacher_text))
     if config.objective == "esd":
         assert inputs.empty_text is not None
         empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
-        free = _predict(pipeline, params, noisy, timesteps, empty)
+        free = predict(pipeline, params, noisy, timesteps, empty)
         target = free - config.esd_guidance * (target - free)
     return Sample(noisy, timesteps, target)
 
@@ -173,17 +173,17 @@ def loss(
     its backward pass, and the rest, above all the attention weights, is computed again.
     """
     student = student_text(pipeline, params, inputs, delta, config)
-    text = _prompt_mean(
+    text = prompt_mean(
         jnp.square(student.pooled.astype(jnp.float32) - _fold(inputs.target_pooled)),
         inputs.prompt_mask,
     )
     noise = jnp.zeros_like(text)
     if sample is not None:
-        predict = functools.partial(_predict, pipeline, params, sample.noisy, sample.timesteps)
+        student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
         if rematerialise:
-            predict = jax.checkpoint(predict, policy=_is_kept)
-        error = predict(student.last_hidden_state) - sample.target
-        noise = _prompt_mean(jnp.square(error), inputs.prompt_mask)
+            student_unet = jax.checkpoint(student_unet, policy=_is_kept)
+        error = student_unet(student.last_hidden_state) - sample.target
+        noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
     decay = (
         config.weight_decay
@@ -212,16 +212,29 @@ def loss_and_gradient(
     return parts, gradient
 
 
+def predict(
+    pipeline: Pipeline,
+    params: Params,
+    noisy: Float[Array, "row height width channel"],
+    timesteps: Int[Array, " row"],
+    text: Float[Array, "row token dim"],
+) -> Float[Array, "row height width channel"]:
+    """What the UNet with `params` predicts on noisy latents, reading `text`; float32."""
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, text)
+    return cast(Array, predicted).astype(jnp.float32)
+
+
+def prompt_mean(
+    values: Float[Array, "row ..."], mask: Float[Array, "concept prompt"]
+) -> Float[Array, " concept"]:
+    """Mean over everything but the concept axis, of real prompts only; rows are folded."""
+    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
+    return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)
+
+
 def _fold(array: Array) -> Array:
     """Concept and prompt axes as one batch axis."""
     return array.reshape((-1, *array.shape[2:]))
-
-
-def _predict(
-    pipeline: Pipeline, params: Params, noisy: Array, timesteps: Array, text: Array
-) -> Array:
-    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, text)
-    return cast(Array, predicted).astype(jnp.float32)
 
 
 def _is_kept(primitive: Primitive, *arguments: Any, **options: Any) -> bool:
@@ -231,9 +244,3 @@ def _is_kept(primitive: Primitive, *arguments: Any, **options: Any) -> bool:
     """
     dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive is conv_general_dilated_p or dense(primitive, *arguments, **options)
-
-
-def _prompt_mean(values: Array, mask: Float[Array, "concept prompt"]) -> Float[Array, " concept"]:
-    """Mean over everything but the concept axis, of real prompts only."""
-    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
-    return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)

@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from emcid_jax import parallel
-from emcid_jax.diffusion.noise import seeded_noise
 from emcid_jax.diffusion.samplers import make_sampler
-from emcid_jax.generation import draw, encode_prompts
+from emcid_jax.generation import batches_of_states, encode_prompts
 from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.pipeline import Params, Pipeline
 
@@ -50,30 +49,24 @@ def offset_batches(
     """
     sampler = make_sampler(pipeline.scheduler_config, steps)
     everywhere, split = parallel.replicated(mesh), parallel.sharded(mesh)
-    params = parallel.place(pipeline.params, everywhere)
+    encoder = parallel.place(pipeline.params["text_encoder"], everywhere)
     negatives = 1 if guidance != 1.0 else 0
     free = parallel.place(encode_prompts(pipeline, [""])[:negatives], everywhere)
-    size = parallel.padded_size(min(batch, len(ids)), mesh.size)
-    for start in range(0, len(ids), size):
-        count = min(size, len(ids) - start)
-        index = np.resize(np.arange(start, start + count), size)
+
+    def states(index: Int[np.ndarray, " image"]) -> Array:
         rows = parallel.place((ids[index], positions[index], offsets[index]), split)
-        states = _offset_states(
-            params["text_encoder"], free, *rows, text=pipeline.text, block=block
-        )
-        chosen = [seeds[i] for i in index.tolist()]
-        noise = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh)
-        images = draw(
-            {part: params[part] for part in ("unet", "vae")},
-            states,
-            parallel.place(noise, split),
-            jnp.float32(guidance),
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            sampler=sampler,
-            mesh=mesh,
-        )
-        yield parallel.fetch(images)[:count]
+        return _offset_states(encoder, free, *rows, text=pipeline.text, block=block)
+
+    yield from batches_of_states(
+        pipeline,
+        states,
+        seeds,
+        sampler=sampler,
+        guidance=guidance,
+        params=pipeline.params,
+        batch=batch,
+        mesh=mesh,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("text", "block"))

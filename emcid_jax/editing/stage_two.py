@@ -38,6 +38,7 @@ from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel
 from emcid_jax.models.weights import params_hash
 from emcid_jax.parallel import make_mesh
+from emcid_jax.pipeline import Pipeline, with_text_params
 
 _SOLVERS: Mapping[Solve, Solver] = {"host": ridge, "device": device_ridge}
 
@@ -206,6 +207,11 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
         encoder[name] = encoder[name] | {"mlp": mlp}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     return dict(text_params) | {"text_model": text_model}
+
+
+def with_edit(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
+    """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
+    return with_text_params(pipeline, apply_edit(pipeline.params["text_encoder"], edit))
 
 
 def layer_solver(

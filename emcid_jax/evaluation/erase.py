@@ -24,7 +24,7 @@ from emcid_jax.evaluation.scoring import (
     Models,
     Readings,
     draws_of,
-    is_top,
+    label_means,
     probability,
     read_both,
 )
@@ -214,12 +214,8 @@ def _styled(plan: ErasePlan, readings: Readings) -> dict[str, Metric]:
 
 
 def _style_scores(artists: Sequence[Artist], readings: Readings) -> StyleScores:
-    means = [
-        np.array([of(side, one.draws, ARTIST, one.label).mean() for one in artists], np.float64)
-        for of in (probability, is_top)
-        for side in readings
-    ]
-    return StyleScores(*means)
+    rows = [(artist.draws, artist.label) for artist in artists]
+    return StyleScores(*label_means(readings, rows, ARTIST))
 
 
 def _records(artists: Sequence[Artist], scores: StyleScores) -> list[dict[str, Any]]:

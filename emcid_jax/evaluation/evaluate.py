@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from emcid_jax.evaluation.aice import (
     plan_requests,
     score_plan,
 )
+from emcid_jax.evaluation.chunks import chunked, edited_fingerprint
 from emcid_jax.evaluation.gallery import (
     HOLDOUT_PICTURES,
     Evaluation,
@@ -32,17 +32,14 @@ from emcid_jax.evaluation.gallery import (
 )
 from emcid_jax.evaluation.holdout import holdout_from_labels, limited, read_holdout
 from emcid_jax.evaluation.images import (
-    Classify,
     Draw,
-    Generate,
     fingerprint,
     scored_images,
 )
 from emcid_jax.evaluation.judge import Judge
 from emcid_jax.evaluation.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.sentences import SENTENCES
-from emcid_jax.generation import generate
-from emcid_jax.models.weights import params_hash
+from emcid_jax.parallel import even_chunk
 from emcid_jax.pipeline import Pipeline
 
 FORMAT = 1
@@ -113,22 +110,17 @@ def evaluate(
         "after": picture_files(workdir / "images" / "after", names),
     }
     clean = fingerprint(FORMAT, base_hash, judge.fingerprint, config.steps, config.guidance)
-    changed = fingerprint(
-        clean,
-        *(
-            params_hash(part)
-            for name, part in edited.params.items()
-            if part is not base.params[name]
-        ),
-    )
+    changed = edited_fingerprint(clean, base, edited)
     draws = plan.draws()
+    batch = even_chunk(len(draws), config.batch)
     scores: dict[str, Scores] = {}
     for side, pipeline, depends_on in (("before", base, clean), ("after", edited, changed)):
         claim(workdir / "images" / side, depends_on)
         with tqdm(total=len(draws), desc=f"draw {side}", unit="img", disable=not progress) as bar:
             scores[side] = scored_images(
                 draws,
-                *_batched(pipeline, judge, config, len(draws), mesh),
+                *chunked(pipeline, judge, [OBJECT], config, batch, mesh),
+                batch,
                 workdir / "evaluation" / side,
                 depends_on,
                 keep=pictures[side],
@@ -149,28 +141,3 @@ def evaluate(
         {one.index: pair(one.source, *shown[one.index]) for one in plan.requests},
         tuple(pair(one.name, one.draws[0]) for one in held),
     )
-
-
-def _batched(
-    pipeline: Pipeline, judge: Judge, config: EvaluationConfig, count: int, mesh: Mesh | None
-) -> tuple[Generate, Classify, int]:
-    """Drawing and judging in equal chunks, each padded to one size: one compiled program each."""
-    batch = math.ceil(count / math.ceil(count / config.batch)) if count else 1
-
-    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
-        missing = batch - len(prompts)
-        images = generate(
-            pipeline,
-            prompts + prompts[-1:] * missing,
-            seeds + seeds[-1:] * missing,
-            steps=config.steps,
-            guidance=config.guidance,
-            batch=batch,
-            mesh=mesh,
-        )
-        return images[: len(prompts)]
-
-    def classify(images: np.ndarray) -> np.ndarray:
-        return judge.classify(images, batch=batch)[OBJECT]
-
-    return draw, classify, batch

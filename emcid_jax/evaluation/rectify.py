@@ -20,14 +20,7 @@ from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.evaluation.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.metrics import Metric, bootstrap_mean
-from emcid_jax.evaluation.scoring import (
-    Models,
-    Readings,
-    draws_of,
-    is_top,
-    probability,
-    read_both,
-)
+from emcid_jax.evaluation.scoring import Models, Readings, draws_of, label_means, read_both
 from emcid_jax.evaluation.sentences import SENTENCES
 
 SETS = ("edit", "general", "dest")
@@ -139,9 +132,5 @@ def aggregates(scores: dict[str, SetScores]) -> dict[str, Metric]:
 
 
 def _set_scores(names: Sequence[Name], part: int, readings: Readings) -> SetScores:
-    means = [
-        np.array([of(side, n.draws[part], OBJECT, n.class_id).mean() for n in names], np.float64)
-        for of in (probability, is_top)
-        for side in readings
-    ]
-    return SetScores(*means)
+    rows = [(name.draws[part], name.class_id) for name in names]
+    return SetScores(*label_means(readings, rows, OBJECT))

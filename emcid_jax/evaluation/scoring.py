@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,11 +14,11 @@ from tqdm import tqdm
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.aice import drawn_seeds
+from emcid_jax.evaluation.chunks import chunked, edited_fingerprint
 from emcid_jax.evaluation.gallery import claim, picture_files, slug
 from emcid_jax.evaluation.images import Draw, fingerprint, scored_images
 from emcid_jax.evaluation.judge import Judge
-from emcid_jax.generation import generate
-from emcid_jax.models.weights import params_hash
+from emcid_jax.parallel import even_chunk
 from emcid_jax.pipeline import Pipeline
 
 FORMAT = 1
@@ -87,9 +86,9 @@ def read_both(
     base = fingerprint(
         FORMAT, models.base_hash, models.judge.fingerprint, config.steps, config.guidance, *groups
     )
-    changed = fingerprint(base, params_hash(models.edited.params["text_encoder"]))
+    changed = edited_fingerprint(base, models.base, models.edited)
     names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
-    batch = math.ceil(len(unique) / math.ceil(len(unique) / config.batch)) if unique else 1
+    batch = even_chunk(len(unique), config.batch)
     found = []
     for side, pipeline, depends_on in (
         ("before", models.base, base),
@@ -98,29 +97,11 @@ def read_both(
         folder = workdir / "images" / benchmark / side
         claim(folder, depends_on)
 
-        def draw(prompts: list[str], seeds: list[int], pipeline: Pipeline = pipeline) -> np.ndarray:
-            missing = batch - len(prompts)  # One compiled program for all chunks.
-            images = generate(
-                pipeline,
-                prompts + prompts[-1:] * missing,
-                seeds + seeds[-1:] * missing,
-                steps=config.steps,
-                guidance=config.guidance,
-                batch=batch,
-                mesh=models.mesh,
-            )
-            return images[: len(prompts)]
-
-        def classify(images: np.ndarray) -> np.ndarray:
-            read = models.judge.classify(images, batch=batch)
-            return np.concatenate([read[group] for group in groups], axis=-1)
-
         label = f"{benchmark}, {side}"
         with tqdm(total=len(unique), desc=label, unit="img", disable=not progress) as bar:
             scores = scored_images(
                 unique,
-                draw,
-                classify,
+                *chunked(pipeline, models.judge, groups, config, batch, models.mesh),
                 batch,
                 workdir / "evaluation" / f"{benchmark}-{side}",
                 depends_on,
@@ -129,6 +110,20 @@ def read_both(
             )
         found.append({one: _by_group(scores[one], groups, sizes) for one in unique})
     return Readings(*found)
+
+
+def label_means(
+    readings: Readings, rows: Sequence[tuple[Sequence[Draw], int]], group: str
+) -> list[Float[np.ndarray, " row"]]:
+    """Means over each row's draws, clean and edited model: the label's probability, then its share.
+
+    A row is draws and a label of `group`; its share is how often that is the most probable one.
+    """
+    return [
+        np.array([of(side, draws, group, label).mean() for draws, label in rows], np.float64)
+        for of in (probability, is_top)
+        for side in readings
+    ]
 
 
 def probability(

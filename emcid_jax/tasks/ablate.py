@@ -12,15 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax import config as settings
-from emcid_jax import parallel
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.editing import stage_two
-from emcid_jax.evaluation.evaluate import evaluate
-from emcid_jax.pipeline import with_text_params
-from emcid_jax.tasks import edit, environment
+from emcid_jax.tasks import edit, environment, trial
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.memories import find_memories
-from emcid_jax.tasks.moments import find_moments
 from emcid_jax.tasks.overrides import override
 
 SECTIONS = ("stage_one", "stage_two")
@@ -62,8 +56,8 @@ def run(config: AblateConfig, workdir: Path) -> None:
         for count in sorted(config.counts):
             for variant in config.variants:
                 if (count, variant) not in done:
-                    varied = _varied(config.base, variant)
-                    figures = _measure(_first(job, varied, count), workdir, log)
+                    varied = dataclasses.replace(job, config=_varied(config.base, variant))
+                    figures = _measure(trial.first(varied, count), workdir, log)
                     rows.append({"count": count, "variant": variant, **figures})
                     folders.write_json(path, {"rows": rows})
                     (workdir / "ablation.md").write_text(table(rows), "utf8")
@@ -76,45 +70,13 @@ def _varied(base: EditConfig, variant: str) -> EditConfig:
     return settings.from_config_dict(values, EditConfig)
 
 
-def _first(job: edit.Job, config: EditConfig, count: int) -> edit.Job:
-    """The job of the first `count` requests under another setting."""
-    prompts = job.prompts._replace(
-        source=type(job.prompts.source)(*(part[:count] for part in job.prompts.source)),
-        destination=type(job.prompts.destination)(
-            *(part[:count] for part in job.prompts.destination)
-        ),
-    )
-    return dataclasses.replace(job, config=config, requests=job.requests[:count], prompts=prompts)
-
-
 def _measure(job: edit.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
     """The benchmark's aggregates and how far Stage II came, for one job."""
-    config, pipeline, text = job.config, job.pipeline, job.pipeline.params["text_encoder"]
-    memories = find_memories(
-        pipeline, job.requests, job.prompts, config.stage_one, config.run, job.model,
-        workdir / "bank", log,
-    )  # fmt: skip
-    every = tuple(range(pipeline.text.config.num_hidden_layers))
-    moments = find_moments(
-        pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
-    )
-    solved = edit.solve(job, memories, moments)
-    edited = with_text_params(pipeline, stage_two.apply_edit(text, solved))
-    assert job.judge is not None
-    result = evaluate(
-        job.requests,
-        pipeline,
-        edited,
-        job.judge,
-        config.evaluation,
-        workdir / f"count-{len(job.requests)}",
-        base_hash=edit.hash_of(job.model),
-        mesh=parallel.make_mesh(),
-        progress=config.run.progress,
-    ).result
+    edited, report = trial.written(job, workdir, log)
+    result = trial.judged(job, edited, workdir / f"count-{len(job.requests)}")
     return {
         "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
-        "reached": [solved.report.distance_before, solved.report.distance_after],
+        "reached": [report.distance_before, report.distance_after],
         "images": result.images,
     }
 

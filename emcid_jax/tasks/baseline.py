@@ -21,18 +21,14 @@ from emcid_jax import parallel
 from emcid_jax.baselines import fine_tune, uce
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
-from emcid_jax.concepts.names import names_in_file
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.editing import stage_two
 from emcid_jax.editing.bank import hash_of
 from emcid_jax.editing.objective import StageOneInputs
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.aice import AiceResult, as_json
-from emcid_jax.evaluation.evaluate import evaluate
-from emcid_jax.pipeline import Pipeline, with_text_params
-from emcid_jax.tasks import edit, environment, memories
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks import edit, environment, inputs, memories, trial
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.moments import find_moments
 from emcid_jax.tasks.overrides import override
 
 Method = Literal["emcid", "uce", "fine-tune"]
@@ -106,7 +102,7 @@ def run(config: BaselineConfig, workdir: Path) -> None:
                 began = time.perf_counter()
                 edited, about = _METHODS[chosen.method](mine, chosen, workdir, log)
                 seconds = time.perf_counter() - began
-                result = _evaluate(mine, edited, workdir)
+                result = trial.judged(mine, edited, workdir)
                 found = {"count": count, "name": name, "settings": key, "row": text}
                 found |= {"seconds": round(seconds, 1), "edit": about} | _figures(result)
                 rows = [row for row in rows if (row["count"], row["name"]) != (count, name)]
@@ -169,21 +165,6 @@ def _settings(config: BaselineConfig) -> dict[str, Any]:
     return values
 
 
-def _evaluate(job: edit.Job, edited: Pipeline, workdir: Path) -> AiceResult:
-    assert job.judge is not None
-    return evaluate(
-        job.requests,
-        job.pipeline,
-        edited,
-        job.judge,
-        job.config.evaluation,
-        workdir,
-        base_hash=hash_of(job.model),
-        mesh=parallel.make_mesh(),
-        progress=job.config.run.progress,
-    ).result
-
-
 def _figures(result: AiceResult) -> dict[str, Any]:
     found = as_json(result)
     return {name: found[name] for name in ("aice", "accuracy", "guard", "images")}
@@ -192,52 +173,31 @@ def _figures(result: AiceResult) -> dict[str, Any]:
 def _emcid(
     job: edit.Job, config: BaselineConfig, workdir: Path, log: folders.Log
 ) -> tuple[Pipeline, dict[str, Any]]:
-    pipeline, chosen = job.pipeline, job.config
-    found = memories.find_memories(
-        pipeline, job.requests, job.prompts, chosen.stage_one, chosen.run, job.model,
-        workdir / "bank", log,
-    )  # fmt: skip
-    every = tuple(range(pipeline.text.config.num_hidden_layers))
-    moments = find_moments(
-        pipeline, job.captions, every, chosen.moments, chosen.run, workdir / "moments", log
-    )
-    solved = edit.solve(job, found, moments)
-    params = stage_two.apply_edit(pipeline.params["text_encoder"], solved)
-    report = solved.report
-    about = {"reached": [report.distance_before, report.distance_after]}
-    return with_text_params(pipeline, params), about
+    edited, report = trial.written(job, workdir, log)
+    return edited, {"reached": [report.distance_before, report.distance_after]}
 
 
 def _uce(
     job: edit.Job, config: BaselineConfig, workdir: Path, log: folders.Log
 ) -> tuple[Pipeline, dict[str, Any]]:
     with log.timed("uce"):
-        keep = _names_to_keep(config.uce)
+        keep = inputs.names_to_keep(
+            config.uce.preserve, config.uce.preserve_path, "config.uce.preserve_path"
+        )
         found = uce.solve(job.pipeline, job.requests, keep, config.uce)
         unet = uce.apply_edit(job.pipeline.params["unet"], found)
     params = job.pipeline.params | {"unet": unet}
     return dataclasses.replace(job.pipeline, params=params), {"condition": found.condition}
 
 
-def _names_to_keep(config: UceConfig) -> list[str]:
-    names = list(config.preserve)
-    if config.preserve_path == "sprites":
-        from emcid_jax.sprites.catalogue import catalogue
-
-        names += catalogue().objects
-    elif config.preserve_path:
-        names += names_in_file(config.preserve_path, "config.uce.preserve_path", ", or `sprites`")
-    return names
-
-
 def _fine_tune(
     job: edit.Job, config: BaselineConfig, workdir: Path, log: folders.Log
 ) -> tuple[Pipeline, dict[str, Any]]:
-    inputs = _training_inputs(job)
+    training = _training_inputs(job)
     total = sum(1 for _ in fine_tune.batches(len(job.requests), config.fine_tune))
     losses: list[float] = []
     params = job.pipeline.params
-    steps = fine_tune.train(job.pipeline, inputs, job.config.stage_one, config.fine_tune)
+    steps = fine_tune.train(job.pipeline, training, job.config.stage_one, config.fine_tune)
     with log.timed("fine_tune") as figures:
         bar = tqdm(steps, "Fine-tuning", total, disable=not job.config.run.progress)
         for progress in bar:

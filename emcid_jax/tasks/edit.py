@@ -280,8 +280,7 @@ def _mix(
         records = _records(job, memories, dict(zip(places, factors, strict=True)))
         concepts = concept_bank.of_requests(job.requests, records)
         edit = concept_bank.solve(concepts, job.pipeline, moments, config.stage_two)
-        params = stage_two.apply_edit(job.pipeline.params["text_encoder"], edit)
-        return with_text_params(job.pipeline, params)
+        return stage_two.with_edit(job.pipeline, edit)
 
     search = mixtures.Search(
         [job.requests[i] for i in places],

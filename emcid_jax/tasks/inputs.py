@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from emcid_jax.concepts import readers
 from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.names import names_in_file
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
 from emcid_jax.errors import UserError
@@ -21,6 +23,18 @@ def read_requests(config: RequestsConfig) -> list[EditRequest]:
     for conflict in require_consistent(requests):
         logging.warning("%s", conflict.message)
     return requests
+
+
+def names_to_keep(names: Sequence[str], path: str, field: str) -> list[str]:
+    """`names`, and those that the setting `field` = `path` holds: a file, or `sprites`.
+
+    UserError if the file cannot be read.
+    """
+    if path == "sprites":
+        from emcid_jax.sprites.catalogue import catalogue
+
+        return [*names, *catalogue().objects]
+    return [*names, *(names_in_file(path, field, ", or `sprites`") if path else ())]
 
 
 def require_model(config: ModelConfig) -> Path:

@@ -78,7 +78,7 @@ def find_memories(
     _require_single(requests)
     records = [bank.provenance(request, config, model) for request in requests]
     mesh = parallel.make_mesh()
-    chunk = even_chunk(len(requests), run.save_every)
+    chunk = parallel.even_chunk(len(requests), run.save_every)
     asked = {"chunk": chunk, "devices": mesh.size, "concept_batch": config.concept_batch}
     batch = earlier_batch([bank.read_details(folder, record) for record in records], asked)
     program: Program | None = None
@@ -126,11 +126,6 @@ def _require_single(requests: Sequence[EditRequest]) -> None:
                 for request in mixed
             )
         )
-
-
-def even_chunk(count: int, most: int) -> int:
-    """Size of the chunks, at most `most`, that leaves the last one the fullest."""
-    return -(-count // -(-count // most))
 
 
 def earlier_batch(

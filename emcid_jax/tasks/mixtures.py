@@ -12,6 +12,7 @@ search goes on with the round that was in flight.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ class Search:
     mesh: Mesh
     progress: bool
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of what decides the trials, but for Stage II's settings (the workdir's)."""
         settings = dataclasses.asdict(self.config) | {"batch": 0}
@@ -249,8 +250,9 @@ class Rounds:
         """Per request and candidate: the factors and the counts."""
         search = self._search
         pairs = [(i, factors) for i, one in enumerate(candidates) for factors in one]
-        batches = self._offset_images(number, pairs)
-        if solve is not None:
+        if solve is None:
+            batches = self._offset_images(number, pairs)
+        else:
             batches = self._edited_images(number, pairs, solve([one[0] for one in candidates]))
         images = search.config.images
         counts: list[list[Any]] = [[] for _ in candidates]

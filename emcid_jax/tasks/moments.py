@@ -28,6 +28,12 @@ def find_captions(config: MomentConfig) -> list[str]:
     return [caption.text for caption in sample_captions(config.count, config.seed)]
 
 
+def find_other_captions(config: MomentConfig, count: int) -> list[str]:
+    """`count` captions of the same source by another seed, to measure on what C was not made of."""
+    other = dataclasses.replace(config, count=count, seed=(config.seed + 1) % 2**32)
+    return find_captions(other)
+
+
 def find_moments(
     pipeline: Pipeline,
     captions: list[str],

@@ -24,11 +24,11 @@ from emcid_jax.errors import UserError
 from emcid_jax.evaluation.retention import retention
 from emcid_jax.evaluation.text_space import names_any
 from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import Pipeline, tokenize, with_text_params
+from emcid_jax.pipeline import Pipeline, tokenize
 from emcid_jax.tasks import edit, environment
 from emcid_jax.tasks import workdir as folders
 from emcid_jax.tasks.memories import find_memories, read_prompts
-from emcid_jax.tasks.moments import find_captions, find_moments
+from emcid_jax.tasks.moments import find_moments, find_other_captions
 
 Way = Literal["edited", "bank"]
 CHECKPOINTS = 10
@@ -160,8 +160,7 @@ def _written(job: edit.Job, moments: SecondMoments, workdir: Path, log: folders.
     mine = params_hash(job.pipeline.params["text_encoder"])
     about = dataclasses.replace(moments.provenance, model_hash=mine)
     solved = edit.solve(job, found, dataclasses.replace(moments, provenance=about))
-    params = stage_two.apply_edit(job.pipeline.params["text_encoder"], solved)
-    return with_text_params(job.pipeline, params)
+    return stage_two.with_edit(job.pipeline, solved)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,9 +177,7 @@ class _Gauge:
 
     @classmethod
     def of(cls, job: edit.Job, config: SequentialConfig) -> _Gauge:
-        moments = config.base.moments
-        other = dataclasses.replace(moments, count=config.captions, seed=(moments.seed + 1) % 2**32)
-        corpus = np.array(find_captions(other))
+        corpus = np.array(find_other_captions(config.base.moments, config.captions))
         named = names_any(corpus.tolist(), [request.source for request in job.requests])
         source, dest = (part.ids[:, 0] for part in job.prompts)
         return cls(

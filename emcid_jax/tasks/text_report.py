@@ -7,13 +7,13 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from emcid_jax.concepts.names import names_in_file
 from emcid_jax.config import Count, ModelConfig, MomentConfig, RunConfig, StageTwoConfig
 from emcid_jax.editing import concept_bank, preservation
 from emcid_jax.evaluation import text_space
 from emcid_jax.evaluation.text_page import write_text_report
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.moments import find_captions
+from emcid_jax.tasks.inputs import names_to_keep
+from emcid_jax.tasks.moments import find_other_captions
 from emcid_jax.tasks.solvable import require_bank, solvable
 
 
@@ -53,10 +53,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     UserError, before anything is written, if settings, bank, model or names are unfit.
     """
     keep = read_names(config)
-    other = dataclasses.replace(
-        config.moments, count=config.captions, seed=(config.moments.seed + 1) % 2**32
-    )
-    corpus = find_captions(other)
+    corpus = find_other_captions(config.moments, config.captions)
     with solvable(config, workdir, config.moments_file) as job:
         settings = preservation.resolved(config.stage_two)
         with job.log.timed("stage_two"):
@@ -80,11 +77,4 @@ def run(config: TextReportConfig, workdir: Path) -> None:
 
 def read_names(config: TextReportConfig) -> list[str]:
     """The names to keep. UserError if their file cannot be read."""
-    names = list(config.keep)
-    if config.keep_path == "sprites":
-        from emcid_jax.sprites.catalogue import catalogue
-
-        names += catalogue().objects
-    elif config.keep_path:
-        names += names_in_file(config.keep_path, "config.keep_path", ", or `sprites`")
-    return names
+    return names_to_keep(config.keep, config.keep_path, "config.keep_path")

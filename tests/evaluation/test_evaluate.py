@@ -14,6 +14,7 @@ from PIL import Image
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.errors import UserError
+from emcid_jax.evaluation import chunks
 from emcid_jax.evaluation import evaluate as evaluation
 from emcid_jax.evaluation.evaluate import evaluate
 from emcid_jax.evaluation.gallery import Evaluation, claim
@@ -61,7 +62,7 @@ def test_scores_are_those_of_drawing_directly(
         return generate(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "generate", dying)
+        patch.setattr(chunks, "generate", dying)
         with pytest.raises(KeyboardInterrupt):
             run()
     drawn: list[int] = []
@@ -70,7 +71,7 @@ def test_scores_are_those_of_drawing_directly(
         drawn.append(len(prompts))
         return generate(pipeline, prompts, *arguments, **options)
 
-    monkeypatch.setattr(evaluation, "generate", counting)
+    monkeypatch.setattr(chunks, "generate", counting)
     found = run()
     # 2 + 2 templates, 1 + 1 templates, (1 + 1) x 2 sentences, 1 alias, 2 x 3 hold-outs: three
     # chunks of 6 each side, of which all clean ones and one edited one were already on disk.

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emcid_jax.editing.concept_batch import ConceptBatch
-from emcid_jax.tasks.memories import earlier_batch, even_chunk
+from emcid_jax.parallel import even_chunk
+from emcid_jax.tasks.memories import earlier_batch
 
 
 @given(st.integers(1, 500), st.integers(1, 64))

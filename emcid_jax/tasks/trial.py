@@ -1,0 +1,72 @@
+"""One setting of a job tried: written and judged. All trials share memories and moments."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from emcid_jax import parallel
+from emcid_jax.editing import stage_two
+from emcid_jax.editing.bank import Memory, hash_of
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import StageTwoReport
+from emcid_jax.evaluation.aice import AiceResult
+from emcid_jax.evaluation.evaluate import evaluate
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks import edit
+from emcid_jax.tasks.memories import find_memories
+from emcid_jax.tasks.moments import find_moments
+from emcid_jax.tasks.workdir import Log
+
+
+class Found(NamedTuple):
+    """What Stage II reads."""
+
+    memories: list[Memory]
+    moments: SecondMoments
+    """Of every layer, so that trials of any layers share them."""
+
+
+def first(job: edit.Job, count: int) -> edit.Job:
+    """The job of the first `count` requests."""
+    prompts = type(job.prompts)(
+        *(type(part)(*(rows[:count] for rows in part)) for part in job.prompts)
+    )
+    return dataclasses.replace(job, requests=job.requests[:count], prompts=prompts)
+
+
+def find(job: edit.Job, workdir: Path, log: Log) -> Found:
+    """Memories and second moments, from `workdir` or found and filed there."""
+    config, pipeline = job.config, job.pipeline
+    memories = find_memories(
+        pipeline, job.requests, job.prompts, config.stage_one, config.run, job.model,
+        workdir / "bank", log,
+    )  # fmt: skip
+    every = tuple(range(pipeline.text.config.num_hidden_layers))
+    moments = find_moments(
+        pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
+    )
+    return Found(memories, moments)
+
+
+def written(job: edit.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:
+    """The model with the job's requests in it, and how far Stage II came."""
+    solved = edit.solve(job, *find(job, workdir, log))
+    return stage_two.with_edit(job.pipeline, solved), solved.report
+
+
+def judged(job: edit.Job, edited: Pipeline, workdir: Path) -> AiceResult:
+    """The benchmark's figures for an edited model; the job has a judge."""
+    assert job.judge is not None
+    return evaluate(
+        job.requests,
+        job.pipeline,
+        edited,
+        job.judge,
+        job.config.evaluation,
+        workdir,
+        base_hash=hash_of(job.model),
+        mesh=parallel.make_mesh(),
+        progress=job.config.run.progress,
+    ).result
