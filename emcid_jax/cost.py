@@ -38,7 +38,7 @@ def cost(jaxpr: Jaxpr) -> Cost:
             moved = sum(_bytes(x.aval) for x in (*equation.invars, *equation.outvars))
             total = total.plus(Cost(_PRODUCTS[name](equation), float(moved)))
         elif name == "cond":
-            costs = [cost(branch.jaxpr) for branch in equation.params["branches"]]
+            costs = [cost(branch) for branch in _inside(equation)]
             total = total.plus(max(costs, key=lambda one: one.flops))
         else:
             for inside in _inside(equation):
@@ -56,7 +56,11 @@ def _turns(equation: JaxprEqn) -> int:
 
 
 def _inside(equation: JaxprEqn) -> Iterator[Jaxpr]:
-    """The programs in an equation's parameters."""
+    """The programs in an equation's parameters; what depends on the platform, for accelerators."""
+    platforms = equation.params.get("branches_platforms")
+    if platforms:
+        yield equation.params["branches"][platforms.index(None)].jaxpr
+        return
     for value in equation.params.values():
         for part in value if isinstance(value, tuple | list) else (value,):
             if isinstance(part, ClosedJaxpr):

@@ -13,10 +13,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from emcid_jax.models.blocks import GroupNorm, conv1x1
-from emcid_jax.parallel import padded_size
+from emcid_jax.parallel import even_chunk, padded_size
 
 SCORES = 2**21
 """About how many scores, queries times keys, exist at once per head."""
+FEW_SCORES = 2**19
+"""Up to so many per head nothing is gained on a CPU by taking heads one by one."""
+CPU_QUERIES = 512
+"""Queries whose scores stay in a core's cache, at 4096 keys."""
 
 
 def attend(
@@ -26,9 +30,23 @@ def attend(
 ) -> Float[Array, "batch query head dim"]:
     """`softmax(query key^T) value`, unscaled; softmax and result in float32.
 
-    If there are more than `SCORES` (512-pixel images have 4096^2 and more), chunks of queries
-    follow each other, and a backward pass computes the scores again.
+    Accelerators take all heads together and, if there are more than `SCORES` (512-pixel images have
+    4096^2 and more), chunks of queries after each other, whose scores a backward pass computes
+    again. CPUs take heads one by one as well, from `FEW_SCORES` on.
     """
+    if query.shape[1] * key.shape[1] <= FEW_SCORES:
+        return _attend_at_once(query, key, value)
+    return jax.lax.platform_dependent(
+        query, key, value, cpu=attend_head_by_head, default=attend_together
+    )
+
+
+def attend_together(
+    query: Float[Array, "batch query head dim"],
+    key: Float[Array, "batch key head dim"],
+    value: Float[Array, "batch key head dim"],
+) -> Float[Array, "batch query head dim"]:
+    """`attend`, for accelerators: at once or in chunks of queries."""
     count = query.shape[1]
     if count * key.shape[1] <= SCORES:
         return _attend_at_once(query, key, value)
@@ -38,6 +56,39 @@ def attend(
     rows = jnp.moveaxis(padded.reshape(len(query), chunks, size, *query.shape[2:]), 1, 0)
     found = jax.lax.map(jax.checkpoint(lambda part: _attend_at_once(part, key, value)), rows)
     return jnp.moveaxis(found, 0, 1).reshape(padded.shape)[:, :count]
+
+
+def attend_head_by_head(
+    query: Float[Array, "batch query head dim"],
+    key: Float[Array, "batch key head dim"],
+    value: Float[Array, "batch key head dim"],
+) -> Float[Array, "batch query head dim"]:
+    """`attend`, for CPUs: what exists at once stays in a core's cache."""
+    batch, count, heads, dim = query.shape
+    size = even_chunk(count, CPU_QUERIES)
+    chunks = -(-count // size)
+    padded = jnp.pad(query, ((0, 0), (0, chunks * size - count), (0, 0), (0, 0)))
+
+    def one_head(query: Array, key: Array, value: Array) -> Array:
+        # Scores stand as [key, query], so that no product of the backward pass reads a transposed
+        # matrix of them: XLA takes three times as long for such a one.
+        @jax.checkpoint
+        def some(part: Float[Array, "dim query"]) -> Float[Array, "dim query"]:
+            logits = jnp.matmul(key, part, preferred_element_type=jnp.float32)
+            weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(0)))
+            out = jnp.matmul(value, weights.astype(value.dtype), preferred_element_type=jnp.float32)
+            return out / weights.sum(0)
+
+        return jax.lax.map(some, query)
+
+    # [batch and head][chunk][dim, query], [key, dim] and [dim, key].
+    rows = jnp.moveaxis(padded.reshape(batch, chunks, size, heads, dim), (3, 1, 4), (1, 2, 3))
+    queries = rows.reshape(-1, chunks, dim, size)
+    keys = jnp.moveaxis(key, 2, 1).reshape(batch * heads, -1, dim)
+    values = jnp.moveaxis(value, (2, 3), (1, 2)).reshape(batch * heads, dim, -1)
+    found = jax.lax.map(lambda head: one_head(*head), (queries, keys, values))
+    found = found.reshape(batch, heads, chunks, dim, size)
+    return jnp.moveaxis(found, (2, 4), (1, 2)).reshape(padded.shape)[:, :count]
 
 
 def _attend_at_once(query: Array, key: Array, value: Array) -> Array:
