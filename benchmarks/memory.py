@@ -56,10 +56,11 @@ def _attention(dtype: DTypeLike) -> Iterator[Program]:
             functools.partial(jax.nn.dot_product_attention, scale=1.0, implementation="xla"),
             AT_ONCE,
         ),
-        "at once": (attention.attend, AT_ONCE),
+        "at once": (attention.attend_together, AT_ONCE),
     }
     for queries in (2048, 1024, 512, 256):
-        ways[f"{queries} queries at a time"] = (attention.attend, queries * SIDE**2)
+        ways[f"{queries} queries at a time"] = (attention.attend_together, queries * SIDE**2)
+    ways["head by head, as on CPUs"] = (attention.attend, AT_ONCE)
     for name, (attend, scores) in ways.items():
 
         def total(q: Any, k: Any, v: Any, attend: Any = attend) -> jax.Array:
@@ -94,17 +95,21 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
             student = jax.checkpoint(student, policy=objective._is_kept)
         return jnp.square(student(text).astype(jnp.float32) - latents).sum()
 
-    for scores, how in ((AT_ONCE, "attention at once"), (attention.SCORES, "attention in chunks")):
-        change = mock.patch.object(attention, "SCORES", scores)
-        yield f"UNet, batch 2, {how}", predict, (params, *inputs(2)), change
-    for scores, how in ((AT_ONCE, "at once"), (attention.SCORES, "in chunks")):
+    ways = {
+        "at once": attention._attend_at_once,
+        "in chunks": attention.attend_together,
+        "head by head": attention.attend,
+    }
+    for how, attend in ways.items():
+        change = mock.patch.object(attention, "attend", attend)
+        yield f"UNet, batch 2, attention {how}", predict, (params, *inputs(2)), change
         for rematerialise in (False, True):
 
             def gradient(p: Any, x: Any, t: Any, text: Any, again: bool = rematerialise) -> Any:
                 return jax.grad(functools.partial(error, p, x, t, again))(text)
 
             kept = ", rematerialised" if rematerialise else ""
-            change = mock.patch.object(attention, "SCORES", scores)
+            change = mock.patch.object(attention, "attend", attend)
             name = f"gradient, {PROMPTS} prompts, {how}{kept}"
             yield name, gradient, (params, *inputs(PROMPTS)), change
 
