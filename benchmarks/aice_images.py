@@ -6,6 +6,7 @@ judgements are kept in a workdir: what is there is not done again, so a killed r
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ from emcid_jax.evaluation.holdout import holdout_from_labels, limited
 from emcid_jax.evaluation.images import fingerprint, scored_images
 from emcid_jax.evaluation.labels import OBJECT
 from emcid_jax.evaluation.sentences import SENTENCES
-from emcid_jax.tasks import edit, trial
+from emcid_jax.sprites.bundled import STAGE_ONE
+from emcid_jax.tasks import edit, environment, trial
 from emcid_jax.tasks import workdir as folders
 
 HOLDOUT = 100
@@ -42,13 +44,17 @@ class Edited(NamedTuple):
     workdir: Path
 
 
+def start() -> None:
+    """A device per core and the cache of compiled programs; comes before JAX's first use."""
+    parallel.use_cpu_devices(0)
+    environment.use_compile_cache()
+
+
 def prepare(requests: str, count: int, workdir: Path) -> Edited:
     """Memories and second moments, found or read; one image per prompt set of a request."""
     config = EditConfig(
         requests=settings.RequestsConfig(path=requests),
-        stage_one=settings.StageOneConfig(
-            steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
-        ),
+        stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
         moments=settings.MomentConfig(count=20_000),
         evaluation=settings.EvaluationConfig(steps=10, aliases=False),
     )

@@ -21,7 +21,6 @@ from benchmarks import aice_images
 from benchmarks.aice_images import Edited, kept_names
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.evaluation.aice import AiceResult, score_plan
-from emcid_jax.tasks import environment
 
 COLUMNS = ("Source2Dest", "generalization", "Dest Forget", "kept names", "other names", "reached")
 
@@ -56,7 +55,7 @@ def figures(run: Edited, result: AiceResult, distances: tuple[float, float]) -> 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table line by line and writes it as JSON after every line."""
     options = _parse(arguments)
-    environment.use_compile_cache()
+    aice_images.start()
     rows = []
     print("| n | solver | " + " | ".join(COLUMNS) + " |\n" + "|---" * 8 + "|", flush=True)
     for count in options.counts:

@@ -25,7 +25,6 @@ from emcid_jax.config import StageTwoConfig
 from emcid_jax.evaluation import text_space
 from emcid_jax.evaluation.aice import AiceResult, HoldoutClass, Scores, score_plan
 from emcid_jax.evaluation.text_space import TextSpace
-from emcid_jax.tasks import environment
 
 LEAST = 1e-4
 """Probabilities below it are rounding: judgements are kept as float16."""
@@ -45,7 +44,7 @@ class Correlation(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
     options = _parse(arguments)
-    environment.use_compile_cache()
+    aice_images.start()
     run = aice_images.prepare(options.requests, options.count, options.workdir)
     config = StageTwoConfig()
     solved = aice_images.solve(run, config)

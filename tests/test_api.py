@@ -1,9 +1,10 @@
-"""The example of docs/python.md, run on the tiny model."""
+"""The examples of README.md and docs/python.md, run on the tiny model."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,21 +19,28 @@ ONE = StageOneConfig(layer=2, steps=2, objective="text-only")
 TWO = StageTwoConfig(layers=(1, 2), moment_weight=0.1)
 
 
-def test_the_documents_example_runs(
-    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "python.md").read_text(), re.S)
-    code = code.replace('"sprites"', repr(str(tiny_pipeline_folder)))
+def run(page: str, folder: Path) -> dict[str, Any]:
+    """The page's one example in the current folder, on the model in `folder`: its names."""
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    code = code.replace('"sprites"', repr(str(folder)))
     # The model has four blocks only.
     code = code.replace('"my-bank")', '"my-bank", ONE)').replace(
         "captions))", "captions, TWO), TWO)"
     )
     code = code.replace('tiger cat"])', 'tiger cat"], steps=1, guidance=1.0)')
-    monkeypatch.chdir(tmp_path)
     captions = [f"a picture of {i} dogs in the {w}" for i in range(30) for w in ("snow", "art")]
     names = {"ONE": ONE, "TWO": TWO, "captions": captions}
     exec(code, names)
+    return names
 
+
+def test_the_documents_examples_run(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("README.md", tiny_pipeline_folder)
+    written = load_file(tmp_path / "text_encoder" / "model.safetensors")
+    names = run("docs/python.md", tiny_pipeline_folder)
     base, edited = names["base"], names["edited"]
     assert names["images"].shape == (2, 16, 16, 3)
     changed = [
@@ -49,6 +57,9 @@ def test_the_documents_example_runs(
     fresh = emcid_jax.load_pipeline(str(tiny_pipeline_folder))
     jax.tree.map(np.testing.assert_array_equal, base.params, fresh.params)
     stored = load_file(tmp_path / "text_encoder" / "model.safetensors")
+    assert stored.keys() == written.keys()
+    for key, array in stored.items():
+        np.testing.assert_array_equal(written[key], array)
     blocks = edited.params["text_encoder"]["text_model"]["encoder"]
     name = "text_model.encoder.layers.1.mlp.fc2.weight"
     np.testing.assert_array_equal(

@@ -323,8 +323,9 @@ def require_base(concepts: ConceptBank, pipeline: Pipeline) -> None:
         if others:
             raise UserError(
                 f"{len(others)} memories, the first of {others[0]!r}, were found with another "
-                f"{part} than that of {pipeline.folder}; give the model they were made for, or add "
-                "the requests to a new bank with this one"
+                f"{part} than that of {pipeline.folder}; give the model they were made for, take "
+                "the bank to a fine-tuned one (task bank, operation port), or add the requests to "
+                "a new bank with this one"
             )
 
 
