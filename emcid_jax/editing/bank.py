@@ -65,6 +65,8 @@ class Record(NamedTuple):
     memory: Memory
     details: Mapping[str, Any]
     """What else is worth knowing about it (JSON)."""
+    code: str = ""
+    """Version of emcid_jax that filed it; empty while it is not on disk."""
 
 
 def provenance(
@@ -168,7 +170,8 @@ def parse_record(content: bytes) -> Record:
     header, start = _head(content)
     said = header["__metadata__"]
     memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
-    return Record(json.loads(said["provenance"]), memory, json.loads(said["details"]))
+    about, details = json.loads(said["provenance"]), json.loads(said["details"])
+    return Record(about, memory, details, said["code"])
 
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:

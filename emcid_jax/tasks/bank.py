@@ -250,6 +250,7 @@ def describe(found: ConceptBank, concept: Concept) -> dict[str, Any]:
         "steps": len(memory.curve),
         "provenance": record.provenance,
         "details": record.details,
+        "code": record.code,
     }
 
 

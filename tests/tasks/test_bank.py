@@ -6,6 +6,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def test_a_banks_life(say: Say, tmp_path: Path, tiny_pipeline_folder: Path) -> N
     (shown,) = json.loads("\n".join(say("show", names=("dog",))))
     assert shown["request"]["source"] == "dog"
     assert shown["provenance"]["stage_one"]["steps"] == 2
+    assert shown["code"] == metadata.version("emcid_jax")
 
     say("solve")
     whole, _ = read_edit(workdir / "edit.safetensors")
