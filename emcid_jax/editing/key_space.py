@@ -116,7 +116,9 @@ def predict(
     offsets = np.array(
         [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
     )
-    clean = clean_run(pipeline, [*requests, *kept], config.layers)
+    # Apart, for the requests' shapes are those that the solve compiles.
+    runs = [clean_run(pipeline, part, config.layers) for part in (requests, kept) if part]
+    states = np.concatenate([run.states for run in runs])
     protection = preservation.protect(pipeline, requests, config)
     strength = stage_two.effective_strength(config)
     weights = np.array([request.weight for request in requests])
@@ -125,7 +127,7 @@ def predict(
     change = np.zeros((count + len(kept), offsets.shape[1]))
     for index, layer in enumerate(config.layers):
         solver, moment = stage_two.layer_solver(config, layer, moments.moment(layer), protection)
-        keys = clean.keys[layer]
+        keys = np.concatenate([run.keys[layer] for run in runs])
         white = moment.factor.whiten(keys.T).T
         similarity += cosines(white, white[:count]) / layers
         residuals = (offsets - change[:count]) / (layers - index)
@@ -133,7 +135,7 @@ def predict(
         change += keys @ solution.delta.T
     sources = [request.source for request in requests]
     others = similarity - 2 * np.eye(count + len(kept), count)  # Nobody is his own neighbour.
-    drift = np.linalg.norm(change, axis=1) / np.linalg.norm(clean.states, axis=1)
+    drift = np.linalg.norm(change, axis=1) / np.linalg.norm(states, axis=1)
     neighbours = [
         Neighbour(name, sources[near], float(others[row, near]), float(drift[row]))
         for row, name in enumerate(keep, start=count)

@@ -19,13 +19,13 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float64, Int
 
-from emcid_jax.models.clip_text import ClipTextModel
+from emcid_jax.models.clip_text import ClipTextModel, TextEmbeddings
 from emcid_jax.parallel import padded_size, place, replicated, sharded
 
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
 CHUNK_TOKENS = 8192
 # Prompts of one more width are worth another compiled program from this many tokens on.
-GROUP_TOKENS = 1024
+GROUP_TOKENS = 4096
 # Rows of a chunk are a multiple of this, so that programs fit edits of other sizes too.
 ROW_STEP = 16
 
@@ -65,8 +65,16 @@ class Run(NamedTuple):
     value: Float[Array, "row dim"]
 
 
+class Features(NamedTuple):
+    """What comes out of the text encoder, wherever."""
+
+    tokens: Float[Array, "row token dim"]
+    pooled: Float[Array, "row dim"]
+    """At the end token."""
+
+
 class Blocks:
-    """The pristine blocks, each run by the same compiled program (per chunk shape)."""
+    """A text encoder's blocks, each run by the same compiled program (per chunk shape)."""
 
     def __init__(self, model: ClipTextModel, params: Mapping[str, Any], mesh: Mesh) -> None:
         config = dataclasses.replace(model.config, num_hidden_layers=1)
@@ -77,15 +85,33 @@ class Blocks:
     def run(self, chunk: Chunk, layer: int) -> Run:
         """Block `layer` on its input."""
         text_model = self._params["text_model"]
+        hidden = chunk.hidden
+        if hidden is None:
+            hidden = _embed(self._model, text_model["embeddings"], chunk.ids)
         encoder = {"layers.0": text_model["encoder"][f"layers.{layer}"]}
         params = {"text_model": text_model | {"encoder": encoder}}
-        return _run_block(self._model, self._mesh, params, chunk.ids, chunk.positions, chunk.hidden)
+        return _run_block(self._model, self._mesh, params, chunk.ids, chunk.positions, hidden)
 
     def forward(self, chunk: Chunk, start: int, stop: int) -> Chunk:
         """From the input of block `start` to the input of block `stop`."""
         for layer in range(start, stop):
             chunk = dataclasses.replace(chunk, hidden=self.run(chunk, layer).hidden)
         return chunk
+
+    def features(self, chunk: Chunk) -> Features:
+        """Final features of prompts that have been through all blocks."""
+        text_model = self._params["text_model"]
+        params = {"text_model": text_model | {"encoder": {}}}
+        return _run_norm(self._model, self._mesh, params, chunk.ids, chunk.hidden)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(
+    model: ClipTextModel, params: dict[str, Any], ids: Int[Array, "row token"]
+) -> Float[Array, "row token dim"]:
+    """Input of block 0, on its own so that all blocks are one program."""
+    hidden: Any = TextEmbeddings(model.config, model.dtype).apply({"params": params}, ids)
+    return hidden
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -95,7 +121,7 @@ def _run_block(
     params: dict[str, Any],
     ids: Int[Array, "row token"],
     positions: Int[Array, " row"],
-    hidden: Float[Array, "row token dim"] | None,
+    hidden: Float[Array, "row token dim"],
 ) -> Run:
     with jax.default_matmul_precision("highest"):
         out: Any = model.apply({"params": params}, ids, hidden=hidden)
@@ -106,6 +132,20 @@ def _run_block(
 
     state, keys, value = out.hidden[0], out.keys[0], out.values[0]
     return Run(state, keys, at_subject(state), at_subject(keys), at_subject(value))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _run_norm(
+    model: ClipTextModel,
+    mesh: Mesh,
+    params: dict[str, Any],
+    ids: Int[Array, "row token"],
+    hidden: Float[Array, "row token dim"] | None,
+) -> Features:
+    out: Any = model.apply({"params": params}, ids, hidden=hidden, start=1)
+    everywhere = replicated(mesh)
+    features = Features(out.last_hidden_state, out.pooled)
+    return jax.lax.with_sharding_constraint(features, everywhere)
 
 
 @jax.jit

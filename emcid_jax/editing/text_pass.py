@@ -1,30 +1,28 @@
 """Whole prompts through a text encoder: states of one block at one token, and final features.
 
-Attention is causal: prompts are cut after their end token and grouped by width, so that few
-shapes are compiled and little padding is computed.
+Attention is causal: prompts are cut after their end token and grouped by width, so that little
+padding is computed. Every block runs as the same program, one compilation for each of few shapes.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.sharding import Mesh
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float64, Int
 
+from emcid_jax.editing.propagation import Blocks, Chunk
 from emcid_jax.editing.second_moment import exact
 from emcid_jax.models.clip_text import ClipTextModel, end_positions
-from emcid_jax.parallel import make_mesh, padded_size, replicated, sharded
+from emcid_jax.parallel import make_mesh, padded_size, place, sharded
 from emcid_jax.pipeline import Pipeline
 
 ROWS = 256
 """Most prompts of one call."""
-WIDTH_STEP = 8
+WIDTH_STEP = 4
 """Token widths are multiples of this."""
 
 
@@ -35,6 +33,16 @@ class TextStates(NamedTuple):
     """Output of the block at the position."""
     pooled: Float64[np.ndarray, "prompt dim"]
     """Final features at the end token."""
+
+
+class Part(NamedTuple):
+    """Prompts of about one length."""
+
+    rows: Int[np.ndarray, " prompt"]
+    """Which of all they are."""
+    chunk: Chunk
+    """Them, cut, and repeated up to a common size."""
+    lengths: Int[np.ndarray, " prompt"]
 
 
 def text_states(
@@ -55,15 +63,15 @@ def text_states(
     """
     dim = pipeline.text.config.hidden_size
     states = TextStates(np.zeros((len(ids), dim)), np.zeros((len(ids), dim)))
-    mesh = make_mesh()
     model = exact(pipeline.text, dict(params))
-    placed = jax.device_put(dict(params), replicated(mesh))
-    for rows, cut, _ in _chunks(model, ids, mesh):
-        places = np.resize(positions[rows], len(cut)).astype(np.int32)
-        inputs = jax.device_put((cut, places), sharded(mesh))
-        state, pooled, _ = _run(model, mesh, block, placed, *inputs)
-        states.state[rows] = np.asarray(state)[: len(rows)]
-        states.pooled[rows] = np.asarray(pooled)[: len(rows)]
+    blocks, depth = Blocks(model, params, make_mesh()), model.config.num_hidden_layers
+    for rows, chunk, _ in _parts(model, ids, positions):
+        before = blocks.forward(chunk, 0, block)
+        run = blocks.run(before, block)
+        after = dataclasses.replace(chunk, hidden=run.hidden)
+        found = blocks.features(blocks.forward(after, block + 1, depth))
+        states.state[rows] = np.asarray(run.state)[: len(rows)]
+        states.pooled[rows] = np.asarray(found.pooled)[: len(rows)]
     return states
 
 
@@ -79,16 +87,16 @@ def feature_drift(
     text encoder.
     """
     drift = np.zeros(len(ids))
-    mesh = make_mesh()
     model = exact(pipeline.text, dict(before))
-    both = [jax.device_put(dict(params), replicated(mesh)) for params in (before, after)]
-    for rows, cut, lengths in _chunks(model, ids, mesh):
-        inputs = jax.device_put((cut, np.zeros(len(cut), np.int32)), sharded(mesh))
+    mesh, depth = make_mesh(), model.config.num_hidden_layers
+    both = [Blocks(model, params, mesh) for params in (before, after)]
+    for rows, chunk, lengths in _parts(model, ids, np.zeros(len(ids), np.int32)):
         old, new = (
-            np.asarray(_run(model, mesh, 0, params, *inputs)[2], np.float64)[: len(rows)]
-            for params in both
+            np.asarray(blocks.features(blocks.forward(chunk, 0, depth)).tokens, np.float64)
+            for blocks in both
         )
-        valid = np.arange(cut.shape[1]) < lengths[:, None]
+        old, new = old[: len(rows)], new[: len(rows)]
+        valid = np.arange(chunk.ids.shape[1]) < lengths[:, None]
         change, size = (
             np.sqrt((np.square(x) * valid[..., None]).sum((1, 2))) for x in (new - old, old)
         )
@@ -96,10 +104,13 @@ def feature_drift(
     return drift
 
 
-def _chunks(
-    model: ClipTextModel, ids: Int[np.ndarray, "prompt token"], mesh: Mesh
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows, their ids (cut, and repeated up to a common size), their lengths."""
+def _parts(
+    model: ClipTextModel,
+    ids: Int[np.ndarray, "prompt token"],
+    positions: Int[np.ndarray, " prompt"],
+) -> Iterator[Part]:
+    """All prompts, at most `ROWS` at a time."""
+    mesh = make_mesh()
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
     widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, ids.shape[1])
     for width in np.unique(widths).tolist():
@@ -107,22 +118,7 @@ def _chunks(
         size = padded_size(min(ROWS, 1 << (group.size - 1).bit_length()), mesh.size)
         for first in range(0, group.size, size):
             rows = group[first : first + size]
-            cut = ids[np.resize(rows, size), :width].astype(np.int32)
-            yield rows, cut, lengths[rows]
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run(
-    model: ClipTextModel,
-    mesh: Mesh,
-    block: int,
-    params: dict[str, Any],
-    ids: Int[Array, "row token"],
-    positions: Int[Array, " row"],
-) -> tuple[Float[Array, "row dim"], Float[Array, "row dim"], Float[Array, "row token dim"]]:
-    with jax.default_matmul_precision("highest"):
-        out: Any = model.apply({"params": params}, ids)
-    state = jnp.take_along_axis(out.hidden[block], positions[:, None, None], axis=1)[:, 0]
-    return jax.lax.with_sharding_constraint(
-        (state, out.pooled, out.last_hidden_state), replicated(mesh)
-    )
+            repeated = np.resize(rows, size)
+            inputs = ids[repeated, :width].astype(np.int32), positions[repeated].astype(np.int32)
+            chunk = Chunk(rows, True, *place(inputs, sharded(mesh)))
+            yield Part(rows, chunk, lengths[rows])
