@@ -25,7 +25,7 @@ from emcid_jax.parallel import padded_size, place, replicated, sharded
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
 CHUNK_TOKENS = 8192
 # Prompts of one more width are worth another compiled program from this many tokens on.
-GROUP_TOKENS = 4096
+GROUP_TOKENS = 1024
 # Rows of a chunk are a multiple of this, so that programs fit edits of other sizes too.
 ROW_STEP = 16
 

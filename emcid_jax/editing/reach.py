@@ -65,7 +65,9 @@ def reach(
     owner, prompt = np.nonzero(source.mask)
     rows = source.ids[owner, prompt], source.positions[owner, prompt]
     before, after = (text_states(pipeline, params, *rows, block) for params in (base, edited))
-    ends = text_states(pipeline, base, wanted.ids[:, 0], wanted.positions[:, 0], block).pooled
+    # Many concepts may share a destination ("art"): each is read once.
+    ids, which = np.unique(wanted.ids[:, 0], axis=0, return_inverse=True)
+    ends = text_states(pipeline, base, ids, np.zeros(len(ids), np.int32), block).pooled[which]
     first = np.flatnonzero(prompt == 0)
     h0, h = before.state[first], after.state[first]
     asked = targets - h0

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64, Int
 
-from emcid_jax.editing.propagation import Blocks, Chunk
+from emcid_jax.editing.propagation import ROW_STEP, Blocks, Chunk
 from emcid_jax.editing.second_moment import exact
 from emcid_jax.models.clip_text import ClipTextModel, end_positions
-from emcid_jax.parallel import make_mesh, padded_size, place, sharded
+from emcid_jax.parallel import even_chunk, make_mesh, padded_size, place, sharded
 from emcid_jax.pipeline import Pipeline
 
 ROWS = 256
@@ -115,7 +115,7 @@ def _parts(
     widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, ids.shape[1])
     for width in np.unique(widths).tolist():
         group = np.flatnonzero(widths == width)
-        size = padded_size(min(ROWS, 1 << (group.size - 1).bit_length()), mesh.size)
+        size = padded_size(padded_size(even_chunk(group.size, ROWS), ROW_STEP), mesh.size)
         for first in range(0, group.size, size):
             rows = group[first : first + size]
             repeated = np.resize(rows, size)
