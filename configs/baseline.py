@@ -5,9 +5,12 @@ One prompt per request and image set, ten sampler steps and 25 hold-out classes 
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 from emcid_jax.tasks.baseline import BaselineConfig
 
 ROWS = (
@@ -31,10 +34,9 @@ ROWS = (
 def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path="arbitrary_val.csv"),
-        stage_one=settings.StageOneConfig(
-            steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
-        ),
+        stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
         stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
         evaluation=settings.EvaluationConfig(steps=10, prompts_per_request=1, holdout=25),
+        run=settings.RunConfig(cpu_devices=0),
     )
     return settings.to_config_dict(BaselineConfig(base=base, rows=ROWS))

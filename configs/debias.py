@@ -5,11 +5,13 @@ Other shares, other values: your own manifest, `--config.requests.path=requests.
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 
 
 def get_config() -> ConfigDict:
@@ -18,9 +20,7 @@ def get_config() -> ConfigDict:
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
             # Two memories per profession: without images they take seconds.
-            stage_one=settings.StageOneConfig(
-                objective="text-only", steps=60, learning_rate=0.5, text_loss_scale=0.1
-            ),
+            stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60),
             moments=settings.MomentConfig(count=5_000),
             debias=settings.DebiasConfig(
                 images=24, tolerance=0.125, rounds=0, refinements=2, steps=10
@@ -28,5 +28,6 @@ def get_config() -> ConfigDict:
             evaluation=settings.EvaluationConfig(
                 steps=10, holdout=25, debias_seeds=3, debias_images=1
             ),
+            run=settings.RunConfig(cpu_devices=0),
         )
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 
 
 def get_config() -> ConfigDict:
@@ -14,12 +16,11 @@ def get_config() -> ConfigDict:
     return settings.to_config_dict(
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
-            stage_one=settings.StageOneConfig(
-                steps=60, image_steps=10, learning_rate=0.5, text_loss_scale=0.1
-            ),
+            stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
             moments=settings.MomentConfig(count=5_000),
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=3, holdout=40, aliases=False
             ),
+            run=settings.RunConfig(cpu_devices=0),
         )
     )

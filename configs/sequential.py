@@ -5,17 +5,21 @@ Memories by the text loss alone: every round that starts from edited weights nee
 
 from __future__ import annotations
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
 from emcid_jax.tasks.sequential import SequentialConfig
 
 
 def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path="arbitrary_val.csv", count=100),
-        stage_one=settings.StageOneConfig(steps=60, learning_rate=0.5, objective="text-only"),
+        stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60),
         stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
         evaluation=settings.EvaluationConfig(enabled=False),
+        run=settings.RunConfig(cpu_devices=0),
     )
     return settings.to_config_dict(SequentialConfig(base=base))

@@ -35,6 +35,8 @@ TASKS = (
     "text_report",
     "baseline",
     "sequential",
+    "layer_pairs",
+    "trace",
 )
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\

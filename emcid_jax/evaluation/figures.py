@@ -12,7 +12,7 @@ from jaxtyping import Float
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA3AB", "#22303C"
 """Okabe and Ito's colours, told apart with any colour vision, and two neutrals."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "font.family": "DejaVu Sans",
     "axes.edgecolor": GREY,
@@ -113,7 +113,7 @@ def svg(draw: Callable[..., None], rows: int = 1, size: tuple[float, float] = (6
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasSVG(figure)
         draw(*np.atleast_1d(figure.subplots(rows, 1, sharex=rows > 1)).tolist())

@@ -1,0 +1,196 @@
+"""Task `layer_pairs`: every range of edited layers (first, last), judged in text space.
+
+A memory depends on the last layer alone, which is Stage I's: one bank per last layer serves all
+its ranges. Rows that `layer_pairs.json` holds already, made with the same settings, are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from emcid_jax.concepts.templates import slot_count
+from emcid_jax.config import CountOrZero, EditConfig
+from emcid_jax.editing import stage_two
+from emcid_jax.editing.bank import hash_of
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.heat_maps import Panel, heat_maps
+from emcid_jax.evaluation.reading import make_reader
+from emcid_jax.files import write_atomically
+from emcid_jax.tasks import edit, environment, trial
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import names_to_keep
+
+TEXT = {
+    "edited": "edited names that read as the destination",
+    "kept": "kept names that read as themselves",
+    "both": "mean of both",
+}
+IMAGES = {
+    "generalization_source2dest": "images: generalization Source2Dest",
+    "holdout_delta": "images: 1 + Holdout Delta",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerPairsConfig:
+    """Settings of this task."""
+
+    base: EditConfig = EditConfig()
+    """Requests, model and both stages; `stage_one.layer` and `stage_two.layers` are replaced."""
+    task: Literal["layer_pairs"] = "layer_pairs"
+    """Which task of main runs."""
+    lasts: tuple[CountOrZero, ...] = ()
+    """Last edited layers; empty: all but the last block, whose states no other token reads."""
+    keep: tuple[str, ...] = ()
+    """Names that shall stay as they are; edited ones are left out."""
+    keep_path: str = ""
+    """File of more such names, one a line; `sprites`: every object of the sprite world."""
+    keep_count: CountOrZero = 0
+    """So many kept names are judged, spread evenly; 0: all. All of them can be read."""
+    template: str = "a picture of a {}"
+    """Template of judging; no request should use it."""
+    images: bool = False
+    """Whether `base.evaluation` is drawn for every range too: hours."""
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if slot_count(self.template) != 1:
+            raise UserError(f"config.template is {self.template!r}; a template holds one {{}}")
+        if not (self.keep or self.keep_path):
+            raise UserError("config.keep and keep_path are empty; name what shall stay")
+        if self.images and not self.base.evaluation.enabled:
+            raise UserError(
+                "config.images is True, but config.base.evaluation.enabled is False; set it to True"
+            )
+
+
+Config = LayerPairsConfig
+
+
+def run(config: LayerPairsConfig, workdir: Path) -> None:
+    """Fills `workdir/layer_pairs.json`, `layer_pairs.md` and `layer_pairs.png`.
+
+    UserError, before anything is written, if settings, requests, names or model are unfit.
+    """
+    if config.base.run.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
+    evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
+    job = edit.prepare(dataclasses.replace(config.base, evaluation=evaluation))
+    lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
+    path = workdir / "layer_pairs.json"
+    with folders.exclusive(workdir):
+        log = folders.Log(workdir / "metrics.jsonl")
+        key = hash_of([job.inputs, keep, _settings(config)])
+        content = folders.read_json(path) if path.exists() else {}
+        rows = content["rows"] if content.get("settings") == key else []
+        reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
+        for pair, varied, found in _tried(job, lasts, rows, workdir, log):
+            with log.timed("layer_pair") as figures:
+                solved = edit.solve(varied, *found)
+                edited = stage_two.with_edit(job.pipeline, solved)
+                read = reader.read(edited.params["text_encoder"])
+                row = dict(zip(("first", "last"), pair, strict=True)) | read._asdict()
+                row["both"] = read.both
+                row["left"] = solved.report.distance_after / solved.report.distance_before
+                if config.images:
+                    result = trial.judged(varied, edited, workdir)
+                    row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
+                figures |= {"first": pair[0], "last": pair[1]}
+            rows.append(row)
+            folders.write_json(path, {"settings": key, "rows": rows})
+        chosen = [row for row in rows if row["last"] in lasts]
+        chosen.sort(key=lambda row: (row["last"], row["first"]))
+        (workdir / "layer_pairs.md").write_text(table(chosen), "utf8")
+        write_atomically(workdir / "layer_pairs.png", heat_maps(panels(chosen)))
+
+
+def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
+    """A map per figure: last layer by first layer."""
+    lasts = sorted({row["last"] for row in rows})
+    firsts = range(max(lasts) + 1)
+
+    def panel(title: str, values: Mapping[tuple[int, int], float]) -> Panel:
+        grid = np.full((len(lasts), len(firsts)), np.nan)
+        for (first, last), value in values.items():
+            grid[lasts.index(last), first] = value
+        return Panel(title, grid, lasts, firsts, "last edited layer", "first edited layer")
+
+    found = [
+        panel(title, {(row["first"], row["last"]): row[name] for row in rows})
+        for name, title in TEXT.items()
+    ]
+    drawn = [row for row in rows if "aice" in row]
+    for name, title in IMAGES.items() if drawn else ():
+        shift = 1.0 if name == "holdout_delta" else 0.0
+        pairs = {
+            (row["first"], row["last"]): shift + row["aice"][name]["value"]
+            for row in drawn
+            if name in row["aice"]
+        }
+        found.append(panel(title, pairs))
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line per range."""
+    names = ("edited", "source", "kept", "both", "gap", "drift", "left")
+    lines = [f"| layers | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    for row in rows:
+        first, last = row["first"], row["last"]
+        layers = str(last) if first == last else f"{first}-{last}"
+        lines.append(f"| {layers} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _tried(
+    job: edit.Job,
+    lasts: Sequence[int],
+    rows: Sequence[Mapping[str, Any]],
+    workdir: Path,
+    log: folders.Log,
+) -> Iterator[tuple[tuple[int, int], edit.Job, trial.Found]]:
+    """Every (first, last) that `rows` lack, the job with these layers, and what Stage II reads."""
+    done = {(row["first"], row["last"]) for row in rows}
+    for last in lasts:
+        firsts = [first for first in range(last + 1) if (first, last) not in done]
+        found = trial.find(_varied(job, firsts[0], last), workdir, log) if firsts else None
+        for first in firsts:
+            assert found is not None
+            yield (first, last), _varied(job, first, last), found
+
+
+def _varied(job: edit.Job, first: int, last: int) -> edit.Job:
+    """The job with layers `first` to `last`."""
+    config = job.config
+    stage_one = dataclasses.replace(config.stage_one, layer=last)
+    layers = dataclasses.replace(config.stage_two, layers=tuple(range(first, last + 1)))
+    return dataclasses.replace(
+        job, config=dataclasses.replace(config, stage_one=stage_one, stage_two=layers)
+    )
+
+
+def _lasts(config: LayerPairsConfig, blocks: int) -> tuple[int, ...]:
+    """The last layers. UserError for one that the text encoder has not."""
+    lasts = tuple(sorted(set(config.lasts))) or tuple(range(blocks - 1))
+    if lasts[-1] >= blocks:
+        raise UserError(
+            f"config.lasts has {lasts[-1]}, but the text encoder has blocks 0 to {blocks - 1}"
+        )
+    return lasts
+
+
+def _settings(config: LayerPairsConfig) -> dict[str, Any]:
+    """What decides a row's figures, beside requests, names and model."""
+    base = dataclasses.asdict(config.base)
+    used = ("stage_one", "stage_two", "moments", *(("evaluation",) if config.images else ()))
+    values = {name: base[name] for name in used}
+    values["stage_one"] = values["stage_one"] | {"layer": 0}
+    values["stage_two"] = values["stage_two"] | {"layers": ()}
+    return values | {name: getattr(config, name) for name in ("keep_count", "template")}

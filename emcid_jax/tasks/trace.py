@@ -1,0 +1,183 @@
+# ruff: noqa: RUF009 (sections of settings are frozen)
+"""Task `trace`: which blocks of the text encoder hold a name, by causal tracing (docs/tracing.md).
+
+Rows that `trace.json` holds already, made with the same settings, are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from tqdm import tqdm
+
+from emcid_jax.concepts.templates import OBJECT_TEMPLATES, slot_count
+from emcid_jax.config import Count, CountOrZero, ModelConfig, Positive, RunConfig, Seed
+from emcid_jax.editing.bank import hash_of, model_hashes
+from emcid_jax.editing.tracing import Site
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation import tracer
+from emcid_jax.evaluation.corruption import read_subjects, with_noise, with_partners
+from emcid_jax.evaluation.heat_maps import Panel, heat_maps
+from emcid_jax.evaluation.recovery import Recovery, whole_windows
+from emcid_jax.files import write_atomically
+from emcid_jax.tasks import environment
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import names_to_keep
+from emcid_jax.tasks.models import open_model
+
+MEASURES = {
+    "end": "end token, distance recovered",
+    "subject": "last subject token, distance recovered",
+    "read": "names read right",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceConfig:
+    """Settings of this task."""
+
+    task: Literal["trace"] = "trace"
+    """Which task of main runs."""
+    names: tuple[str, ...] = ()
+    """Names to trace."""
+    names_path: str = ""
+    """File of more names, one a line; `sprites`: every object of the sprite world."""
+    count: CountOrZero = 100
+    """So many of the names, picked by `seed`; 0: all."""
+    templates: tuple[str, ...] = OBJECT_TEMPLATES
+    """Templates, each with one {}, that every name is put in."""
+    corruption: Literal["noise", "swap"] = "noise"
+    """`noise` on the embeddings of all subject tokens; `swap`: those of another name with as many
+    tokens (names without such another are left out)."""
+    noise: Positive = 3.0
+    """`noise`: its size, in standard deviations of the subjects' token embeddings."""
+    sites: tuple[Site, ...] = get_args(Site)
+    """What is put back: whole blocks' outputs, or what attention or MLP add."""
+    windows: tuple[Count, ...] = (1, 3, 5, 10)
+    """Numbers of neighbouring blocks where it is put back."""
+    seed: Seed = 0
+    """Picks names and partners, and draws the noise."""
+    model: ModelConfig = ModelConfig()
+    run: RunConfig = RunConfig()
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if not (self.names or self.names_path):
+            raise UserError("config.names and names_path are empty; give at least two names")
+        for i, template in enumerate(self.templates):
+            if slot_count(template) != 1:
+                raise UserError(f"config.templates[{i}] is {template!r}; a template holds one {{}}")
+        for field in ("templates", "sites", "windows"):
+            if not getattr(self, field):
+                raise UserError(f"config.{field} is empty; leave it out for the default")
+
+
+Config = TraceConfig
+
+
+def run(config: TraceConfig, workdir: Path) -> None:
+    """Fills `workdir/trace.json`, `trace.md` and `trace.png`.
+
+    UserError, before anything is written, if settings, names or model are unfit.
+    """
+    if config.run.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    names = _chosen(config)
+    pipeline = open_model(config.model)
+    blocks = pipeline.text.config.num_hidden_layers
+    if max(config.windows) > blocks:
+        raise UserError(
+            f"config.windows has {max(config.windows)}, but the text encoder has {blocks} blocks"
+        )
+    subjects = read_subjects(pipeline, names, config.templates)
+    swapped = None
+    if config.corruption == "swap":
+        subjects, swapped = with_partners(subjects, config.seed)
+    path = workdir / "trace.json"
+    with folders.exclusive(workdir):
+        log = folders.Log(workdir / "metrics.jsonl")
+        corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
+        traced = tracer.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
+        key = hash_of([model_hashes(pipeline), subjects.ids.tolist(), _settings(config)])
+        content = folders.read_json(path) if path.exists() else {}
+        rows = content["rows"] if content.get("settings") == key else []
+        done = {(row["site"], row["first"], row["size"]) for row in rows}
+        left: list[tuple[Site, int, int]] = [
+            (site, first, size)
+            for site in config.sites
+            for first, size in whole_windows(blocks, config.windows)
+            if (site, first, size) not in done
+        ]
+        for site, first, size in tqdm(left, "Tracing", disable=not config.run.progress):
+            with log.timed("trace"):
+                found = _plain(tracer.measure(traced, site, range(first, first + size)))
+            rows.append({"site": site, "first": first, "size": size, **found})
+            content = {"settings": key, "names": list(subjects.names), "blocks": blocks}
+            content |= {"corrupted": _plain(traced.nothing), "rows": rows}
+            folders.write_json(path, content)
+        mine = [row for row in rows if row["site"] in config.sites]
+        mine = [row for row in mine if row["size"] in config.windows]
+        (workdir / "trace.md").write_text(table(mine), "utf8")
+        write_atomically(workdir / "trace.png", heat_maps(panels(mine, blocks)))
+
+
+def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
+    """A map per site and measure: window sizes by first block."""
+    sizes = sorted({row["size"] for row in rows})
+    found = []
+    for site in dict.fromkeys(row["site"] for row in rows):
+        for measure, title in MEASURES.items():
+            values = np.full((len(sizes), blocks), np.nan)
+            for row in rows:
+                if row["site"] == site:
+                    values[sizes.index(row["size"]), row["first"]] = row[measure]["value"]
+            label = f"{site}: {title}"
+            found.append(
+                Panel(label, values, sizes, range(blocks), "blocks put back", "first of them")
+            )
+    return found
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: a line per site, size and first block, with intervals."""
+    names = " | ".join(MEASURES.values())
+    lines = [f"| put back | blocks | {names} |", "|---" * (2 + len(MEASURES)) + "|"]
+    for row in rows:
+        last = row["first"] + row["size"] - 1
+        blocks = str(last) if row["size"] == 1 else f"{row['first']}-{last}"
+        cells = [_cell(row[measure]) for measure in MEASURES]
+        lines.append(f"| {row['site']} | {blocks} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(estimate: Mapping[str, Any]) -> str:
+    value = f"{estimate['value']:.2f}"
+    if estimate["low"] is None:
+        return value
+    return f"{value} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+
+
+def _chosen(config: TraceConfig) -> list[str]:
+    names = names_to_keep(config.names, config.names_path, "config.names_path")
+    names = list(dict.fromkeys(names))
+    if len(names) < 2:
+        raise UserError(f"config.names and names_path give {names}; give at least two names")
+    if 0 < config.count < len(names):
+        picked = np.random.default_rng(config.seed).permutation(len(names))[: config.count]
+        names = [names[i] for i in np.sort(picked)]
+    return names
+
+
+def _settings(config: TraceConfig) -> dict[str, Any]:
+    """What decides the figures, beside names and model."""
+    return {name: getattr(config, name) for name in ("corruption", "noise", "seed")}
+
+
+def _plain(found: Recovery) -> dict[str, Any]:
+    return {name: estimate._asdict() for name, estimate in found._asdict().items()}

@@ -1,0 +1,113 @@
+"""Causal tracing's arithmetic by hand, and names traced on the tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emcid_jax.editing import tracing
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation import corruption, recovery, tracer
+from emcid_jax.evaluation.recovery import Finals
+from emcid_jax.pipeline import Pipeline, load_pipeline
+
+NAMES = ("dog", "snow", "great white shark", "female doctor", "sports car")
+TEMPLATES = ("{}", "a photo of a {} in the city")
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+def test_recovery_by_hand() -> None:
+    clean = np.array([[[0.0, 0.0], [0.0, 0.0]], [[4.0, 0.0], [0.0, 8.0]]])
+    corrupted = clean + np.array([2.0, 0.0])
+    found = clean + np.array([[[1.0, 0.0], [0.0, 2.0]], [[0.0, 0.0], [3.0, 0.0]]])
+    np.testing.assert_allclose(
+        recovery.recovered(found, clean, corrupted), [[0.5, 0.0], [1.0, -0.5]]
+    )
+    # Name 0 in template 1 is at (0, 2), nearer to itself; far off it is nearer to the other.
+    assert recovery.read_right(found, clean).all()
+    found[0, 1] = 0.0, 5.0
+    np.testing.assert_array_equal(recovery.read_right(found, clean), [[1, 0], [1, 1]])
+    all_of_it = recovery.recovery(
+        Finals(found, clean), Finals(clean, clean), Finals(*[corrupted] * 2)
+    )
+    assert all_of_it.end.value == pytest.approx(np.mean([0.5, -1.5, 1.0, -0.5]))
+    assert all_of_it.subject.value == 1
+    assert all_of_it.read.value == 0.75
+    assert all_of_it.end.low is not None
+    assert -0.5 <= all_of_it.end.low <= all_of_it.end.value
+
+
+def test_windows_are_whole() -> None:
+    assert recovery.whole_windows(4, (1, 3)) == [
+        (0, 1), (1, 1), (2, 1), (3, 1), (0, 3), (1, 3),
+    ]  # fmt: skip
+
+
+def test_noise_stands_at_the_subject_and_nowhere_else(pipeline: Pipeline) -> None:
+    subjects = corruption.read_subjects(pipeline, NAMES, TEMPLATES)
+    params = pipeline.params["text_encoder"]
+    hidden = np.zeros((*subjects.ids.shape, 32), np.float32)
+    noise = corruption.with_noise(hidden, subjects, params, 2.0, seed=5)
+    where = np.abs(noise).max(-1) > 0
+    decoded = [
+        pipeline.tokenizer.decode(ids[mask]).strip()
+        for rows, masks in zip(subjects.ids, where, strict=True)
+        for ids, mask in zip(rows, masks, strict=True)
+    ]
+    assert decoded == [name for name in NAMES for _ in TEMPLATES]
+    shark = [noise[2, i][where[2, i]] for i in range(2)]
+    np.testing.assert_array_equal(*shark)  # The same in every template.
+    table = np.asarray(params["text_model"]["embeddings"]["token_embedding"]["embedding"])
+    size = 2 * table[subjects.ids[where]].std()
+    assert noise[where].std() == pytest.approx(size, rel=0.15)
+
+
+def test_partners_have_as_many_tokens(pipeline: Pipeline) -> None:
+    subjects = corruption.read_subjects(pipeline, NAMES, TEMPLATES)
+    lengths = (subjects.ends - subjects.starts)[:, 0]
+    mine, swapped = corruption.with_partners(subjects, 0)
+    assert set(mine.names) == {
+        name for name, n in zip(NAMES, lengths, strict=True) if (lengths == n).sum() > 1
+    }
+    assert sorted(map(str, swapped)) == sorted(map(str, mine.ids))  # Everyone is taken once.
+    differs = swapped != mine.ids
+    place = np.arange(mine.ids.shape[-1])
+    inside = (place >= mine.starts[..., None]) & (place < mine.ends[..., None])
+    assert not differs[~inside].any()
+    assert differs.any(-1).all()
+    with pytest.raises(UserError, match="no two names have equally many tokens"):
+        corruption.with_partners(corruption.read_subjects(pipeline, NAMES[1:3], TEMPLATES), 0)
+
+
+def test_traced_names_are_the_runs_of_single_prompts(pipeline: Pipeline) -> None:
+    subjects = corruption.read_subjects(pipeline, NAMES, TEMPLATES)
+    mine, swapped = corruption.with_partners(subjects, 0)
+    traced = tracer.prepare(pipeline, mine, swapped)
+    assert traced.nothing.end.value == traced.nothing.subject.value == 0
+    found = tracer.measure(traced, "mlp", range(1, 3))
+    params, shares = pipeline.params["text_encoder"], []
+    for name in range(len(mine.names)):
+        for template in range(2):
+            rows = [jnp.asarray(ids[name, template][None]) for ids in (mine.ids, swapped)]
+            inputs = [tracing.embed(pipeline.text, params, ids) for ids in rows]
+            position = jnp.asarray(mine.ends[name, template][None] - 1)
+            (clean, parts), (corrupted, _) = (
+                tracing.run(pipeline.text, params, one, rows[0], position) for one in inputs
+            )
+            inside = jnp.asarray([False, True, True, False])
+            ends = tracing.restore(
+                pipeline.text, params, inputs[1], rows[0], position, parts, "mlp", inside
+            )
+            left = np.linalg.norm(ends.end - clean.end)
+            shares.append(1 - left / np.linalg.norm(corrupted.end - clean.end))
+    assert found.end.value == pytest.approx(np.mean(shares), abs=1e-4)
+    top = tracer.measure(traced, "block", [3])
+    assert top.subject.value == pytest.approx(1, abs=1e-5)
+    assert top.end.value == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,122 @@
+"""The task `layer_pairs` on the tiny model: one bank per last layer, rows, resuming, mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emcid_jax import config as settings
+from emcid_jax.editing import stage_two
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.reading import make_reader
+from emcid_jax.tasks import edit, layer_pairs, trial
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.layer_pairs import LayerPairsConfig
+
+PAIRS = (("dog", "cat"), ("goldfish", "beach"))
+
+
+@pytest.fixture
+def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerPairsConfig:
+    requests = [{"source": a, "dest": b, "templates": ["a photo of a {}"]} for a, b in PAIRS]
+    (tmp_path / "requests.json").write_text(json.dumps(requests))
+    words = ["a dog", "the snow", "a doctor", "the city", "art"]
+    captions = [f"{a} and {b} in a picture of {c}" for a in words for b in words for c in words]
+    (tmp_path / "captions.txt").write_text("\n".join(captions))
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path=str(tmp_path / "requests.json")),
+        model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
+        stage_one=settings.StageOneConfig(
+            layer=2, steps=5, learning_rate=0.05, objective="text-only"
+        ),
+        moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=32),
+        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-2),
+        run=settings.RunConfig(compile_cache=False, progress=False),
+    )
+    return LayerPairsConfig(base=base, keep=("snow", "nurse", "dog"), template="the {}")
+
+
+def test_every_range_once(
+    config: LayerPairsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "out"
+    layer_pairs.run(dataclasses.replace(config, lasts=(1,)), workdir)
+    layer_pairs.run(config, workdir)
+    rows = json.loads((workdir / "layer_pairs.json").read_text())["rows"]
+    pairs = [(0, 1), (1, 1), (0, 0), (0, 2), (1, 2), (2, 2)]
+    assert [(row["first"], row["last"]) for row in rows] == pairs
+    assert len(list((workdir / "bank").glob("*.safetensors"))) == 3 * len(PAIRS)
+    lines = (workdir / "layer_pairs.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| 0", "| 0-1", "| 1", "| 0-2", "| 1-2", "| 2",
+    ]  # fmt: skip
+    assert (workdir / "layer_pairs.png").read_bytes().startswith(b"\x89PNG")
+
+    # The row of layers 1 and 2, made step by step.
+    stage_one = dataclasses.replace(config.base.stage_one, layer=2)
+    layers = dataclasses.replace(config.base.stage_two, layers=(1, 2))
+    off = settings.EvaluationConfig(enabled=False)
+    job = edit.prepare(
+        dataclasses.replace(config.base, stage_one=stage_one, stage_two=layers, evaluation=off)
+    )
+    edited, report = trial.written(job, tmp_path / "again", folders.Log(tmp_path / "log"))
+    row = rows[4]
+    assert row["left"] == pytest.approx(report.distance_after / report.distance_before, rel=1e-4)
+    reader = make_reader(job.pipeline, job.requests, config.keep, "the {}")
+    read = reader.read(edited.params["text_encoder"])
+    for name, value in read._asdict().items():
+        assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name
+    assert row["both"] == (read.edited + read.kept) / 2
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a row was made again")
+
+    monkeypatch.setattr(stage_two, "with_edit", refuse)
+    layer_pairs.run(config, workdir)
+    other = dataclasses.replace(config, template="a {}")
+    with pytest.raises(AssertionError, match="made again"):
+        layer_pairs.run(other, workdir)
+
+
+def test_maps_are_triangles() -> None:
+    rows = [
+        {"first": first, "last": last} | dict.fromkeys(layer_pairs.TEXT, last + first / 10)
+        for first, last in ((0, 0), (0, 2), (1, 2), (2, 2))
+    ]
+    panels = layer_pairs.panels(rows)
+    assert [panel.title for panel in panels] == list(layer_pairs.TEXT.values())
+    nothing = np.nan
+    np.testing.assert_allclose(panels[0].values, [[0, nothing, nothing], [2.0, 2.1, 2.2]])
+    assert list(panels[0].rows) == [0, 2]
+    drawn = {"aice": {"holdout_delta": {"value": -0.25}}}
+    panels = layer_pairs.panels([row | drawn for row in rows])
+    assert panels[-1].title == "images: 1 + Holdout Delta"
+    assert panels[-1].values[1, 2] == 0.75
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keep": ()}, "config.keep and keep_path are empty"),
+        ({"template": "x"}, "config.template is 'x'"),
+        ({"images": True}, "config.base.evaluation.enabled is False"),
+    ],
+)
+def test_unfit_settings_are_named(
+    config: LayerPairsConfig, change: dict[str, object], message: str
+) -> None:
+    off = settings.EvaluationConfig(enabled=False)
+    base = dataclasses.replace(config.base, evaluation=off)
+    with pytest.raises(UserError) as error:
+        dataclasses.replace(config, base=base, **change).check()
+    assert message in str(error.value)
+
+
+def test_a_layer_that_is_not_there_is_named(config: LayerPairsConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.lasts has 4, but .* blocks 0 to 3"):
+        layer_pairs.run(dataclasses.replace(config, lasts=(1, 4)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
