@@ -12,10 +12,10 @@ from jaxtyping import Float
 
 from emcid_jax.evaluation.figures import STYLE
 
-CELL = 0.34
-"""Inches of a cell."""
-MOST_COLUMNS = 3
-"""Panels beside each other."""
+PAGE = 7.5
+"""Inches of a printed page's width, which the maps of a row share."""
+LARGEST, NUMBERED = 0.3, 0.24
+"""Inches of a cell: at most, and from which on it shows its number."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -31,36 +31,41 @@ class Panel:
     column_label: str
 
 
-def heat_maps(panels: Sequence[Panel], dpi: int = 110) -> bytes:
-    """The panels in rows of `MOST_COLUMNS`, all of one scale, every cell with its number."""
+def heat_maps(panels: Sequence[Panel], across: int = 2, dpi: int = 160) -> bytes:
+    """The panels in rows of `across`, as wide as a page, all of one scale."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(MOST_COLUMNS, len(panels))
     down = -(-len(panels) // across)
-    width = max(len(panel.columns) for panel in panels) * CELL + 0.7
-    height = max(len(panel.rows) for panel in panels) * CELL + 0.9
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(across * width + 0.5, down * height), layout="constrained")
+    columns = max(len(panel.columns) for panel in panels)
+    cell = min(LARGEST, (PAGE / across - 0.65) / columns)
+    height = max(len(panel.rows) for panel in panels) * cell + 0.75
+    with mpl.rc_context({**STYLE, "font.size": 7.5}):
+        figure = Figure(figsize=(PAGE, down * height), layout="constrained")
         FigureCanvasAgg(figure)
         grid = figure.subplots(down, across, squeeze=False)
-        drawn = [_draw(axes, panel) for axes, panel in zip(grid.flat, panels, strict=False)]
+        drawn = [
+            _draw(axes, panel, numbered=cell >= NUMBERED)
+            for axes, panel in zip(grid.flat, panels, strict=False)
+        ]
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
-        figure.colorbar(drawn[0], ax=grid, fraction=0.02, pad=0.01).outline.set_visible(False)
+        bar = figure.colorbar(drawn[0], ax=grid, fraction=0.02, pad=0.01)
+        bar.outline.set_visible(False)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw(axes: Any, panel: Panel) -> Any:
+def _draw(axes: Any, panel: Panel, *, numbered: bool) -> Any:
     image = axes.imshow(panel.values, cmap="cividis", vmin=0, vmax=1, aspect="equal")
-    for (row, column), value in np.ndenumerate(panel.values):
+    for (row, column), value in np.ndenumerate(panel.values) if numbered else ():
         if np.isfinite(value):
             colour = "black" if value > 0.55 else "white"
-            axes.text(column, row, _short(value), ha="center", va="center", color=colour, size=7.5)
-    axes.set_title(panel.title, size=9.5)
+            place = {"ha": "center", "va": "center", "color": colour, "size": 6.5}
+            axes.text(column, row, _short(value), **place)
+    axes.set_title(panel.title, size=7.5)
     axes.set_xticks(range(len(panel.columns)), [str(one) for one in panel.columns])
     axes.set_yticks(range(len(panel.rows)), [str(one) for one in panel.rows])
     axes.set_xlabel(panel.column_label)

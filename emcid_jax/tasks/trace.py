@@ -31,8 +31,8 @@ from emcid_jax.tasks.inputs import names_to_keep
 from emcid_jax.tasks.models import open_model
 
 MEASURES = {
-    "end": "end token, distance recovered",
-    "subject": "last subject token, distance recovered",
+    "end": "recovered, end token",
+    "subject": "recovered, subject token",
     "read": "names read right",
 }
 
@@ -124,7 +124,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
         mine = [row for row in rows if row["site"] in config.sites]
         mine = [row for row in mine if row["size"] in config.windows]
         (workdir / "trace.md").write_text(table(mine), "utf8")
-        write_atomically(workdir / "trace.png", heat_maps(panels(mine, blocks)))
+        write_atomically(workdir / "trace.png", heat_maps(panels(mine, blocks), len(MEASURES)))
 
 
 def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
