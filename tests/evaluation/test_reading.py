@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -36,17 +35,10 @@ def test_names_read_as_the_nearest_clean_ones(pipeline: Pipeline) -> None:
         lambda leaf: leaf * (1 + 0.5 * rng.standard_normal(leaf.shape).astype(np.float32)), params
     )
     found = reader.read(other)
+    ids = tokenize(pipeline.tokenizer, [f"a picture of {name}" for name in reader.names])
+    forward = jax.jit(lambda one: pipeline.text.apply({"params": one}, ids).pooled)
     clean, edited = (
-        {
-            name: np.asarray(
-                pipeline.text.apply(
-                    {"params": one},
-                    jnp.asarray(tokenize(pipeline.tokenizer, [f"a picture of {name}"])),
-                ).pooled[0]
-            )
-            for name in reader.names
-        }
-        for one in (params, other)
+        dict(zip(reader.names, np.asarray(forward(one)), strict=True)) for one in (params, other)
     )
 
     def read(name: str) -> str:

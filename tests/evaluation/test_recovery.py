@@ -86,28 +86,28 @@ def test_partners_have_as_many_tokens(pipeline: Pipeline) -> None:
         corruption.with_partners(corruption.read_subjects(pipeline, NAMES[1:3], TEMPLATES), 0)
 
 
-def test_traced_names_are_the_runs_of_single_prompts(pipeline: Pipeline) -> None:
+def test_traced_names_are_means_over_prompts(pipeline: Pipeline) -> None:
     subjects = corruption.read_subjects(pipeline, NAMES, TEMPLATES)
     mine, swapped = corruption.with_partners(subjects, 0)
     traced = tracer.prepare(pipeline, mine, swapped)
     assert traced.nothing.end.value == traced.nothing.subject.value == 0
     found = tracer.measure(traced, "mlp", range(1, 3))
-    params, shares = pipeline.params["text_encoder"], []
-    for name in range(len(mine.names)):
-        for template in range(2):
-            rows = [jnp.asarray(ids[name, template][None]) for ids in (mine.ids, swapped)]
-            inputs = [tracing.embed(pipeline.text, params, ids) for ids in rows]
-            position = jnp.asarray(mine.ends[name, template][None] - 1)
-            (clean, parts), (corrupted, _) = (
-                tracing.run(pipeline.text, params, one, rows[0], position) for one in inputs
-            )
-            inside = jnp.asarray([False, True, True, False])
-            ends = tracing.restore(
-                pipeline.text, params, inputs[1], rows[0], position, parts, "mlp", inside
-            )
-            left = np.linalg.norm(ends.end - clean.end)
-            shares.append(1 - left / np.linalg.norm(corrupted.end - clean.end))
-    assert found.end.value == pytest.approx(np.mean(shares), abs=1e-4)
+    # The same, prompt for prompt.
+    params, model = pipeline.params["text_encoder"], pipeline.text
+    ids = jnp.asarray(mine.ids.reshape(-1, mine.ids.shape[-1]))
+    position = jnp.asarray(mine.ends.reshape(-1) - 1)
+    inputs = [
+        tracing.embed(model, params, one) for one in (ids, jnp.asarray(swapped.reshape(ids.shape)))
+    ]
+    (clean, parts), (corrupted, _) = (
+        tracing.run(model, params, one, ids, position) for one in inputs
+    )
+    inside = jnp.asarray([False, True, True, False])
+    ends = tracing.restore(model, params, inputs[1], ids, position, parts, "mlp", inside)
+    for name, value in (("end", found.end.value), ("subject", found.subject.value)):
+        goal, start, end = (np.asarray(getattr(one, name)) for one in (clean, corrupted, ends))
+        shares = 1 - np.linalg.norm(end - goal, axis=1) / np.linalg.norm(start - goal, axis=1)
+        assert value == pytest.approx(shares.mean(), abs=1e-4)
     top = tracer.measure(traced, "block", [3])
     assert top.subject.value == pytest.approx(1, abs=1e-5)
     assert top.end.value == pytest.approx(0, abs=1e-5)

@@ -21,6 +21,7 @@ def config(tiny_pipeline_folder: Path) -> TraceConfig:
     return TraceConfig(
         names=("dog", "snow", "cat", "beach", "great white shark"),
         templates=("{}", "a photo of a {}"),
+        sites=("block", "mlp"),
         windows=(1, 2),
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         run=settings.RunConfig(compile_cache=False, progress=False),
@@ -39,9 +40,9 @@ def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     trace.run(config, tmp_path)
     content = json.loads((tmp_path / "trace.json").read_text())
     assert content["rows"][:7] == first["rows"]
-    assert [row["site"] for row in content["rows"][7:]] == ["attention"] * 7 + ["mlp"] * 7
+    assert [row["site"] for row in content["rows"][7:]] == ["mlp"] * 7
     lines = (tmp_path / "trace.md").read_text().splitlines()
-    assert len(lines) == 2 + 21
+    assert len(lines) == 2 + 14
     assert lines[2].startswith("| block | 0 | ")
     assert lines[8].startswith("| block | 2-3 | ")
     assert f"{content['rows'][6]['end']['value']:.2f} (" in lines[8]
