@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -35,7 +36,8 @@ def test_names_read_as_the_nearest_clean_ones(pipeline: Pipeline) -> None:
         lambda leaf: leaf * (1 + 0.5 * rng.standard_normal(leaf.shape).astype(np.float32)), params
     )
     found = reader.read(other)
-    ids = tokenize(pipeline.tokenizer, [f"a picture of {name}" for name in reader.names])
+    prompts = [f"a picture of {name}" for name in reader.names]
+    ids = jnp.asarray(tokenize(pipeline.tokenizer, prompts))
     forward = jax.jit(lambda one: pipeline.text.apply({"params": one}, ids).pooled)
     clean, edited = (
         dict(zip(reader.names, np.asarray(forward(one)), strict=True)) for one in (params, other)

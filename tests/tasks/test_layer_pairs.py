@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.editing import stage_two
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.reading import make_reader
 from emcid_jax.tasks import edit, layer_pairs, trial
@@ -45,11 +45,18 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerPairsConfig:
 def test_every_range_once(
     config: LayerPairsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workdir = tmp_path / "out"
+    workdir, made, solve = tmp_path / "out", [], edit.solve
+
+    def counted(job: edit.Job, *rest: Any) -> Any:
+        made.append(job.config.stage_two.layers)
+        return solve(job, *rest)
+
+    monkeypatch.setattr(edit, "solve", counted)
     layer_pairs.run(dataclasses.replace(config, lasts=(1,)), workdir)
     layer_pairs.run(config, workdir)
     rows = json.loads((workdir / "layer_pairs.json").read_text())["rows"]
     pairs = [(0, 1), (1, 1), (0, 0)]
+    assert made == [(0, 1), (1,), (0,)]  # Every range once.
     assert [(row["first"], row["last"]) for row in rows] == pairs
     assert len(list((workdir / "bank").glob("*.safetensors"))) == 2 * len(PAIRS)
     lines = (workdir / "layer_pairs.md").read_text().splitlines()
@@ -75,11 +82,9 @@ def test_every_range_once(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a row was made again")
 
-    monkeypatch.setattr(stage_two, "with_edit", refuse)
-    layer_pairs.run(config, workdir)
-    other = dataclasses.replace(config, template="a {}")
-    with pytest.raises(AssertionError, match="made again"):
-        layer_pairs.run(other, workdir)
+    monkeypatch.setattr(edit, "solve", refuse)
+    with pytest.raises(AssertionError, match="made again"):  # Another template, other figures.
+        layer_pairs.run(dataclasses.replace(config, template="a {}"), workdir)
 
 
 def test_maps_are_triangles() -> None:

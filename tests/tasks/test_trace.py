@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,13 @@ def config(tiny_pipeline_folder: Path) -> TraceConfig:
 
 
 def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, measure = [], tracer.measure
+
+    def counted(*arguments: Any) -> Any:
+        made.append(arguments[1:])
+        return measure(*arguments)
+
+    monkeypatch.setattr(tracer, "measure", counted)
     trace.run(dataclasses.replace(config, sites=("block",)), tmp_path)
     first = json.loads((tmp_path / "trace.json").read_text())
     assert [(row["first"], row["size"]) for row in first["rows"]] == [
@@ -48,11 +56,15 @@ def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert f"{content['rows'][6]['end']['value']:.2f} (" in lines[8]
     assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
 
+    wanted = [
+        (row["site"], range(row["first"], row["first"] + row["size"])) for row in content["rows"]
+    ]
+    assert made == wanted  # Every row once.
+
     def refuse(*arguments: object) -> None:
         raise AssertionError("a row was made again")
 
     monkeypatch.setattr(tracer, "measure", refuse)
-    trace.run(config, tmp_path)
     with pytest.raises(AssertionError, match="made again"):  # Other noise, other rows.
         trace.run(dataclasses.replace(config, noise=1.0), tmp_path)
 
