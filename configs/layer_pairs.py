@@ -16,9 +16,9 @@ from emcid_jax.tasks.layer_pairs import LayerPairsConfig
 
 def get_config() -> ConfigDict:
     base = settings.EditConfig(
-        requests=settings.RequestsConfig(path="arbitrary_val.csv", count=100),
-        stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60),
+        requests=settings.RequestsConfig(path="arbitrary_val.csv", count=25),
+        stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, text_tokens=16),
         moments=settings.MomentConfig(count=5_000),
-        run=settings.RunConfig(cpu_devices=0, save_every=50),
+        run=settings.RunConfig(cpu_devices=0, save_every=25),
     )
     return settings.to_config_dict(LayerPairsConfig(base=base, keep_path="sprites", keep_count=200))
