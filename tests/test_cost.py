@@ -68,6 +68,13 @@ def test_loops_branches_and_calls_count_as_often_as_they_run() -> None:
     assert (turns, step.flops) == (7, 2 * one)
 
 
+def test_what_depends_on_the_platform_counts_as_on_an_accelerator() -> None:
+    def program(x: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(x, cpu=lambda y: y @ y @ y, default=lambda y: y @ y)
+
+    assert cost.cost(jaxpr_of(program, shape(8, 8))).flops == 2 * 8**3
+
+
 def test_what_devices_do_side_by_side_is_added_up() -> None:
     mesh = parallel.make_mesh(jax.devices()[:4])
     split = jax.P(parallel.CONCEPT_AXIS)
