@@ -90,7 +90,8 @@ class BankConfig:
         chosen = self.names or self.query or self.requests.path
         if self.operation in ("remove", "strength") and not chosen:
             raise UserError(
-                f"config.names, query and requests.path are empty; say what to {self.operation}"
+                "config.names, query and requests.path are empty; say which concepts operation "
+                f"{self.operation} is for"
             )
 
 

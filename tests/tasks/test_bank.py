@@ -180,7 +180,7 @@ def test_mistakes_are_named(say: Say, tmp_path: Path) -> None:
         ("list", {"bank": ""}, "config.bank is empty"),
         ("list", {"bank": str(tmp_path / "no")}, "no is no concept bank"),
         ("merge", {}, "config.other is empty"),
-        ("remove", {}, "say what to remove"),
+        ("remove", {}, "say which concepts operation remove is for"),
         ("remove", {"names": ("dgo",)}, "'dgo' is not in the bank; did you mean 'dog'?"),
         ("remove", {"query": "x*"}, "match no concept"),
         ("solve", {"bank": str(tmp_path / "no")}, "no is no concept bank"),
