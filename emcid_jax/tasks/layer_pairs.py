@@ -28,7 +28,8 @@ from emcid_jax.tasks.inputs import names_to_keep
 TEXT = {
     "edited": "edited names that read as the destination",
     "kept": "kept names that read as themselves",
-    "both": "mean of both",
+    "gap": "gap: left of the way to the destination",
+    "drift": "drift of kept names",
 }
 IMAGES = {
     "generalization_source2dest": "images: generalization Source2Dest",

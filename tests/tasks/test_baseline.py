@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import pytest
 from emcid_jax import config as settings
 from emcid_jax.baselines import uce
 from emcid_jax.errors import UserError
-from emcid_jax.pipeline import load_pipeline
-from emcid_jax.tasks import baseline
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks import baseline, edit, trial
 from emcid_jax.tasks.baseline import BaselineConfig
 
 NAMES = ["dog, hound", "cat", "goldfish", "snow", "beach", "nurse"]
@@ -58,10 +59,25 @@ def config(
 def test_methods_are_measured_alike_and_once(
     config: BaselineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    baseline.run(dataclasses.replace(config, rows=ROWS[:1]), tmp_path)
+    solved: list[tuple[Any, ...]] = []
+    judged: list[tuple[edit.Job, Pipeline]] = []
+    solve, judge = uce.solve, trial.judged
+
+    def noted_solve(*arguments: Any) -> Any:
+        solved.append((*arguments, solve(*arguments)))
+        return solved[-1][-1]
+
+    def noted_judge(job: edit.Job, edited: Pipeline, workdir: Path) -> Any:
+        judged.append((job, edited))
+        return judge(job, edited, workdir)
+
+    monkeypatch.setattr(uce, "solve", noted_solve)
+    monkeypatch.setattr(trial, "judged", noted_judge)
+    baseline.run(dataclasses.replace(config, rows=ROWS[:2]), tmp_path)
     baseline.run(config, tmp_path)
     rows = json.loads((tmp_path / "baselines.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["EMCID", "UCE", "tuned"]
+    assert len(judged) == 3  # Rows that were there are not made again.
     # The clean model is the same in every row, the edited one is not.
     clean = {json.dumps([row["accuracy"]["pre_acc_e"], row["guard"]["floor"]]) for row in rows}
     assert len(clean) == 1
@@ -71,28 +87,24 @@ def test_methods_are_measured_alike_and_once(
     assert [line.split(" | ")[1] for line in lines[2:]] == ["unedited", "EMCID", "UCE", "tuned"]
     assert f" {forget[1]:.2f} " in lines[4]
 
-    def refuse(*arguments):
+    # UCE's row is the closed form on the job's requests; the text encoder stays as it is.
+    ((pipeline, requests, keep, options, found),) = solved
+    assert [request.source for request in requests] == ["dog", "goldfish"]
+    assert (keep, options.value) == (["snow"], "replace")
+    assert rows[1]["edit"]["condition"] == found.condition
+    job, edited = judged[1]
+    assert edited.params["text_encoder"] is job.pipeline.params["text_encoder"]
+    kernels = uce.text_projections(edited.params["unet"])
+    for path, kernel in uce.text_projections(pipeline.params["unet"]).items():
+        np.testing.assert_allclose(kernels[path], kernel + found.deltas[path].T, atol=1e-6)
+
+    def refuse(*arguments: object) -> None:
         raise AssertionError("a row was made again")
 
     monkeypatch.setattr(uce, "solve", refuse)
-    baseline.run(config, tmp_path)
-    assert json.loads((tmp_path / "baselines.json").read_text())["rows"] == rows
     other = dataclasses.replace(config, rows=("UCE: method=uce uce.value=tensor",))
     with pytest.raises(AssertionError, match="made again"):
         baseline.run(other, tmp_path)
-
-
-def test_uce_row_is_the_formula_on_the_jobs_requests(config: BaselineConfig, tmp_path) -> None:
-    job = baseline.edit.prepare(config.base)
-    _, chosen = baseline.varied(config, ROWS[1])
-    edited, about = baseline._uce(job, chosen, tmp_path, baseline.folders.Log(tmp_path / "log"))
-    pipeline = load_pipeline(Path(config.base.model.path))
-    expected = uce.solve(pipeline, job.requests, ["snow"], uce.UceConfig("replace"))
-    assert about["condition"] == pytest.approx(expected.condition)
-    found = uce.text_projections(edited.params["unet"])
-    for path, kernel in uce.text_projections(pipeline.params["unet"]).items():
-        np.testing.assert_allclose(found[path], kernel + expected.deltas[path].T, atol=1e-6)
-    assert edited.params["text_encoder"] is job.pipeline.params["text_encoder"]
 
 
 @pytest.mark.parametrize(
