@@ -56,6 +56,7 @@ def config(
     return BaselineConfig(base=base, counts=(2,), rows=ROWS)
 
 
+@pytest.mark.slow  # a minute: every method, then again
 def test_methods_are_measured_alike_and_once(
     config: BaselineConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
