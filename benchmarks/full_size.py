@@ -1,8 +1,7 @@
 """`python -m benchmarks.full_size`: the parts of Stable Diffusion 1.4 against PyTorch, on this CPU.
 
 Random weights of the published architecture go through one folder into both sides, float32. Both
-use all cores and take turns; the fastest run counts. Writes nothing but a temporary
-folder of 4 GB.
+use all cores and take turns; the fastest run counts. Takes a temporary folder of 4 GB.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def _unet(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
 
     def theirs() -> np.ndarray:
         with torch.no_grad():
-            arguments = _nchw(latents), torch.tensor(TIME), torch.from_numpy(text)
+            arguments = model.nchw(latents), torch.tensor(TIME), torch.from_numpy(text)
             return pipe.unet(*arguments).sample.permute(0, 2, 3, 1).numpy()
 
     name = f"UNet, {options.images} of {options.side} x {options.side}"
@@ -101,7 +100,7 @@ def _gradient(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row
 
     def theirs() -> np.ndarray:
         states = torch.from_numpy(text).requires_grad_()
-        output = pipe.unet(_nchw(latents), torch.tensor(TIME), states).sample
+        output = pipe.unet(model.nchw(latents), torch.tensor(TIME), states).sample
         return torch.autograd.grad(output.square().mean(), states)[0].numpy()
 
     def ours() -> np.ndarray:
@@ -118,7 +117,7 @@ def _decoder(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
 
     def theirs() -> np.ndarray:
         with torch.no_grad():
-            return pipe.vae.decode(_nchw(latents)).sample.permute(0, 2, 3, 1).numpy()
+            return pipe.vae.decode(model.nchw(latents)).sample.permute(0, 2, 3, 1).numpy()
 
     name = f"VAE decoder, one image of {8 * options.side} pixels"
     return _row(name, theirs, lambda: np.asarray(decode(params, latents)), options)
@@ -127,22 +126,20 @@ def _decoder(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
 def _sampling(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
     seeds = list(range(options.images))
     prompts = [PROMPT] * len(seeds)
-    noise = _nchw(initial_noise(pipeline, seeds))
+    noise = initial_noise(pipeline, seeds)
 
     def theirs() -> np.ndarray:
-        drawn = pipe(
-            prompts,
-            num_inference_steps=options.steps,
-            guidance_scale=GUIDANCE,
-            latents=noise,
-            output_type="np",
-        )
-        return (drawn.images * 255).round()
+        drawn = model.draw(pipe, prompts, noise, options.steps, GUIDANCE)
+        return drawn.astype(np.float32)
 
     def ours() -> np.ndarray:
-        size = options.images
         drawn = generate(
-            pipeline, prompts, seeds, steps=options.steps, guidance=GUIDANCE, batch=size
+            pipeline,
+            prompts,
+            seeds,
+            steps=options.steps,
+            guidance=GUIDANCE,
+            batch=options.images,
         )
         return drawn.astype(np.float32)
 
@@ -171,10 +168,6 @@ def _inputs(pipeline: Pipeline, options: argparse.Namespace) -> tuple[np.ndarray
     rng = np.random.default_rng(0)
     latents = initial_noise(pipeline, range(options.images))
     return latents, rng.standard_normal((options.images, *WIDTH)).astype(np.float32)
-
-
-def _nchw(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()
 
 
 _MEASURES = dict(zip(PARTS, (_text, _unet, _gradient, _decoder, _sampling), strict=True))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import workload
+from benchmarks.released import model
 from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
@@ -22,17 +22,10 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:
     prompts = [row[0] for row in workload.edits(pipeline, settings.images).source]
     seeds = list(range(len(prompts)))
     guidance = EvaluationConfig().guidance
-    noise = torch.from_numpy(initial_noise(pipeline, seeds)).permute(0, 3, 1, 2).contiguous()
+    noise = initial_noise(pipeline, seeds)
 
     def theirs() -> np.ndarray:
-        images = pipe(
-            prompts,
-            num_inference_steps=settings.sampler_steps,
-            guidance_scale=guidance,
-            latents=noise,
-            output_type="np",
-        ).images
-        return (images * 255).round().astype(np.uint8)
+        return model.draw(pipe, prompts, noise, settings.sampler_steps, guidance)
 
     def ours() -> np.ndarray:
         return generate(

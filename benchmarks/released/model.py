@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]
 from diffusers.utils import logging as diffusers_logging
@@ -37,3 +38,22 @@ def block(pipe: Any, layer: int) -> Any:
     """One transformer block of the text encoder."""
     text = pipe.text_encoder
     return getattr(text, "text_model", text).encoder.layers[layer]
+
+
+def draw(
+    pipe: Any, prompts: list[str], noise: np.ndarray, steps: int, guidance: float
+) -> np.ndarray:
+    """diffusers' images from given noise (NHWC), as bytes."""
+    drawn = pipe(
+        prompts,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=nchw(noise),
+        output_type="np",
+    )
+    return (drawn.images * 255).round().astype(np.uint8)
+
+
+def nchw(array: np.ndarray) -> torch.Tensor:
+    """Our layout (NHWC) in torch's."""
+    return torch.from_numpy(array).permute(0, 3, 1, 2).contiguous()

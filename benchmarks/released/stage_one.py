@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler  # pyright: ignore[reportPrivateImportUsage]
 from torch.nn.functional import mse_loss
 
-from benchmarks.released.model import block, tokens
+from benchmarks.released.model import block, nchw, tokens
 from emcid_jax.config import StageOneConfig
 
 
@@ -37,7 +37,7 @@ def optimise(
     schedule: Any = DDPMScheduler.from_config(pipe.scheduler.config)
     generator = torch.Generator().manual_seed(seed)
     source_tokens, destination_tokens = tokens(pipe, source), tokens(pipe, destination)
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    pixels = nchw(images)
     rows, columns = torch.arange(len(source)), torch.as_tensor(positions, dtype=torch.long)
     last = schedule.config.num_train_timesteps
     delta = torch.zeros(pipe.text_encoder.config.hidden_size, requires_grad=True)

@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float64, Int
 
-from emcid_jax.models.clip_text import ClipTextModel, TextEmbeddings
+from emcid_jax.models.clip_text import ClipTextModel, TextEmbeddings, at_positions
 from emcid_jax.parallel import padded_size, place, replicated, sharded
 
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
@@ -87,7 +87,7 @@ class Blocks:
         text_model = self._params["text_model"]
         hidden = chunk.hidden
         if hidden is None:
-            hidden = _embed(self._model, text_model["embeddings"], chunk.ids)
+            hidden = embed(self._model, text_model["embeddings"], chunk.ids)
         encoder = {"layers.0": text_model["encoder"][f"layers.{layer}"]}
         params = {"text_model": text_model | {"encoder": encoder}}
         return _run_block(self._model, self._mesh, params, chunk.ids, chunk.positions, hidden)
@@ -106,10 +106,10 @@ class Blocks:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _embed(
-    model: ClipTextModel, params: dict[str, Any], ids: Int[Array, "row token"]
+def embed(
+    model: ClipTextModel, params: Mapping[str, Any], ids: Int[Array, "row token"]
 ) -> Float[Array, "row token dim"]:
-    """Input of block 0, on its own so that all blocks are one program."""
+    """Input of block 0, from the parameters of the embeddings alone."""
     hidden: Any = TextEmbeddings(model.config, model.dtype).apply({"params": params}, ids)
     return hidden
 
@@ -127,7 +127,7 @@ def _run_block(
         out: Any = model.apply({"params": params}, ids, hidden=hidden)
 
     def at_subject(tokens: Array) -> Array:
-        picked = jnp.take_along_axis(tokens, positions[:, None, None], axis=1)[:, 0]
+        picked = at_positions(tokens, positions)
         return jax.lax.with_sharding_constraint(picked, replicated(mesh))
 
     state, keys, value = out.hidden[0], out.keys[0], out.values[0]

@@ -15,7 +15,11 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from emcid_jax.models.clip_text import ClipTextModel, TextEmbeddings, TextOutput
+from emcid_jax.models.clip_text import (
+    ClipTextModel,
+    TextOutput,
+    at_positions,
+)
 from emcid_jax.models.transformer import BlockOutput, ClipBlock, ClipMlp, layer_norm
 
 Site = Literal["block", "attention", "mlp"]
@@ -41,15 +45,6 @@ class Ends(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def embed(
-    model: ClipTextModel, params: Mapping[str, Any], ids: Int[Array, "prompt token"]
-) -> Float[Array, "prompt token dim"]:
-    """Input of block 0, which a corruption changes."""
-    table = params["text_model"]["embeddings"]
-    return cast(Array, TextEmbeddings(model.config, model.dtype).apply({"params": table}, ids))
-
-
-@functools.partial(jax.jit, static_argnames="model")
 def run(
     model: ClipTextModel,
     params: Mapping[str, Any],
@@ -65,7 +60,7 @@ def run(
     for block in _blocks(params):
         out = _run_block(model, block, hidden)
         attended = out.hidden - out.value - hidden
-        at = functools.partial(_at, positions=positions)
+        at = functools.partial(at_positions, positions=positions)
         found.append(Parts(at(out.hidden), at(attended), at(out.value)))
         hidden = out.hidden
     stacked = Parts(*(jnp.stack(part) for part in zip(*found, strict=True)))
@@ -104,9 +99,11 @@ def restore(
         if site == "block":
             state = parts.block[layer]
         elif site == "mlp":
-            state = _at(out.hidden - out.value, positions) + parts.mlp[layer]
+            state = at_positions(out.hidden - out.value, positions) + parts.mlp[layer]
         else:
-            state = _after_attention(model, block, _at(hidden, positions) + parts.attention[layer])
+            state = _after_attention(
+                model, block, at_positions(hidden, positions) + parts.attention[layer]
+            )
         hidden = jnp.where(here & inside[layer], state[:, None], out.hidden)
     return _ends(model, params, hidden, ids, positions)
 
@@ -137,12 +134,6 @@ def _after_attention(
     return state + value[:, 0]
 
 
-def _at(
-    states: Float[Array, "prompt token dim"], positions: Int[Array, " prompt"]
-) -> Float[Array, "prompt dim"]:
-    return jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
-
-
 def _ends(
     model: ClipTextModel,
     params: Mapping[str, Any],
@@ -153,4 +144,4 @@ def _ends(
     """Final norm and the two tokens."""
     depth = model.config.num_hidden_layers
     out = cast(TextOutput, model.apply({"params": params}, ids, hidden=hidden, start=depth))
-    return Ends(out.pooled, _at(out.last_hidden_state, positions))
+    return Ends(out.pooled, at_positions(out.last_hidden_state, positions))

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from emcid_jax import parallel
 from emcid_jax.editing import tracing
+from emcid_jax.editing.propagation import embed
 from emcid_jax.editing.second_moment import exact
 from emcid_jax.editing.tracing import Ends, Parts, Site
 from emcid_jax.evaluation.corruption import Subjects
@@ -56,10 +57,10 @@ def prepare(
     base = pipeline.params["text_encoder"]
     model = exact(pipeline.text, base)
     params = parallel.place(base, parallel.replicated(parallel.make_mesh()))
-    shape = subjects.ends.shape
+    table, shape = params["text_model"]["embeddings"], subjects.ends.shape
 
     def embedded(ids: np.ndarray) -> np.ndarray:
-        found = np.asarray(tracing.embed(model, params, _rows(ids)))
+        found = np.asarray(embed(model, table, _rows(ids)))
         return _unfolded(found, shape).reshape(*ids.shape, -1)
 
     clean_input = embedded(subjects.ids)

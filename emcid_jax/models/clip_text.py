@@ -154,7 +154,7 @@ class TextTransformer(nn.Module):
         last = hidden if start == config.num_hidden_layers else states[-1]
         last = layer_norm(config.layer_norm_eps, self.dtype, "final_layer_norm")(last)
         end = end_positions(input_ids, config.eos_token_id)
-        pooled = jnp.take_along_axis(last, end[:, None, None], axis=1)[:, 0]
+        pooled = at_positions(last, end)
         return TextOutput(last, pooled, states, keys, values)
 
 
@@ -207,6 +207,13 @@ class ClipTextModel(nn.Module):
         mask = None if attention_mask is None else attention_mask.astype(bool)
         model = TextTransformer(self.config, self.dtype, name="text_model")
         return model(input_ids, mask, edit, hidden, start)
+
+
+def at_positions(
+    states: Float[Array, "prompt token dim"], positions: Int[Array, " prompt"]
+) -> Float[Array, "prompt dim"]:
+    """Each prompt's state at one of its tokens."""
+    return jnp.take_along_axis(states, positions[:, None, None], axis=1)[:, 0]
 
 
 def end_positions(

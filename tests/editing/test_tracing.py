@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcid_jax.editing import tracing
+from emcid_jax.editing import propagation, tracing
 from emcid_jax.editing.tracing import Ends, Parts
 from emcid_jax.models.clip_text import ClipTextModel
 
@@ -39,7 +39,7 @@ def world(numpy_clip: Any) -> World:
     params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numpy_clip.params)
     model = ClipTextModel(numpy_clip.config)
     places = jnp.asarray(ids, jnp.int32), jnp.asarray(POSITIONS, jnp.int32)
-    clean = tracing.embed(model, params, places[0])
+    clean = propagation.embed(model, params["text_model"]["embeddings"], places[0])
     noise = np.zeros(clean.shape, np.float32)
     for row, position in enumerate(POSITIONS):  # Subjects of two tokens.
         noise[row, position - 1 : position + 1] = 3 * rng.standard_normal((2, 32))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcid_jax.editing import tracing
+from emcid_jax.editing import propagation, tracing
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation import corruption, recovery, tracer
 from emcid_jax.evaluation.recovery import Finals
@@ -97,7 +97,8 @@ def test_traced_names_are_means_over_prompts(pipeline: Pipeline) -> None:
     ids = jnp.asarray(mine.ids.reshape(-1, mine.ids.shape[-1]))
     position = jnp.asarray(mine.ends.reshape(-1) - 1)
     inputs = [
-        tracing.embed(model, params, one) for one in (ids, jnp.asarray(swapped.reshape(ids.shape)))
+        propagation.embed(model, params["text_model"]["embeddings"], one)
+        for one in (ids, jnp.asarray(swapped.reshape(ids.shape)))
     ]
     (clean, parts), (corrupted, _) = (
         tracing.run(model, params, one, ids, position) for one in inputs
