@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from benchmarks import workload
+from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES
 from emcid_jax.config import RunConfig, StageOneConfig
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--captions", type=int, default=5000, help="of the second moments")
     parser.add_argument("--moments", type=Path, help="read them from a workdir's file instead")
     options = parser.parse_args(arguments)
+    parallel.use_cpu_devices(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         pipeline = load_pipeline(model_folder(BUNDLED))

@@ -13,4 +13,6 @@ from emcid_jax.tasks.text_report import TextReportConfig
 
 
 def get_config() -> ConfigDict:
-    return settings.to_config_dict(TextReportConfig(keep_path="sprites"))
+    return settings.to_config_dict(
+        TextReportConfig(keep_path="sprites", run=settings.RunConfig(cpu_devices=0))
+    )

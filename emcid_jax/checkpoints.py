@@ -90,6 +90,8 @@ def save_weights(folder: Path, params: Mapping[str, Any], model: Mapping[str, st
     folder.mkdir(parents=True, exist_ok=True)
     context = _alone()
     context.array.saving.use_compression = False  # Weights hardly compress; reading them is faster.
+    # Slices for the devices of one process would be one more program for every shape.
+    context.array.saving.use_replica_parallel = jax.process_count() > 1
     with context:
         ocp.save(str((folder / WEIGHTS).absolute()), dict(params), overwrite=True)
     shapes = {name: list(leaf.shape) for name, leaf in _named(params).items()}

@@ -81,6 +81,8 @@ class Blocks:
         self._model = model.clone(config=config)
         self._params = place(dict(params), replicated(mesh))
         self._mesh = mesh
+        self.depth = model.config.num_hidden_layers
+        """How many there are."""
 
     def run(self, chunk: Chunk, layer: int) -> Run:
         """Block `layer` on its input."""
@@ -128,7 +130,7 @@ def _run_block(
 
     def at_subject(tokens: Array) -> Array:
         picked = at_positions(tokens, positions)
-        return jax.lax.with_sharding_constraint(picked, replicated(mesh))
+        return _readable(picked, mesh)
 
     state, keys, value = out.hidden[0], out.keys[0], out.values[0]
     return Run(state, keys, at_subject(state), at_subject(keys), at_subject(value))
@@ -143,9 +145,18 @@ def _run_norm(
     hidden: Float[Array, "row token dim"] | None,
 ) -> Features:
     out: Any = model.apply({"params": params}, ids, hidden=hidden, start=1)
-    everywhere = replicated(mesh)
-    features = Features(out.last_hidden_state, out.pooled)
-    return jax.lax.with_sharding_constraint(features, everywhere)
+    return Features(*(_readable(x, mesh) for x in (out.last_hidden_state, out.pooled)))
+
+
+def _readable(rows: Array, mesh: Mesh) -> Array:
+    """What the host will read: with several processes, the same on every device.
+
+    One process reads the shards of its own devices. Programs without collectives cannot wait for
+    each other, as those of many programs in flight on few cores do.
+    """
+    if jax.process_count() == 1:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, replicated(mesh))
 
 
 @jax.jit

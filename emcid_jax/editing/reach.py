@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int
 
 from emcid_jax.concepts import spans
+from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.editing.concept_bank import ConceptBank, common_block, target
-from emcid_jax.editing.key_space import kept_requests
-from emcid_jax.editing.text_pass import TextStates, text_states
+from emcid_jax.editing.text_pass import Prompts, TextChange, text_changes
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline
 
@@ -38,6 +39,59 @@ class Reach(NamedTuple):
     memories, and how much of the offset another model has moved on its own."""
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Question:
+    """What is asked of a bank's concepts of strength > 0, and the prompts that tell."""
+
+    requests: tuple[EditRequest, ...]
+    strengths: tuple[float, ...]
+    block: int
+    targets: Float64[np.ndarray, "request dim"]
+    offsets: Float64[np.ndarray, "request dim"]
+    """Target less the state that Stage I started from."""
+    owner: Int[np.ndarray, " prompt"]
+    """Request of every source prompt."""
+    first: Bool[np.ndarray, " prompt"]
+    """Whether it is its request's prompt 0."""
+    source: Prompts
+    destination: Prompts
+    """Each once, for many concepts may share one ("art")."""
+    wanted: Int[np.ndarray, " request"]
+    """Which of these is a request's."""
+
+
+def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
+    """The prompts to run, whatever the edit.
+
+    Raises:
+        UserError: no concept, memories of another width or several blocks, prompts that do not fit.
+    """
+    active = concepts.active
+    if not active:
+        raise UserError("the bank has no concept of strength > 0; add one")
+    records = [concepts.records[concept.memory] for concept in active]
+    strengths = tuple(concept.strength for concept in active)
+    targets = np.stack([target(r.memory, s) for r, s in zip(records, strengths, strict=True)])
+    offsets = targets - np.stack([target(record.memory, 0.0) for record in records])
+    requests = tuple(concept.request for concept in active)
+    source = spans.source_prompts(pipeline.tokenizer, requests)
+    owner, prompt = np.nonzero(source.mask)
+    destinations = spans.destination_prompts(pipeline.tokenizer, requests).ids[:, 0]
+    ids, wanted = np.unique(destinations, axis=0, return_inverse=True)
+    return Question(
+        requests,
+        strengths,
+        common_block(records),
+        targets,
+        offsets,
+        owner,
+        prompt == 0,
+        Prompts(source.ids[owner, prompt], source.positions[owner, prompt]),
+        Prompts(ids, np.zeros(len(ids), np.int64)),
+        wanted,
+    )
+
+
 def reach(
     concepts: ConceptBank, pipeline: Pipeline, edited: Mapping[str, Any]
 ) -> tuple[Reach, ...]:
@@ -49,61 +103,38 @@ def reach(
         edited: parameters of its text encoder with the edit in them.
 
     Raises:
-        UserError: no concept, memories of another width or several blocks, prompts that do not fit.
+        UserError: what `question` raises.
     """
-    active = concepts.active
-    if not active:
-        raise UserError("the bank has no concept of strength > 0; add one")
-    records = [concepts.records[concept.memory] for concept in active]
-    block = common_block(records)
-    targets = np.stack([target(r.memory, c.strength) for r, c in zip(records, active, strict=True)])
-    offsets = targets - np.stack([target(record.memory, 0.0) for record in records])
-    requests = [concept.request for concept in active]
-    source = spans.source_prompts(pipeline.tokenizer, requests)
-    wanted = spans.destination_prompts(pipeline.tokenizer, requests)
-    base = pipeline.params["text_encoder"]
-    owner, prompt = np.nonzero(source.mask)
-    rows = source.ids[owner, prompt], source.positions[owner, prompt]
-    before, after = (text_states(pipeline, params, *rows, block) for params in (base, edited))
-    # Many concepts may share a destination ("art"): each is read once.
-    ids, which = np.unique(wanted.ids[:, 0], axis=0, return_inverse=True)
-    ends = text_states(pipeline, base, ids, np.zeros(len(ids), np.int32), block).pooled[which]
-    first = np.flatnonzero(prompt == 0)
-    h0, h = before.state[first], after.state[first]
-    asked = targets - h0
-    missed = _norms((targets[owner] - h0[owner]) - (after.state - before.state))
-    shares = missed / _norms(asked)[owner]
-    gaps = [_norms(states.pooled[first] - ends) for states in (before, after)]
-    shifts = _norms(h0 - (targets - offsets)) / _norms(offsets)
+    asked, base = question(concepts, pipeline), pipeline.params["text_encoder"]
+    sets = asked.source, asked.destination
+    return answer(asked, *text_changes(pipeline, base, edited, sets, asked.block))
+
+
+def answer(asked: Question, source: TextChange, destination: TextChange) -> tuple[Reach, ...]:
+    """How far the concepts get, from what an edit does to the prompts."""
+    owner, first = asked.owner, np.flatnonzero(asked.first)
+    h0, h = source.before.state[first], source.after.state[first]
+    offsets = asked.targets - h0
+    sizes = _norms(offsets)
+    missed = _norms(offsets[owner] - (source.after.state - source.before.state))
+    shares = missed / sizes[owner]
+    ends = destination.before.pooled[asked.wanted]
+    gaps = [_norms(states.pooled[first] - ends) for states in source[:2]]
+    shifts = _norms(h0 - (asked.targets - asked.offsets)) / _norms(asked.offsets)
     return tuple(
         Reach(
             request.source,
             " | ".join(request.dests),
-            active[i].strength,
-            float(_norms(asked)[i]),
+            asked.strengths[i],
+            float(sizes[i]),
             float(shares[first[i]]),
-            _cosine(h[i] - h0[i], asked[i]),
-            _mean(shares[(owner == i) & (prompt > 0)]),
+            _cosine(h[i] - h0[i], offsets[i]),
+            _mean(shares[(owner == i) & ~asked.first]),
             float(gaps[1][i] / max(gaps[0][i], np.finfo(float).tiny)),
             float(shifts[i]),
         )
-        for i, request in enumerate(requests)
+        for i, request in enumerate(asked.requests)
     )
-
-
-def neighbour_states(
-    pipeline: Pipeline,
-    params: Mapping[str, Any],
-    names: Sequence[str],
-    templates: tuple[str, ...],
-    block: int,
-) -> TextStates:
-    """States of names in templates, mean over the templates."""
-    prompts = spans.source_prompts(pipeline.tokenizer, kept_requests(names, templates))
-    count, width = prompts.positions.shape
-    flat = prompts.ids.reshape(count * width, -1), prompts.positions.reshape(-1)
-    found = text_states(pipeline, params, *flat, block)
-    return TextStates(*(part.reshape(count, width, -1).mean(1) for part in found))
 
 
 def _norms(rows: Float64[np.ndarray, "row dim"]) -> Float64[np.ndarray, " row"]:

@@ -7,12 +7,16 @@ padding is computed. Every block runs as the same program, one compilation for e
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import itertools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float64, Int
+from jax import Array
+from jaxtyping import Float, Float64, Int
 
 from emcid_jax.editing.propagation import ROW_STEP, Blocks, Chunk
 from emcid_jax.editing.second_moment import exact
@@ -35,6 +39,23 @@ class TextStates(NamedTuple):
     """Final features at the end token."""
 
 
+class Prompts(NamedTuple):
+    """Token ids with an end token, and one token of each, not past the end token."""
+
+    ids: Int[np.ndarray, "prompt token"]
+    positions: Int[np.ndarray, " prompt"]
+
+
+class TextChange(NamedTuple):
+    """What prompts become with parameters `before` and `after`."""
+
+    before: TextStates
+    after: TextStates
+    drift: Float64[np.ndarray, " prompt"]
+    """|F' - F| / |F|: F are the final features of the tokens up to the end token, which is what
+    the UNet attends to, but for padding."""
+
+
 class Part(NamedTuple):
     """Prompts of about one length."""
 
@@ -46,71 +67,70 @@ class Part(NamedTuple):
 
 
 def text_states(
-    pipeline: Pipeline,
-    params: Mapping[str, Any],
-    ids: Int[np.ndarray, "prompt token"],
-    positions: Int[np.ndarray, " prompt"],
-    block: int,
+    pipeline: Pipeline, params: Mapping[str, Any], prompts: Prompts, block: int
 ) -> TextStates:
-    """Every prompt through the text encoder with `params`.
+    """Every prompt through the text encoder of `pipeline`'s kind with `params`.
 
-    Args:
-        pipeline: gives the kind of text encoder.
-        params: its parameters, pristine or edited.
-        ids: token ids with an end token.
-        positions: the token, not past the end token, whose state is wanted.
-        block: the block after which it is wanted.
+    `block` is the one after which the state at the position is wanted.
     """
-    dim = pipeline.text.config.hidden_size
-    states = TextStates(np.zeros((len(ids), dim)), np.zeros((len(ids), dim)))
     model = exact(pipeline.text, dict(params))
-    blocks, depth = Blocks(model, params, make_mesh()), model.config.num_hidden_layers
-    for rows, chunk, _ in _parts(model, ids, positions):
-        before = blocks.forward(chunk, 0, block)
-        run = blocks.run(before, block)
-        after = dataclasses.replace(chunk, hidden=run.hidden)
-        found = blocks.features(blocks.forward(after, block + 1, depth))
-        states.state[rows] = np.asarray(run.state)[: len(rows)]
-        states.pooled[rows] = np.asarray(found.pooled)[: len(rows)]
+    blocks, states = Blocks(model, params, make_mesh()), _no_states(pipeline, prompts)
+    for part in _parts(model, prompts):
+        _run(blocks, part, block, states)
     return states
 
 
-def feature_drift(
+def text_changes(
     pipeline: Pipeline,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
-    ids: Int[np.ndarray, "prompt token"],
-) -> Float64[np.ndarray, " prompt"]:
-    """|F' - F| / |F| per prompt: F are the final features of its tokens up to the end token.
+    sets: Sequence[Prompts],
+    block: int,
+) -> list[TextChange]:
+    """Sets of prompts with two kinds of parameters, all in one pass of few shapes.
 
-    That is what the UNet attends to, but for padding. `before` and `after` are parameters of the
-    text encoder.
+    `block` is the one after which the states at the positions are wanted.
     """
-    drift = np.zeros(len(ids))
-    model = exact(pipeline.text, dict(before))
-    mesh, depth = make_mesh(), model.config.num_hidden_layers
+    together = Prompts(*map(np.concatenate, zip(*sets, strict=True)))
+    model, mesh = exact(pipeline.text, dict(before)), make_mesh()
     both = [Blocks(model, params, mesh) for params in (before, after)]
-    for rows, chunk, lengths in _parts(model, ids, np.zeros(len(ids), np.int32)):
+    whole = TextChange(*(_no_states(pipeline, together) for _ in both), np.zeros(len(together.ids)))
+    for part in _parts(model, together):
         old, new = (
-            np.asarray(blocks.features(blocks.forward(chunk, 0, depth)).tokens, np.float64)
-            for blocks in both
+            np.asarray(_run(blocks, part, block, states), np.float64)[: len(part.rows)]
+            for blocks, states in zip(both, whole[:2], strict=True)
         )
-        old, new = old[: len(rows)], new[: len(rows)]
-        valid = np.arange(chunk.ids.shape[1]) < lengths[:, None]
+        valid = np.arange(old.shape[1]) < part.lengths[:, None]
         change, size = (
             np.sqrt((np.square(x) * valid[..., None]).sum((1, 2))) for x in (new - old, old)
         )
-        drift[rows] = change / size
-    return drift
+        whole.drift[part.rows] = change / size
+    ends = itertools.accumulate(len(prompts.ids) for prompts in sets)
+    rows = [slice(end - len(prompts.ids), end) for end, prompts in zip(ends, sets, strict=True)]
+    return [jax.tree.map(operator.itemgetter(some), whole) for some in rows]
 
 
-def _parts(
-    model: ClipTextModel,
-    ids: Int[np.ndarray, "prompt token"],
-    positions: Int[np.ndarray, " prompt"],
-) -> Iterator[Part]:
+def _no_states(pipeline: Pipeline, prompts: Prompts) -> TextStates:
+    shape = len(prompts.ids), pipeline.text.config.hidden_size
+    return TextStates(np.zeros(shape), np.zeros(shape))
+
+
+def _run(
+    blocks: Blocks, part: Part, block: int, states: TextStates
+) -> Float[Array, "row token dim"]:
+    """Writes the part's rows of `states`; returns final features."""
+    rows, chunk, _ = part
+    run = blocks.run(blocks.forward(chunk, 0, block), block)
+    chunk = dataclasses.replace(chunk, hidden=run.hidden)
+    found = blocks.features(blocks.forward(chunk, block + 1, blocks.depth))
+    states.state[rows] = np.asarray(run.state)[: len(rows)]
+    states.pooled[rows] = np.asarray(found.pooled)[: len(rows)]
+    return found.tokens
+
+
+def _parts(model: ClipTextModel, prompts: Prompts) -> Iterator[Part]:
     """All prompts, at most `ROWS` at a time."""
-    mesh = make_mesh()
+    (ids, positions), mesh = prompts, make_mesh()
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
     widths = np.minimum(-(-lengths // WIDTH_STEP) * WIDTH_STEP, ids.shape[1])
     for width in np.unique(widths).tolist():

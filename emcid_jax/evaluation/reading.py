@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
-from emcid_jax.editing.text_pass import text_states
+from emcid_jax.editing.text_pass import Prompts, text_states
 from emcid_jax.pipeline import Pipeline, tokenize
 
 
@@ -126,4 +126,4 @@ def nearest(
 def _features(
     pipeline: Pipeline, params: Mapping[str, Any], ids: Int[np.ndarray, "row token"]
 ) -> Float[np.ndarray, "row dim"]:
-    return text_states(pipeline, params, ids, np.zeros(len(ids), np.int64), 0).pooled
+    return text_states(pipeline, params, Prompts(ids, np.zeros(len(ids), np.int64)), 0).pooled

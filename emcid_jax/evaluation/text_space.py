@@ -14,15 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float64
 
+from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing import key_space, stage_two
-from emcid_jax.editing.concept_bank import ConceptBank, common_block
-from emcid_jax.editing.key_space import Prediction
-from emcid_jax.editing.reach import Reach, neighbour_states, reach
+from emcid_jax.editing.concept_bank import ConceptBank
+from emcid_jax.editing.key_space import Prediction, kept_requests
+from emcid_jax.editing.reach import Reach, answer, question
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit
-from emcid_jax.editing.text_pass import feature_drift
+from emcid_jax.editing.text_pass import Prompts, TextChange, text_changes
 from emcid_jax.pipeline import Pipeline, tokenize
 
 WORST = 20
@@ -126,10 +127,21 @@ def measure(
     edited = stage_two.apply_edit(base, edit)
     sources = {normalised(concept.request.source) for concept in concepts.active}
     keep = [name for name in dict.fromkeys(keep) if normalised(name) not in sources]
-    reached = reach(concepts, pipeline, edited)
+    asked = question(concepts, pipeline)
+    requests = kept_requests(keep, asked.requests[0].templates)
+    neighbours = spans.source_prompts(pipeline.tokenizer, requests)
+    ids = tokenize(pipeline.tokenizer, captions)
+    sets = (
+        asked.source,
+        asked.destination,
+        Prompts(neighbours.ids[neighbours.mask], neighbours.positions[neighbours.mask]),
+        Prompts(ids, np.zeros(len(ids), np.int64)),
+    )
+    source, destination, others, corpus = text_changes(pipeline, base, edited, sets, asked.block)
+    reached = answer(asked, source, destination)
     prediction = key_space.predict(concepts, pipeline, moments, config, keep)
-    kept = _kept(concepts, pipeline, edited, keep, prediction)
-    drift = feature_drift(pipeline, base, edited, tokenize(pipeline.tokenizer, captions))
+    kept = _kept(keep, others, prediction)
+    drift = corpus.drift
     named = names_any(captions, sorted(sources))
     apart = np.flatnonzero(~named)
     worst = apart[np.argsort(-drift[apart], kind="stable")[:WORST]]
@@ -178,20 +190,13 @@ def _words(text: str) -> str:
     return f" {' '.join(_WORD.findall(normalised(text)))} "
 
 
-def _kept(
-    concepts: ConceptBank,
-    pipeline: Pipeline,
-    edited: dict[str, Any],
-    keep: Sequence[str],
-    prediction: Prediction,
-) -> tuple[Kept, ...]:
+def _kept(keep: Sequence[str], change: TextChange, prediction: Prediction) -> tuple[Kept, ...]:
+    """From what the edit does to the names' prompts, as many for each."""
     if not keep:
         return ()
-    templates = concepts.active[0].request.templates
-    block = common_block([concepts.records[concept.memory] for concept in concepts.active])
     before, after = (
-        neighbour_states(pipeline, params, keep, templates, block)
-        for params in (pipeline.params["text_encoder"], edited)
+        [part.reshape(len(keep), -1, part.shape[1]).mean(1) for part in states]
+        for states in change[:2]
     )
     drift, features = (_relative(a, b) for a, b in zip(before, after, strict=True))
     expected = {neighbour.name: neighbour for neighbour in prediction.kept}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -12,6 +13,8 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Bool
 
 from emcid_jax import checkpoints, parallel
 from emcid_jax.config import ModelConfig
@@ -83,7 +86,13 @@ def run(config: ConvertConfig, workdir: Path) -> None:
 
 def _cast(tree: Any, dtype: str) -> Any:
     """UserError if a value does not fit."""
-    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-    if not all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(cast)):
+    cast, fits = _cast_all(tree, dtype)
+    if not fits:
         raise UserError(f"config.model.export_dtype is {dtype!r}, too small for these weights")
     return cast
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _cast_all(tree: Any, dtype: str) -> tuple[Any, Bool[Array, ""]]:
+    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
+    return cast, jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(cast)]).all()

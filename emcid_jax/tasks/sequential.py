@@ -19,7 +19,7 @@ from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing import stage_two
 from emcid_jax.editing.bank import hash_of, model_hashes
 from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.text_pass import feature_drift, text_states
+from emcid_jax.editing.text_pass import Prompts, text_changes, text_states
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.retention import retention
 from emcid_jax.evaluation.text_space import names_any
@@ -199,12 +199,14 @@ class _Gauge:
     def drift(self, pipeline: Pipeline) -> float:
         """Median of |F' - F| / |F| over the captions."""
         before, after = (model.params["text_encoder"] for model in (self.base, pipeline))
-        return float(np.median(feature_drift(self.base, before, after, self.captions)))
+        captions = Prompts(self.captions, np.zeros(len(self.captions), np.int64))
+        (change,) = text_changes(self.base, before, after, [captions], 0)
+        return float(np.median(change.drift))
 
 
 def _pooled(base: Pipeline, model: Pipeline, ids: np.ndarray) -> Float64[np.ndarray, "prompt dim"]:
-    places = np.zeros(len(ids), np.int64)
-    return text_states(base, model.params["text_encoder"], ids, places, 0).pooled
+    prompts = Prompts(ids, np.zeros(len(ids), np.int64))
+    return text_states(base, model.params["text_encoder"], prompts, 0).pooled
 
 
 def _settings(config: SequentialConfig) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from emcid_jax.editing import text_pass
+from emcid_jax.editing.text_pass import Prompts
 from emcid_jax.pipeline import load_pipeline, tokenize
 
 PROMPTS = ["", "a dog", "a photo of a great white shark in the water of the city", "snow", "art"]
@@ -24,8 +25,12 @@ def test_states_and_drift_are_those_of_whole_prompts(
     other = jax.tree.map(lambda leaf: leaf * 1.1, base)
     ids = tokenize(pipeline.tokenizer, PROMPTS)
     positions = np.array([1, 2, 5, 1, 1])
-    found = text_pass.text_states(pipeline, other, ids, positions, 1)
-    drift = text_pass.feature_drift(pipeline, base, other, ids)
+    prompts = Prompts(ids, positions)
+    found = text_pass.text_states(pipeline, other, prompts, 1)
+    sets = [Prompts(*(part[some] for part in prompts)) for some in (slice(2), slice(2, None))]
+    split = text_pass.text_changes(pipeline, base, other, sets, 1)
+    assert [len(part.drift) for part in split] == [2, 3]
+    change = jax.tree.map(lambda *parts: np.concatenate(parts), *split)
     with jax.default_matmul_precision("highest"):
         old, new = (
             pipeline.text.apply({"params": params}, jnp.asarray(ids)) for params in (base, other)
@@ -35,8 +40,13 @@ def test_states_and_drift_are_those_of_whole_prompts(
         before, after = (
             np.asarray(out.last_hidden_state[i, : end + 1], np.float64) for out in (old, new)
         )
-        np.testing.assert_allclose(found.state[i], new.hidden[1][i, positions[i]], atol=1e-5)
-        np.testing.assert_allclose(found.pooled[i], after[-1], atol=1e-5)
+        for states, out, last in (
+            (found, new, after[-1]),
+            (change.before, old, before[-1]),
+            (change.after, new, after[-1]),
+        ):
+            np.testing.assert_allclose(states.state[i], out.hidden[1][i, positions[i]], atol=1e-5)
+            np.testing.assert_allclose(states.pooled[i], last, atol=1e-5)
         wanted = np.linalg.norm(after - before) / np.linalg.norm(before)
-        assert drift[i] == pytest.approx(wanted, rel=1e-4), prompt
+        assert change.drift[i] == pytest.approx(wanted, rel=1e-4), prompt
         assert wanted > 1e-3
