@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         settings.EditConfig(
             requests=settings.RequestsConfig(path=str(requests)),
             stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
-            moments=settings.MomentConfig(count=5_000),
+            moments=settings.MomentConfig(count=3_000),
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=2, holdout=25, aliases=False
             ),
