@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,8 @@ from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
+
+from emcid_jax.models.convolution import convolve_3x3, is_faster
 
 
 class GroupNorm(nn.Module):
@@ -53,27 +54,14 @@ def convolve(
     padding: Sequence[tuple[int, int]],
     **options: Any,
 ) -> Float[Array, "batch new_height new_width out"]:
-    """`jax.lax.conv_general_dilated`, by another way where images are small and a CPU computes.
-
-    With fewer pixels than output channels XLA's CPU convolution takes two to eight times as long as
-    one product of all patches with the kernel, in the backward pass above all.
-    """
+    """`jax.lax.conv_general_dilated`, padded by 1; by another way where a CPU computes."""
 
     def convolution(x: Array, kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
 
-    batch, height, width, channels = x.shape
-    out = kernel.shape[-1]
-    if math.prod(strides) > 1 or batch * height * width > out:
+    if max(strides) > 1 or not is_faster(x, kernel):
         return convolution(x, kernel)
-
-    def product(x: Array, kernel: Array) -> Array:
-        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-        patches = jnp.concatenate(shifted, -1).reshape(-1, 9 * channels)
-        return (patches @ kernel.reshape(-1, out)).reshape(batch, height, width, out)
-
-    return jax.lax.platform_dependent(x, kernel, cpu=product, default=convolution)
+    return jax.lax.platform_dependent(x, kernel, cpu=convolve_3x3, default=convolution)
 
 
 def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.Conv:

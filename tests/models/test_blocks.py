@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax import Array
 
 from emcid_jax.models.blocks import GroupNorm, Upsample, conv3x3
 
@@ -34,22 +35,51 @@ def test_upsampling_to_an_odd_size_repeats_the_pixels_torch_repeats() -> None:
     np.testing.assert_array_equal(actual, doubled.numpy().transpose(0, 2, 3, 1))
 
 
-# A CPU multiplies patches where there are fewer pixels than output channels, as in the first.
-@pytest.mark.parametrize(("out", "stride"), [(96, 1), (8, 1), (96, 2)])
-def test_convolutions_and_their_gradients_are_torchs(out: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("shape", "channels", "stride", "products"),
+    [
+        ((2, 5, 7), (6, 96), 1, 1),  # few pixels: one product of patches
+        ((2, 5, 7), (180, 200), 1, 1),
+        ((2, 15, 17), (180, 200), 1, 16),  # tiles, the last of them cut
+        ((1, 130, 67), (256, 128), 1, 16),  # in bands
+        ((2, 15, 17), (40, 33), 1, 0),
+        ((2, 15, 17), (180, 200), 2, 0),
+    ],
+)
+def test_convolutions_and_their_gradients_are_torchs(
+    shape: tuple[int, ...], channels: tuple[int, int], stride: int, products: int
+) -> None:
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 5, 7, 6)).astype(np.float32)
-    kernel = rng.standard_normal((3, 3, 6, out)).astype(np.float32)
-    params = {"params": {"kernel": kernel, "bias": np.zeros(out, np.float32)}}
-    conv = conv3x3(out, "conv", jnp.float32, stride)
-    found, pullback = jax.vjp(lambda x: conv.apply(params, x), jnp.asarray(x))
+    x = rng.standard_normal((*shape, channels[0])).astype(np.float32)
+    kernel = rng.standard_normal((3, 3, *channels)).astype(np.float32)
+    conv = conv3x3(channels[1], "conv", jnp.float32, stride)
 
+    def apply(x: Array, kernel: Array) -> Array:
+        return conv.apply({"params": {"kernel": kernel, "bias": np.zeros(channels[1])}}, x)
+
+    found, pullback = jax.vjp(apply, jnp.asarray(x), jnp.asarray(kernel))
     images = torch.tensor(x.transpose(0, 3, 1, 2), dtype=torch.float64, requires_grad=True)
-    weight = torch.tensor(kernel.transpose(3, 2, 0, 1), dtype=torch.float64)
+    weight = torch.tensor(kernel.transpose(3, 2, 0, 1), dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.conv2d(images, weight, stride=stride, padding=1)
-    (gradient,) = torch.autograd.grad(expected.square().sum() / 2, images)
-    np.testing.assert_allclose(found, expected.detach().permute(0, 2, 3, 1), atol=1e-4)
-    (ours,) = pullback(found)
-    np.testing.assert_allclose(ours, gradient.permute(0, 2, 3, 1), rtol=1e-4, atol=1e-3)
-    dots = str(jax.make_jaxpr(lambda x: conv.apply(params, x))(x)).count("dot_general")
-    assert dots == (out >= 2 * 5 * 7 and stride == 1)
+    gradients = torch.autograd.grad(expected.square().sum() / 2, (images, weight))
+    wanted = expected.detach().permute(0, 2, 3, 1), gradients[0].permute(0, 2, 3, 1)
+    wanted += (gradients[1].permute(2, 3, 1, 0),)
+    for ours, theirs in zip((found, *pullback(found)), wanted, strict=True):
+        error = np.abs(np.asarray(ours) - theirs.numpy()).max() / np.abs(theirs.numpy()).max()
+        assert error < 1e-5
+    assert str(jax.make_jaxpr(apply)(x, kernel)).count("dot_general") == products
+
+
+def test_many_images_are_convolved_as_each_alone() -> None:
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((3, 2, 14, 15, 192)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 192, 192)) / 40, jnp.float32)
+    params = {"params": {"kernel": kernel, "bias": jnp.zeros(192)}}
+    conv = conv3x3(192, "conv", jnp.float32)
+
+    def loss(x: Array) -> Array:
+        return jnp.sin(conv.apply(params, x)).sum()
+
+    together = jax.vmap(jax.grad(loss))(x)
+    alone = jnp.stack([jax.grad(loss)(one) for one in x])
+    np.testing.assert_allclose(together, alone, atol=1e-4)
