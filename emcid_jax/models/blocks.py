@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from emcid_jax.models.convolution import convolve_3x3, is_faster
+from emcid_jax.models.group_norm import group_norm
 
 
 class GroupNorm(nn.Module):
@@ -33,18 +34,10 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        batch, groups = x.shape[0], self.groups
-        pixels = x.astype(jnp.float32).reshape(batch, -1, channels)
-
-        def group_mean(values: Array) -> Array:
-            # Pixels first, one vector lane per channel; then the few channels of each group.
-            means = values.mean(1).reshape(batch, groups, -1).mean(-1, keepdims=True)
-            spread = jnp.broadcast_to(means, (batch, groups, channels // groups))
-            return spread.reshape(batch, 1, channels)
-
-        centred = pixels - group_mean(pixels)
-        gain = jax.lax.rsqrt(group_mean(jnp.square(centred)) + self.epsilon) * scale
-        return (centred * gain + bias).reshape(x.shape).astype(self.dtype)
+        exact = scale.astype(jnp.float32), bias.astype(jnp.float32)
+        pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
+        normal = group_norm(pixels, *exact, self.groups, self.epsilon)
+        return normal.reshape(x.shape).astype(self.dtype)
 
 
 def convolve(

@@ -25,6 +25,29 @@ def test_group_norm_matches_float64_when_the_mean_is_large() -> None:
     np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
+def test_group_norms_gradients_are_torchs() -> None:
+    rng = np.random.default_rng(0)
+    x, change = 3 + 2 * rng.standard_normal((2, 3, 5, 4, 12)).astype(np.float32)
+    scale, bias = rng.standard_normal((2, 12)).astype(np.float32)
+
+    def apply(x: Array, scale: Array, bias: Array) -> Array:
+        return GroupNorm(4, 1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    found, pullback = jax.vjp(apply, *map(jnp.asarray, (x, scale, bias)))
+    inputs = [
+        torch.tensor(part, dtype=torch.float64, requires_grad=True)
+        for part in (x.transpose(0, 3, 1, 2), scale, bias)
+    ]
+    expected = torch.nn.functional.group_norm(inputs[0], 4, *inputs[1:], eps=1e-5)
+    np.testing.assert_allclose(found, expected.detach().permute(0, 2, 3, 1), atol=1e-5)
+    into = torch.tensor(change.transpose(0, 3, 1, 2), dtype=torch.float64)
+    wanted = torch.autograd.grad(expected, inputs, into)
+    for ours, theirs in zip(
+        pullback(jnp.asarray(change)), (wanted[0].permute(0, 2, 3, 1), *wanted[1:]), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_upsampling_to_an_odd_size_repeats_the_pixels_torch_repeats() -> None:
     x = np.random.default_rng(0).standard_normal((1, 4, 6, 2)).astype(np.float32)
     centre = np.zeros((3, 3, 2, 2), np.float32)
