@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 FEW_PIXELS = 384
 """Up to so many, transforming the kernel costs more than it saves."""
-WIDE = 2**15
+WIDE = 2**16
 """Channels in times out from which on Winograd's way is worth a longer compilation."""
 TILES = 2048
 """Tiles of one band: what exists of it at once stays near the cores."""

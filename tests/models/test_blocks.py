@@ -62,11 +62,11 @@ def test_upsampling_to_an_odd_size_repeats_the_pixels_torch_repeats() -> None:
     ("shape", "channels", "stride", "products"),
     [
         ((2, 5, 7), (6, 96), 1, 1),  # few pixels: one product of patches
-        ((2, 5, 7), (180, 200), 1, 1),
-        ((2, 15, 17), (180, 200), 1, 16),  # tiles, the last of them cut
-        ((1, 130, 67), (256, 128), 1, 16),  # in bands
+        ((2, 5, 7), (256, 256), 1, 1),
+        ((2, 15, 17), (250, 270), 1, 16),  # tiles, the last of them cut
+        ((1, 130, 67), (256, 256), 1, 16),  # in bands
         ((2, 15, 17), (40, 33), 1, 0),
-        ((2, 15, 17), (180, 200), 2, 0),
+        ((2, 15, 17), (256, 256), 2, 0),
     ],
 )
 def test_convolutions_and_their_gradients_are_torchs(
@@ -95,10 +95,10 @@ def test_convolutions_and_their_gradients_are_torchs(
 
 def test_many_images_are_convolved_as_each_alone() -> None:
     rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.standard_normal((3, 2, 14, 15, 192)), jnp.float32)
-    kernel = jnp.asarray(rng.standard_normal((3, 3, 192, 192)) / 40, jnp.float32)
-    params = {"params": {"kernel": kernel, "bias": jnp.zeros(192)}}
-    conv = conv3x3(192, "conv", jnp.float32)
+    x = jnp.asarray(rng.standard_normal((3, 2, 14, 15, 256)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 256, 256)) / 40, jnp.float32)
+    params = {"params": {"kernel": kernel, "bias": jnp.zeros(256)}}
+    conv = conv3x3(256, "conv", jnp.float32)
 
     def loss(x: Array) -> Array:
         return jnp.sin(conv.apply(params, x)).sum()
