@@ -23,7 +23,11 @@ def get_config() -> ConfigDict:
             stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
             moments=settings.MomentConfig(count=3_000),
             evaluation=settings.EvaluationConfig(
-                steps=10, prompts_per_request=2, holdout=25, aliases=False
+                steps=10,
+                prompts_per_request=2,
+                holdout=25,
+                aliases=False,
+                batch=32,  # As many as Stage I draws at once on two cores: the same program.
             ),
             run=settings.RunConfig(cpu_devices=0),
         )

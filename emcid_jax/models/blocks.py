@@ -34,7 +34,7 @@ class GroupNorm(nn.Module):
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        exact = scale.astype(jnp.float32), bias.astype(jnp.float32)
+        exact = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
         pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
         normal = group_norm(pixels, *exact, self.groups, self.epsilon)
         return normal.reshape(x.shape).astype(self.dtype)
