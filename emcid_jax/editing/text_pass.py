@@ -94,7 +94,8 @@ def text_changes(
     together = Prompts(*map(np.concatenate, zip(*sets, strict=True)))
     model, mesh = exact(pipeline.text, dict(before)), make_mesh()
     both = [Blocks(model, params, mesh) for params in (before, after)]
-    whole = TextChange(*(_no_states(pipeline, together) for _ in both), np.zeros(len(together.ids)))
+    empty = (_no_states(pipeline, together) for _ in both)
+    whole = TextChange(*empty, drift=np.zeros(len(together.ids)))
     for part in _parts(model, together):
         old, new = (
             np.asarray(_run(blocks, part, block, states), np.float64)[: len(part.rows)]

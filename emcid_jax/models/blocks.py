@@ -36,7 +36,7 @@ class GroupNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         exact = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
         pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
-        normal = group_norm(pixels, *exact, self.groups, self.epsilon)
+        normal: Any = group_norm(pixels, *exact, self.groups, self.epsilon)
         return normal.reshape(x.shape).astype(self.dtype)
 
 
