@@ -119,6 +119,17 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def readable(rows: jax.Array, mesh: Mesh) -> jax.Array:
+    """What a program gives the host to read: with several processes, the same on every device.
+
+    One process reads the shards of its own devices. Programs without collectives cannot wait for
+    each other, as those of many programs in flight on few cores do.
+    """
+    if jax.process_count() == 1:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, replicated(mesh))
+
+
 def any_process(value: bool) -> bool:
     """Whether `value` holds on any process; the same answer on all of them."""
     return bool(max(_everyones(int(value))))

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Float64, Int
 
 from emcid_jax.models.clip_text import ClipTextModel, TextEmbeddings, at_positions
-from emcid_jax.parallel import padded_size, place, replicated, sharded
+from emcid_jax.parallel import padded_size, place, readable, replicated, sharded
 
 # Tokens of one chunk of prompts: large enough to fill a device, small enough to fit beside others.
 CHUNK_TOKENS = 8192
@@ -130,7 +130,7 @@ def _run_block(
 
     def at_subject(tokens: Array) -> Array:
         picked = at_positions(tokens, positions)
-        return _readable(picked, mesh)
+        return readable(picked, mesh)
 
     state, keys, value = out.hidden[0], out.keys[0], out.values[0]
     return Run(state, keys, at_subject(state), at_subject(keys), at_subject(value))
@@ -145,18 +145,7 @@ def _run_norm(
     hidden: Float[Array, "row token dim"] | None,
 ) -> Features:
     out: Any = model.apply({"params": params}, ids, hidden=hidden, start=1)
-    return Features(*(_readable(x, mesh) for x in (out.last_hidden_state, out.pooled)))
-
-
-def _readable(rows: Array, mesh: Mesh) -> Array:
-    """What the host will read: with several processes, the same on every device.
-
-    One process reads the shards of its own devices. Programs without collectives cannot wait for
-    each other, as those of many programs in flight on few cores do.
-    """
-    if jax.process_count() == 1:
-        return rows
-    return jax.lax.with_sharding_constraint(rows, replicated(mesh))
+    return Features(*(readable(x, mesh) for x in (out.last_hidden_state, out.pooled)))
 
 
 @jax.jit

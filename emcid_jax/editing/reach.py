@@ -87,7 +87,7 @@ def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
         owner,
         prompt == 0,
         Prompts(source.ids[owner, prompt], source.positions[owner, prompt]),
-        Prompts(ids, np.zeros(len(ids), np.int64)),
+        Prompts.whole(ids),
         wanted,
     )
 

@@ -45,6 +45,11 @@ class Prompts(NamedTuple):
     ids: Int[np.ndarray, "prompt token"]
     positions: Int[np.ndarray, " prompt"]
 
+    @classmethod
+    def whole(cls, ids: Int[np.ndarray, "prompt token"]) -> Prompts:
+        """Where no single token but the end token is of interest."""
+        return cls(ids, np.zeros(len(ids), np.int64))
+
 
 class TextChange(NamedTuple):
     """What prompts become with parameters `before` and `after`."""
@@ -78,6 +83,13 @@ def text_states(
     for part in _parts(model, prompts):
         _run(blocks, part, block, states)
     return states
+
+
+def end_features(
+    pipeline: Pipeline, params: Mapping[str, Any], ids: Int[np.ndarray, "prompt token"]
+) -> Float64[np.ndarray, "prompt dim"]:
+    """Final features of prompts at their end tokens, as `text_states` gives them."""
+    return text_states(pipeline, params, Prompts.whole(ids), 0).pooled
 
 
 def text_changes(

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
-from emcid_jax.editing.text_pass import Prompts, text_states
+from emcid_jax.editing.text_pass import end_features
 from emcid_jax.pipeline import Pipeline, tokenize
 
 
@@ -57,7 +57,7 @@ class Reader:
     def read(self, edited: Mapping[str, Any]) -> Readings:
         """What the text encoder with parameters `edited` makes of the names."""
         rows = np.concatenate([self.sources, self.kept])
-        states = _features(self.pipeline, edited, self.ids[rows])
+        states = end_features(self.pipeline, edited, self.ids[rows])
         found, count = nearest(states, self.clean), len(self.sources)
         wanted = self.clean[self.destinations]
         apart, before = (
@@ -110,7 +110,7 @@ def make_reader(
     def rows(chosen: Sequence[str]) -> np.ndarray:
         return np.array([places[normalised(name)] for name in chosen], np.int64)
 
-    clean = _features(pipeline, pipeline.params["text_encoder"], ids)
+    clean = end_features(pipeline, pipeline.params["text_encoder"], ids)
     parts = rows(sources), rows(destinations), rows(kept)
     return Reader(pipeline, tuple(names), ids, clean, *parts)
 
@@ -121,9 +121,3 @@ def nearest(
     """Per state the row of `gallery` at the smallest distance."""
     squares = np.square(gallery).sum(axis=1) - 2 * states @ gallery.T
     return squares.argmin(axis=1)
-
-
-def _features(
-    pipeline: Pipeline, params: Mapping[str, Any], ids: Int[np.ndarray, "row token"]
-) -> Float[np.ndarray, "row dim"]:
-    return text_states(pipeline, params, Prompts(ids, np.zeros(len(ids), np.int64)), 0).pooled

@@ -130,12 +130,11 @@ def measure(
     asked = question(concepts, pipeline)
     requests = kept_requests(keep, asked.requests[0].templates)
     neighbours = spans.source_prompts(pipeline.tokenizer, requests)
-    ids = tokenize(pipeline.tokenizer, captions)
     sets = (
         asked.source,
         asked.destination,
         Prompts(neighbours.ids[neighbours.mask], neighbours.positions[neighbours.mask]),
-        Prompts(ids, np.zeros(len(ids), np.int64)),
+        Prompts.whole(tokenize(pipeline.tokenizer, captions)),
     )
     source, destination, others, corpus = text_changes(pipeline, base, edited, sets, asked.block)
     reached = answer(asked, source, destination)

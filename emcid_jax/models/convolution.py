@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from emcid_jax.parallel import even_chunk
+
 FEW_PIXELS = 384
 """Up to so many, transforming the kernel costs more than it saves."""
 WIDE = 2**16
@@ -82,8 +84,7 @@ def _in_bands(x: Array, kernel: list[Array], contracted: int) -> Array:
     """Convolution of some rows at a time. `contracted` is the kernel's axis that `x` has."""
     batch, height, width = x.shape[:3]
     down, across = -(-height // 2), -(-width // 2)
-    bands = -(-batch * down * across // TILES)
-    rows = -(-down // bands)
+    rows = even_chunk(down, max(1, TILES // (batch * across)))
     bands = -(-down // rows)
     bottom, right = 1 + 2 * bands * rows - height, 1 + 2 * across - width
     padded = jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0)))

@@ -26,8 +26,7 @@ def group_norm(
 
     The variance is the biased one, in two passes.
     """
-    mean, rate = _statistics(x, groups, epsilon)
-    return (x - mean) * (rate * scale) + bias
+    return _forward(x, scale, bias, groups, epsilon)[0]
 
 
 def _forward(

@@ -19,7 +19,7 @@ from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing import stage_two
 from emcid_jax.editing.bank import hash_of, model_hashes
 from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.text_pass import Prompts, text_changes, text_states
+from emcid_jax.editing.text_pass import Prompts, end_features, text_changes
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.retention import retention
 from emcid_jax.evaluation.text_space import names_any
@@ -180,17 +180,18 @@ class _Gauge:
         corpus = np.array(find_other_captions(config.base.moments, config.captions))
         named = names_any(corpus.tolist(), [request.source for request in job.requests])
         source, dest = (part.ids[:, 0] for part in job.prompts)
+        clean = job.pipeline.params["text_encoder"]
         return cls(
             job.pipeline,
             source,
-            _pooled(job.pipeline, job.pipeline, source),
-            _pooled(job.pipeline, job.pipeline, dest),
+            end_features(job.pipeline, clean, source),
+            end_features(job.pipeline, clean, dest),
             tokenize(job.pipeline.tokenizer, corpus[~named].tolist()),
         )
 
     def left(self, pipeline: Pipeline) -> Float64[np.ndarray, " request"]:
         """Distance of each source to its destination at the end token, over that before."""
-        now = _pooled(self.base, pipeline, self.ids)
+        now = end_features(self.base, pipeline.params["text_encoder"], self.ids)
         apart, first = (
             np.linalg.norm(self.wanted - states, axis=1) for states in (now, self.before)
         )
@@ -199,14 +200,9 @@ class _Gauge:
     def drift(self, pipeline: Pipeline) -> float:
         """Median of |F' - F| / |F| over the captions."""
         before, after = (model.params["text_encoder"] for model in (self.base, pipeline))
-        captions = Prompts(self.captions, np.zeros(len(self.captions), np.int64))
-        (change,) = text_changes(self.base, before, after, [captions], 0)
+        captions = [Prompts.whole(self.captions)]
+        (change,) = text_changes(self.base, before, after, captions, 0)
         return float(np.median(change.drift))
-
-
-def _pooled(base: Pipeline, model: Pipeline, ids: np.ndarray) -> Float64[np.ndarray, "prompt dim"]:
-    prompts = Prompts(ids, np.zeros(len(ids), np.int64))
-    return text_states(base, model.params["text_encoder"], prompts, 0).pooled
 
 
 def _settings(config: SequentialConfig) -> dict[str, Any]:
