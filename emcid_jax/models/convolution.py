@@ -22,6 +22,8 @@ WIDE = 2**16
 """Channels in times out from which on Winograd's way is worth a longer compilation."""
 TILES = 2048
 """Tiles of one band: what exists of it at once stays near the cores."""
+_TURNED = (3, 1, 2, 0)
+"""Rows of `G k` in the order of `G` applied to the kernel turned round."""
 
 
 def is_faster(
@@ -65,8 +67,11 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], change: Array) -> tuple[Array, Array]:
     x, kernel = saved
-    # The kernel turned round, from `out` to `channel`: no transposed copy of it is made.
-    back = _in_bands(change, _kernel_tiles(kernel[::-1, ::-1]), contracted=1)
+    # The kernel turned round, from `out` to `channel`: the forward pass's matrices in another
+    # order, which XLA computes once for both, and no transposed copy of them.
+    tiles = _kernel_tiles(kernel)
+    turned = [tiles[4 * row + column] for row in _TURNED for column in _TURNED]
+    back = _in_bands(change, turned, contracted=1)
 
     def convolution(kernel: Array) -> Array:
         return jax.lax.conv_general_dilated(
