@@ -127,9 +127,9 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     ("name", "prediction", "rematerialise", "tokens"),
     [
         ("ablate-dest", "epsilon", False, 0),
-        ("ablate-dest", "epsilon", False, 12),
+        pytest.param("ablate-dest", "epsilon", False, 12, marks=pytest.mark.slow),
         ("ablate-source", "v_prediction", True, 0),
-        ("sampled-noise", "epsilon", False, 0),
+        pytest.param("sampled-noise", "epsilon", False, 0, marks=pytest.mark.slow),
         ("sampled-noise", "v_prediction", False, 0),
         ("esd", "epsilon", True, 0),
         ("esd", "epsilon", False, 12),

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,11 +212,21 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
     assert "great white shark" in page
 
 
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([KILLS[0], KILLS[3], KILLS[5]], id="thrice"),
+        pytest.param(KILLS, id="everywhere", marks=pytest.mark.slow),
+    ],
+)
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(
-    finished: Path, command: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+    kills: Sequence[tuple[str, str, int, int]],
+    finished: Path,
+    command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
 ) -> None:
     workdir = tmp_path / "workdir"
-    for kill in KILLS:
+    for kill in kills:
         _, name, number, _ = kill
         done = command(workdir, *kill)
         assert done.returncode == (143 if number == TERM else -number), done.stderr
