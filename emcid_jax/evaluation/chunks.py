@@ -28,6 +28,18 @@ def chunked(
     Chunks of fewer than `batch` images are padded to it: one compiled program each.
     """
 
+    def classify(images: np.ndarray) -> np.ndarray:
+        read = judge.classify(images, batch=batch)
+        return np.concatenate([read[group] for group in groups], axis=-1)
+
+    return drawing(pipeline, config, batch, mesh), classify
+
+
+def drawing(
+    pipeline: Pipeline, config: EvaluationConfig, batch: int, mesh: Mesh | None
+) -> Generate:
+    """Drawing by `pipeline`, `batch` images at a time."""
+
     def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
         missing = batch - len(prompts)
         images = generate(
@@ -41,11 +53,7 @@ def chunked(
         )
         return images[: len(prompts)]
 
-    def classify(images: np.ndarray) -> np.ndarray:
-        read = judge.classify(images, batch=batch)
-        return np.concatenate([read[group] for group in groups], axis=-1)
-
-    return draw, classify
+    return draw
 
 
 def edited_fingerprint(clean: str, base: Pipeline, edited: Pipeline) -> str:

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
+BLOCK = 4096
+"""Images whose features are widened to float64 together."""
+
 
 class FeatureMoments(NamedTuple):
     """Mean and covariance of features, all that the distance needs."""
@@ -25,10 +28,12 @@ def feature_moments(features: Float[np.ndarray, "image dim"]) -> FeatureMoments:
     """Moments in float64; ValueError for fewer than two images."""
     if len(features) < 2:
         raise ValueError(f"{len(features)} images have no covariance")
-    wide = features.astype(np.float64)
-    mean = wide.mean(0)
-    centred = wide - mean
-    return FeatureMoments(mean, centred.T @ centred / (len(wide) - 1), len(wide))
+    mean = features.mean(0, dtype=np.float64)
+    total = np.zeros((len(mean), len(mean)))
+    for start in range(0, len(features), BLOCK):
+        centred = features[start : start + BLOCK] - mean
+        total += centred.T @ centred
+    return FeatureMoments(mean, total / (len(features) - 1), len(features))
 
 
 def frechet_distance(first: FeatureMoments, second: FeatureMoments) -> float:

@@ -68,12 +68,12 @@ def load_judge(folder: Path) -> Judge:
     Without a preprocessor file, mean and standard deviation are 0.5. Raises `UserError` naming the
     file and field for a missing or unusable folder.
     """
-    config = _read_json(folder / "config.json", "a ViT classifier folder has one")
+    config = read_json(folder / "config.json", "a ViT classifier folder has one")
     labels = _labels(config, folder / "config.json")
     vit = ViTConfig.from_dict(config)
     model = ViTForImageClassification(vit)
     size = (vit.image_size, vit.image_size)
-    mean, std = _normalisation(folder / "preprocessor_config.json")
+    mean, std = normalisation(folder / "preprocessor_config.json")
     pixels = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     params = read_params(folder, abstract_params(model, pixels), disk_name)
     table = json.dumps([labels, size, mean, std])
@@ -110,7 +110,8 @@ def _softmax(logits: Float[np.ndarray, "image label"]) -> Float[np.ndarray, "ima
     return (shifted / shifted.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def _read_json(path: Path, why: str) -> dict[str, Any]:
+def read_json(path: Path, why: str) -> dict[str, Any]:
+    """A JSON object. UserError names the file; `why` says who expects one that is missing."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -137,9 +138,9 @@ def _labels(config: Mapping[str, Any], path: Path) -> list[str]:
     return labels
 
 
-def _normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, 0.5 where the file does not say."""
-    found = _read_json(path, "") if path.exists() else {}
+    found = read_json(path, "") if path.exists() else {}
     half = (0.5, 0.5, 0.5)
     mean = tuple(float(value) for value in found.get("image_mean", half))
     std = tuple(float(value) for value in found.get("image_std", half))

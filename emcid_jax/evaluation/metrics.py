@@ -150,6 +150,23 @@ def difference_of_means(
     )
 
 
+def paired_means(
+    before: Float[np.ndarray, " unit"],
+    after: Float[np.ndarray, " unit"],
+    *,
+    seed: int = 0,
+    draws: int = BOOTSTRAP_DRAWS,
+) -> tuple[Estimate, Estimate, Estimate]:
+    """Means of both and of `after - before`, whose entries belong together: pairs are resampled."""
+    pairs = np.arange(len(before))
+
+    def estimate(values: Float[np.ndarray, " unit"]) -> Estimate:
+        means = resampled_means(values, pairs, seed, draws)
+        return Estimate(float(np.mean(values)), *interval(means))
+
+    return estimate(before), estimate(after), estimate(after - before)
+
+
 def _split_metrics(prefix: str, s: SplitScores, seed: int) -> dict[str, Metric]:
     to_dest = s.post_source_dest - s.pre_source_dest
     bound = 1.0 - float(np.mean(s.pre_source_dest))
