@@ -17,8 +17,10 @@ from emcid_jax.parallel import even_chunk, padded_size
 
 SCORES = 2**21
 """About how many scores, queries times keys, exist at once per head."""
-FEW_SCORES = 2**19
+FEW_SCORES = 2**14
 """Up to so many per head nothing is gained on a CPU by taking heads one by one."""
+CACHED_SCORES = 2**19
+"""Up to so many of a head nothing is gained on a CPU by chunks of queries."""
 CPU_QUERIES = 512
 """Queries whose scores stay in a core's cache, at 4096 keys."""
 
@@ -34,11 +36,11 @@ def attend(
     4096^2 and more), chunks of queries after each other, whose scores a backward pass computes
     again. CPUs take heads one by one as well, from `FEW_SCORES` on.
     """
-    if query.shape[1] * key.shape[1] <= FEW_SCORES:
+    scores = query.shape[1] * key.shape[1]
+    if scores <= FEW_SCORES:
         return _attend_at_once(query, key, value)
-    return jax.lax.platform_dependent(
-        query, key, value, cpu=attend_head_by_head, default=attend_together
-    )
+    on_cpu = attend_head_by_head if scores > CACHED_SCORES else attend_heads_apart
+    return jax.lax.platform_dependent(query, key, value, cpu=on_cpu, default=attend_together)
 
 
 def attend_together(
@@ -56,6 +58,26 @@ def attend_together(
     rows = jnp.moveaxis(padded.reshape(len(query), chunks, size, *query.shape[2:]), 1, 0)
     found = jax.lax.map(jax.checkpoint(lambda part: _attend_at_once(part, key, value)), rows)
     return jnp.moveaxis(found, 0, 1).reshape(padded.shape)[:, :count]
+
+
+def attend_heads_apart(
+    query: Float[Array, "batch query head dim"],
+    key: Float[Array, "batch key head dim"],
+    value: Float[Array, "batch key head dim"],
+) -> Float[Array, "batch query head dim"]:
+    """`attend`, for CPUs and few keys, such as the text's: products of one head each.
+
+    XLA takes twice as long for the same products as one batch, and for their backward pass.
+    """
+
+    def one_head(query: Array, key: Array, value: Array) -> Float[Array, "batch query dim"]:
+        logits = jnp.einsum("bqd,bkd->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+        out = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        return out / weights.sum(-1, keepdims=True)
+
+    heads = range(query.shape[2])
+    return jnp.stack([one_head(query[:, :, h], key[:, :, h], value[:, :, h]) for h in heads], 2)
 
 
 def attend_head_by_head(

@@ -55,6 +55,25 @@ def test_heads_one_by_one_change_nothing(queries: int, monkeypatch: pytest.Monke
     check(attention.attend_head_by_head, queries, chunked=True)
 
 
+def test_heads_apart_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value, cotangent = arrays(30, 20)
+    assert "platform_index" not in str(jax.make_jaxpr(attention.attend)(query, key, value))
+    once, pullback = jax.vjp(attention.attend, query, key, value)
+    gradients = pullback(jnp.asarray(cotangent))
+    monkeypatch.setattr(attention, "FEW_SCORES", 30 * 20 - 1)
+    found, pullback = jax.vjp(attention.attend, query, key, value)
+    np.testing.assert_allclose(found, expected(query, key, value), atol=1e-5)
+    np.testing.assert_allclose(found, once, atol=1e-6)
+    for ours, theirs in zip(pullback(jnp.asarray(cotangent)), gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    # Three products of one head each in place of one batch of three.
+    products = [
+        str(jax.make_jaxpr(attend)(query, key, value)).count("dot_general")
+        for attend in (attention.attend_heads_apart, attention.attend_together)
+    ]
+    assert products == [6, 2]
+
+
 def test_cpus_take_heads_one_by_one_where_there_are_many_scores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -63,6 +82,7 @@ def test_cpus_take_heads_one_by_one_where_there_are_many_scores(
     few = jax.jit(attention.attend).lower(*shapes).as_text()
     assert "while" not in few
     monkeypatch.setattr(attention, "FEW_SCORES", CHUNKED)
+    monkeypatch.setattr(attention, "CACHED_SCORES", CHUNKED)
     many = jax.jit(lambda *x: attention.attend(*x))
     assert "while" in many.lower(*shapes).as_text()
     np.testing.assert_allclose(many(query, key, value), expected(query, key, value), atol=1e-5)
