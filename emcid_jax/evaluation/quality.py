@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from emcid_jax.config import CountOrZero, EvaluationConfig, Seed
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation.chunks import drawing, edited_fingerprint
+from emcid_jax.evaluation.both import Both, vectors_of_both
 from emcid_jax.evaluation.clip import Clip, find_clip
 from emcid_jax.evaluation.embedder import Embedder, inception_features, judge_features
 from emcid_jax.evaluation.fid import FeatureMoments, feature_moments, frechet_distance
@@ -88,14 +88,21 @@ class Evaluators(NamedTuple):
     """Whose vectors FID compares."""
 
 
-def load_evaluators(config: QualityConfig, pipeline: Pipeline, judge: Judge) -> Evaluators:
+def load_evaluators(config: QualityConfig, pipeline: Pipeline, judge: Judge | None) -> Evaluators:
     """The evaluators that `config` names, by default those in the model's folder.
 
-    Raises `UserError` if a folder or file is missing or unusable.
+    Raises `UserError` if a folder or file is missing or unusable, or FID has no features: neither
+    `inception` nor a judge.
     """
+    if judge is None and not config.inception:
+        raise UserError(
+            "config.quality.inception is empty, and the model has no judge; give FID's InceptionV3 "
+            "as a .safetensors file"
+        )
     clip = find_clip(config.clip, pipeline.folder, "config.quality.clip")
     if config.inception:
         return Evaluators(clip, inception_features(Path(config.inception)))
+    assert judge is not None
     return Evaluators(clip, judge_features(judge))
 
 
@@ -120,7 +127,7 @@ def read_captions(config: QualityConfig, edited: Sequence[str] = ()) -> list[Qua
 
 def evaluate(
     captions: Sequence[QualityCaption],
-    models: Models,
+    models: Models | Both,
     evaluators: Evaluators,
     config: EvaluationConfig,
     workdir: Path,
@@ -147,47 +154,30 @@ def evaluate(
     """
     clip, features = evaluators
     draws = [Draw(caption.prompt, caption.seed) for caption in captions]
-    base = fingerprint(
-        FORMAT,
-        models.base_hash,
-        clip.images.fingerprint,
-        features.fingerprint,
-        config.steps,
-        config.guidance,
-    )
-    changed = edited_fingerprint(base, models.base, models.edited)
     texts = clip.embed_texts([caption.prompt for caption in captions])
     batch = even_chunk(len(set(draws)), config.batch)
 
-    def both(images: np.ndarray) -> np.ndarray:
+    def embed(images: np.ndarray) -> np.ndarray:
         """What is stored of an image: its CLIP vector, then its features."""
         return np.concatenate([net(images, batch=batch) for net in (clip.images, features)], 1)
 
-    scores, moments = {}, {}
-    for side, pipeline, depends_on in (
-        ("before", models.base, base),
-        ("after", models.edited, changed),
+    scores, moments = [], []
+    for found in vectors_of_both(
+        draws,
+        embed,
+        (FORMAT, clip.images.fingerprint, features.fingerprint),
+        Both(models.base, models.edited, models.base_hash, models.mesh),
+        config,
+        workdir,
+        "quality",
+        progress=progress,
     ):
-        folder = workdir / "evaluation" / f"quality-{side}"
-        with tqdm(
-            total=len(set(draws)), desc=f"quality, {side}", unit="img", disable=not progress
-        ) as bar:
-            found = scored_images(
-                draws,
-                drawing(pipeline, config, batch, models.mesh),
-                both,
-                batch,
-                folder,
-                depends_on,
-                progress=bar.update,
-            )
-        scores[side] = clip_scores(
-            np.stack([found[draw][: clip.images.dim] for draw in draws]), texts
-        )
+        vectors = np.stack([found[draw][: clip.images.dim] for draw in draws])
+        scores.append(clip_scores(vectors, texts))
         # Captions that are drawn twice from one seed are one image.
-        moments[side] = feature_moments(np.stack([v[clip.images.dim :] for v in found.values()]))
+        moments.append(feature_moments(np.stack([v[clip.images.dim :] for v in found.values()])))
 
-    before, after, change = paired_means(scores["before"], scores["after"])
+    before, after, change = paired_means(*scores)
     real = _real_moments(captions, features, batch, workdir, progress=progress)
     return {
         "clip_score": {
@@ -196,9 +186,9 @@ def evaluate(
             "change": change._asdict(),
         },
         "fid": {
-            "change": frechet_distance(moments["after"], moments["before"]),
-            "before": frechet_distance(moments["before"], real) if real else None,
-            "after": frechet_distance(moments["after"], real) if real else None,
+            "change": frechet_distance(*moments),
+            "before": frechet_distance(moments[0], real) if real else None,
+            "after": frechet_distance(moments[1], real) if real else None,
         },
         "captions": len(captions),
         "real": real.count if real else 0,

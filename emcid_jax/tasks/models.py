@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 
 from emcid_jax.config import ExportDtype, ModelConfig
 from emcid_jax.editing.export import stored_dtype
+from emcid_jax.errors import UserError
+from emcid_jax.models.clip_text import disk_name
+from emcid_jax.models.weights import read_params
 from emcid_jax.pipeline import Pipeline, load_pipeline
 from emcid_jax.sources import find_model
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
@@ -29,6 +33,22 @@ def find_folder(config: ModelConfig) -> Path:
 def open_model(config: ModelConfig) -> Pipeline:
     """The model, loaded; UserError if it is missing, damaged or of another kind."""
     return load_pipeline(find_folder(config), jnp.dtype(config.dtype), config.variant)
+
+
+def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, Any]:
+    """The text encoder's parameters in a folder, or in a workdir's `text_encoder`.
+
+    UserError that names `field` if there is none, or one of another model.
+    """
+    folder = Path(path).expanduser()
+    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    if not path or not folder.is_dir():
+        raise UserError(
+            f"{field} is {path!r}; give a text_encoder folder or the workdir of a finished edit"
+        )
+    base = pipeline.params["text_encoder"]
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
+    return read_params(folder, abstract, disk_name)
 
 
 def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Mapping
@@ -20,14 +22,14 @@ from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.errors import UserError
 from emcid_jax.evaluation.gallery import slug
+from emcid_jax.evaluation.quality_captions import captions_in_file
 from emcid_jax.files import write_atomically
 from emcid_jax.generation import image_batches
-from emcid_jax.models.clip_text import disk_name
-from emcid_jax.models.weights import params_hash, read_params
+from emcid_jax.models.weights import params_hash
 from emcid_jax.pipeline import Pipeline, with_text_params
 from emcid_jax.tasks import environment, pictures
 from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.models import open_model
+from emcid_jax.tasks.models import open_model, read_edited
 
 Scheduler = Literal["", "ddim", "pndm", "euler", "euler_ancestral"]
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
@@ -45,7 +47,8 @@ class SamplingConfig:
     prompts: tuple[str, ...] = ()
     """Each prompt is drawn with each seed."""
     prompts_file: str = ""
-    """Text file with further prompts, one per line."""
+    """Text file with further prompts, one per line; or a CSV with the columns `prompt` and
+    `evaluation_seed`, each row drawn once, with its own seed."""
     seeds: tuple[Seed, ...] = (0,)
     """Seeds of the initial noise."""
     negative: str = ""
@@ -102,14 +105,16 @@ class Drawing(NamedTuple):
 
 
 def run(config: SampleConfig, workdir: Path) -> None:
-    """Draws what is missing into `workdir/images` and the labelled grids into `workdir`.
+    """Draws what is missing into `workdir/images`, and `images.csv` and labelled grids of it.
 
-    A picture carries its settings; one that was drawn with others is drawn again.
+    A picture carries its settings; one that was drawn with others is drawn again. Rows of a CSV are
+    in no grid.
     """
     if config.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir)
-    prompts = read_prompts(config.sampling)
+    prompts, rows = read_prompts(config.sampling)
+    asked = [(prompt, seed) for prompt in prompts for seed in config.sampling.seeds] + rows
     models = _models(config)
     with folders.exclusive(workdir):
         files: dict[tuple[str, str, int], Path] = {}
@@ -119,30 +124,34 @@ def run(config: SampleConfig, workdir: Path) -> None:
             parts = pipeline.params if not hashes else ("text_encoder",)
             hashes |= {part: params_hash(pipeline.params[part]) for part in parts}
             settings = _settings(config, pipeline) | {"model": dict(hashes)}
-            wanted = [
-                Drawing(name, prompt, seed) for prompt in prompts for seed in config.sampling.seeds
-            ]
+            wanted = [Drawing(name, *pair) for pair in dict.fromkeys(asked)]
             found = {drawing: path_of(workdir, drawing) for drawing in wanted}
             _draw_missing(config, pipeline, found, settings)
             files.update((d[:], path) for d, path in found.items())
+        _write_list(workdir / "images.csv", files)
         grids = pictures.write_grids(workdir, files, prompts, config.sampling.seeds, list(models))
         logging.info("%d images in %s; %s", len(files), workdir / "images", ", ".join(grids))
 
 
-def read_prompts(config: SamplingConfig) -> list[str]:
-    """All prompts in order, each once. UserError if the file is missing or holds none."""
-    prompts = list(config.prompts)
-    if config.prompts_file:
+def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int]]]:
+    """Prompts in order, each once, and a CSV's rows with their seeds.
+
+    UserError if the file is missing or holds none.
+    """
+    prompts, rows, path = list(config.prompts), [], Path(config.prompts_file)
+    if path.suffix.lower() == ".csv":
+        rows = [(caption.prompt, caption.seed) for caption in captions_in_file(path, 0)]
+    elif config.prompts_file:
         try:
-            lines = Path(config.prompts_file).read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError) as error:
             raise UserError(
                 f"config.sampling.prompts_file is {config.prompts_file!r}, not readable: {error}"
             ) from error
         prompts += [line.strip() for line in lines if line.strip()]
-    if not prompts:
+    if not prompts and not rows:
         raise UserError(f"config.sampling.prompts_file: {config.prompts_file} holds no prompt")
-    return list(dict.fromkeys(prompts))
+    return list(dict.fromkeys(prompts)), rows
 
 
 def _models(config: SampleConfig) -> dict[str, Pipeline]:
@@ -154,22 +163,10 @@ def _models(config: SampleConfig) -> dict[str, Pipeline]:
     pipeline = dataclasses.replace(pipeline, configs=configs)
     models = {"base": pipeline}
     if config.sampling.edited:
-        models["edited"] = with_text_params(pipeline, _edited(config.sampling.edited, pipeline))
-    return models
-
-
-def _edited(path: str, pipeline: Pipeline) -> dict[str, Any]:
-    """The text encoder's parameters in a folder or in a workdir's `text_encoder`."""
-    folder = Path(path).expanduser()
-    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
-    if not folder.is_dir():
-        raise UserError(
-            f"config.sampling.edited is {path!r}; give a text_encoder folder or the workdir of a "
-            "finished edit"
+        models["edited"] = with_text_params(
+            pipeline, read_edited(config.sampling.edited, pipeline, "config.sampling.edited")
         )
-    base = pipeline.params["text_encoder"]
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
-    return read_params(folder, abstract, disk_name)
+    return models
 
 
 def _settings(config: SampleConfig, pipeline: Pipeline) -> dict[str, Any]:
@@ -190,6 +187,15 @@ def path_of(workdir: Path, drawing: Drawing) -> Path:
     digest = hashlib.sha256(drawing.prompt.encode()).hexdigest()[:8]
     name = "-".join(part for part in (slug(drawing.prompt), digest) if part)
     return workdir / "images" / drawing.model / f"{name}-seed{drawing.seed}.png"
+
+
+def _write_list(path: Path, files: Mapping[tuple[str, str, int], Path]) -> None:
+    """Which picture shows what, for programs that look at them."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["model", "prompt", "seed", "file"])
+    writer.writerows([*drawn, file.relative_to(path.parent)] for drawn, file in files.items())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _draw_missing(

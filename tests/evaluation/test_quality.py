@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import EvaluationConfig, from_config_dict
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation import quality
+from emcid_jax.evaluation import both, quality
 from emcid_jax.evaluation.fid import fid
 from emcid_jax.evaluation.judge import Judge, load_judge
 from emcid_jax.evaluation.quality import QualityConfig, load_evaluators, read_captions
@@ -76,7 +76,7 @@ def test_figures_are_those_of_drawing_directly(
     def run() -> dict:
         return quality.evaluate(captions, models, evaluators, CONFIG, tmp_path, progress=False)
 
-    drawn, draw = [], quality.drawing
+    drawn, draw = [], both.drawing
 
     def dying(*arguments):
         inner = draw(*arguments)
@@ -89,7 +89,7 @@ def test_figures_are_those_of_drawing_directly(
 
         return generate
 
-    monkeypatch.setattr(quality, "drawing", dying)
+    monkeypatch.setattr(both, "drawing", dying)
     with pytest.raises(KeyboardInterrupt):
         run()
     found = run()
@@ -132,6 +132,8 @@ def test_without_a_tower_a_clip_model_is_asked_for(base: Pipeline, judge: Judge)
     elsewhere = dataclasses.replace(base, folder=base.folder.parent)
     with pytest.raises(UserError, match=r"config\.quality\.clip is empty, but .* no image_tower"):
         load_evaluators(QualityConfig(), elsewhere, judge)
+    with pytest.raises(UserError, match=r"inception is empty, and the model has no judge; give"):
+        load_evaluators(QualityConfig(), base, None)
 
 
 def test_sprite_captions_come_with_their_pictures() -> None:

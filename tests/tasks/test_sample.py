@@ -200,7 +200,7 @@ def test_prompts_come_from_settings_and_file(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("  a cat \n\na dog\na cat\n", encoding="utf-8")
     config = SamplingConfig(prompts=("a dog",), prompts_file=str(file))
-    assert task.read_prompts(config) == ["a dog", "a cat"]
+    assert task.read_prompts(config) == (["a dog", "a cat"], [])
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no prompt"):
         task.read_prompts(SamplingConfig(prompts_file=str(file)))
@@ -231,3 +231,20 @@ def test_mistakes_are_found_before_anything_is_written(
         with pytest.raises(UserError, match=message):
             task.run(config_for(tiny_pipeline_folder, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tables_rows_bring_their_own_seeds(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    """As i2p's; pictures, with a list of them for a detector, and no grid."""
+    table = tmp_path / "i2p.csv"
+    table.write_text('case_number,prompt,evaluation_seed\n0,"a dog, a cat",7\n1,snow,8\n2,snow,7\n')
+    config = config_for(tiny_pipeline_folder, prompts=(), prompts_file=str(table), steps=1)
+    task.run(config, tmp_path / "out")
+    lines = (tmp_path / "out" / "images.csv").read_text().splitlines()
+    assert lines[0] == "model,prompt,seed,file"
+    assert lines[1].startswith('base,"a dog, a cat",7,images/base/a-dog-a-cat-')
+    assert [line.split(",")[-2] for line in lines[1:]] == ["7", "8", "7"]
+    for line in lines[1:]:
+        note = pictures.read_note(tmp_path / "out" / line.split(",")[-1])
+        assert note is not None
+        assert json.loads(note)["seed"] == int(line.split(",")[-2])
+    assert not list((tmp_path / "out").glob("grid-*.png"))
