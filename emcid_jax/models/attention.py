@@ -12,7 +12,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from emcid_jax.models.blocks import GroupNorm, conv1x1
+from emcid_jax.models.blocks import GroupNorm, LayerNorm, conv1x1
 from emcid_jax.parallel import even_chunk, padded_size
 
 SCORES = 2**21
@@ -209,14 +209,13 @@ class TransformerBlock(nn.Module):
     ) -> Float[Array, "batch pixel dim"]:
         """Pixels after reading each other and the text."""
 
-        def norm(name: str, states: Array) -> Array:
-            layer = nn.LayerNorm(1e-5, self.dtype, use_fast_variance=False, name=name)
-            return layer(states)
+        def norm(number: int, states: Array) -> Array:
+            return LayerNorm(1e-5, self.dtype, name=f"norm{number}")(states)
 
         first = text if self.only_cross_attention else None
-        x = x + Attention(self.heads, self.dtype, name="attn1")(norm("norm1", x), first)
-        x = x + Attention(self.heads, self.dtype, name="attn2")(norm("norm2", x), text)
-        return x + FeedForward(self.dtype, name="ff")(norm("norm3", x))
+        x = x + Attention(self.heads, self.dtype, name="attn1")(norm(1, x), first)
+        x = x + Attention(self.heads, self.dtype, name="attn2")(norm(2, x), text)
+        return x + FeedForward(self.dtype, name="ff")(norm(3, x))
 
 
 class Transformer2D(nn.Module):

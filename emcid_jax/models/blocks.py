@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from emcid_jax.models.convolution import convolve_3x3, is_faster
-from emcid_jax.models.group_norm import group_norm
+from emcid_jax.models.normalisation import group_norm, layer_norm
 
 
 class GroupNorm(nn.Module):
@@ -38,6 +38,25 @@ class GroupNorm(nn.Module):
         pixels = x.astype(jnp.float32).reshape(x.shape[0], -1, channels)
         normal: Any = group_norm(pixels, *exact, self.groups, self.epsilon)
         return normal.reshape(x.shape).astype(self.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the channels, in float32: PyTorch's, with the biased variance."""
+
+    epsilon: float
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch token channel"]
+    ) -> Float[Array, "batch token channel"]:
+        """Normalise; statistics in float32, result in `dtype`."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        exact = jnp.asarray(scale, jnp.float32), jnp.asarray(bias, jnp.float32)
+        normal: Any = layer_norm(x.astype(jnp.float32), *exact, self.epsilon)
+        return normal.astype(self.dtype)
 
 
 def convolve(

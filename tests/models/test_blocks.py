@@ -9,7 +9,7 @@ import pytest
 import torch
 from jax import Array
 
-from emcid_jax.models.blocks import GroupNorm, Upsample, conv3x3
+from emcid_jax.models.blocks import GroupNorm, LayerNorm, Upsample, conv3x3
 
 
 def test_group_norm_matches_float64_when_the_mean_is_large() -> None:
@@ -45,6 +45,25 @@ def test_group_norms_gradients_are_torchs() -> None:
     for ours, theirs in zip(
         pullback(jnp.asarray(change)), (wanted[0].permute(0, 2, 3, 1), *wanted[1:]), strict=True
     ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_and_its_gradients_are_torchs() -> None:
+    rng = np.random.default_rng(0)
+    x, change = 3 + 2 * rng.standard_normal((2, 3, 5, 12)).astype(np.float32)
+    scale, bias = rng.standard_normal((2, 12)).astype(np.float32)
+
+    def apply(x: Array, scale: Array, bias: Array) -> Array:
+        return LayerNorm(1e-5).apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    found, pullback = jax.vjp(apply, *map(jnp.asarray, (x, scale, bias)))
+    inputs = [
+        torch.tensor(part, dtype=torch.float64, requires_grad=True) for part in (x, scale, bias)
+    ]
+    expected = torch.nn.functional.layer_norm(inputs[0], (12,), *inputs[1:], eps=1e-5)
+    np.testing.assert_allclose(found, expected.detach(), atol=1e-5)
+    wanted = torch.autograd.grad(expected, inputs, torch.tensor(change, dtype=torch.float64))
+    for ours, theirs in zip(pullback(jnp.asarray(change)), wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
-"""Group normalisation (Wu & He 2018) with its own backward pass.
+"""Group norm (Wu & He 2018) and layer norm (Ba et al. 2016) with backward passes of their own.
 
-What automatic differentiation makes of it sums products over the pixels, for which XLA takes a CPU
-twenty times as long as for the same contraction.
+What automatic differentiation makes of them sums products, for which XLA takes a CPU up to twenty
+times as long as for the same contraction.
 """
 
 from __future__ import annotations
@@ -49,6 +49,41 @@ def _backward(
 
 
 group_norm.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "batch token channel"],
+    scale: Float[Array, " channel"],
+    bias: Float[Array, " channel"],
+    epsilon: float,
+) -> Float[Array, "batch token channel"]:
+    """`(x - mean) / sqrt(var + epsilon) * scale + bias` over channels; the biased variance."""
+    return _layer_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_forward(
+    x: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[Array, tuple[Array, ...]]:
+    mean = x.mean(-1, keepdims=True)
+    rate = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    return (x - mean) * (rate * scale) + bias, (x, scale, mean, rate)
+
+
+def _layer_backward(
+    epsilon: float, saved: tuple[Array, ...], change: Array
+) -> tuple[Array, Array, Array]:
+    del epsilon
+    x, scale, mean, rate = saved
+    centred, steep = x - mean, change * scale
+    contract = functools.partial(jnp.einsum, precision="highest")
+    shift = contract("btc,c->bt", change, scale)[..., None] / x.shape[-1]
+    slope = contract("btc,btc->bt", steep, centred)[..., None] * rate**2 / x.shape[-1]
+    along = contract("btc,btc->c", change, centred * rate)
+    return rate * (steep - shift - centred * slope), along, change.sum((0, 1))
+
+
+layer_norm.defvjp(_layer_forward, _layer_backward)
 
 
 def _statistics(x: Array, groups: int, epsilon: float) -> tuple[Array, Array]:
