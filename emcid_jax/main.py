@@ -37,6 +37,8 @@ TASKS = (
     "sequential",
     "layer_pairs",
     "trace",
+    "implicit",
+    "quality",
 )
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\

@@ -1,0 +1,258 @@
+"""Task `implicit`: TIMED and RoAD, one edit at a time, each from the pristine weights.
+
+Every row of the table is edited once per seed. The edited and the base model draw the source, the
+related and the unrelated prompts; a CLIP model chooses between the old and the new description of
+each picture. Beside them the *oracle*: the base model asked for the new descriptions outright.
+Pairs of row and seed that `implicit.json` holds are skipped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emcid_jax import parallel
+from emcid_jax.concepts.implicit import Choice, ImplicitEdit, read_implicit
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.templates import OBJECT_TEMPLATES
+from emcid_jax.config import Count, EditConfig
+from emcid_jax.editing import stage_two
+from emcid_jax.editing.bank import Memory, hash_of, model_hashes
+from emcid_jax.editing.second_moment import SecondMoments
+from emcid_jax.evaluation.aice import drawn_seeds
+from emcid_jax.evaluation.chunks import drawing
+from emcid_jax.evaluation.clip import Clip, find_clip
+from emcid_jax.evaluation.gallery import slug
+from emcid_jax.evaluation.images import Generate, png
+from emcid_jax.evaluation.implicit import CONFIDENT, choice, implicit_scores
+from emcid_jax.evaluation.text_image import clip_scores
+from emcid_jax.files import write_atomically
+from emcid_jax.pipeline import Pipeline
+from emcid_jax.tasks import edit, environment
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import require_layers
+from emcid_jax.tasks.memories import find_memories, read_prompts
+from emcid_jax.tasks.models import open_model
+from emcid_jax.tasks.moments import find_captions, find_moments
+
+MODELS = ("edited", "base", "oracle")
+
+
+@dataclasses.dataclass(frozen=True)
+class ImplicitConfig:
+    """Settings of this task."""
+
+    base: EditConfig = EditConfig()
+    """Model, table (`requests.path`), EMCID's settings; of `evaluation` sampler and batch."""
+    task: str = "implicit"
+    """Which task of main runs."""
+    seeds: Count = 4
+    """Edits per row, each with images of its own; figures are means, spreads are over seeds."""
+    clip: str = ""
+    """Folder of the CLIP model that judges; empty: the model's own `image_tower`."""
+
+
+Config = ImplicitConfig
+
+
+def run(config: ImplicitConfig, workdir: Path) -> None:
+    """Fills `workdir/implicit.json` and `workdir/implicit.md`, and `images` with the first seed's.
+
+    UserError, before anything is written, if table, model, judge or settings are unfit.
+    """
+    if config.base.run.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    edits = read_implicit(Path(config.base.requests.path))
+    edits = edits[: config.base.requests.count or None]
+    job = _prepare(edits, config)
+    clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
+    path = workdir / "implicit.json"
+    with folders.exclusive(workdir):
+        log = folders.Log(workdir / "metrics.jsonl")
+        keys = [hash_of([one.choices, one.dest, _settings(job), clip.fingerprint]) for one in edits]
+        old = folders.read_json(path)["rows"] if path.exists() else []
+        rows = {(row["seed"], row["row"]): row for row in old}
+        layers = config.base.stage_two.layers
+        measured = hash_of([job.model, job.captions, layers])[:16]
+        moments = find_moments(
+            job.pipeline, job.captions, layers, config.base.moments, config.base.run,
+            workdir / "moments" / measured, log,
+        )  # fmt: skip
+        memories = find_memories(
+            job.pipeline, job.requests, job.prompts, config.base.stage_one, config.base.run,
+            job.model, workdir / "bank", log,
+        )  # fmt: skip
+        bench = _Bench(job, moments, clip, workdir / "images")
+        for place, memory in enumerate(memories):
+            seed, number = divmod(place, len(edits))
+            if rows.get((seed, number), {}).get("settings") == keys[number]:
+                continue
+            with log.timed("row") as figures:
+                figures |= {"row": number, "seed": seed}
+                found = bench.measure(edits[number], number, seed, place, memory)
+            about = {"row": number, "seed": seed, "settings": keys[number]}
+            rows[seed, number] = about | dataclasses.asdict(found)
+            folders.write_json(path, {"rows": list(rows.values())})
+        asked = [[rows[s, n] for n in range(len(edits))] for s in range(config.seeds)]
+        scores = score(asked)
+        folders.write_json(path, {"scores": scores, "rows": [row for one in asked for row in one]})
+        text = table(scores) + "\n" + row_table(asked)
+        write_atomically(workdir / "implicit.md", text.encode())
+        logging.info("%s", text)
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """P(new description) of every picture of a row and seed: source, related, unrelated."""
+
+    source: str
+    dest: str
+    edited: tuple[list[float], list[float], list[float]]
+    base: tuple[list[float], list[float], list[float]]
+    oracle: tuple[list[float], list[float], list[float]]
+    """The base model on the new descriptions; unrelated as `base`."""
+
+
+def score(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
+    """The benchmark's figures per model, from rows [seed][edit] of `Found`; JSON values only."""
+    found = {}
+    for model in MODELS:
+        parts = [np.array([[row[model][i] for row in one] for one in rows]) for i in range(3)]
+        scores = implicit_scores(parts[0][..., 0], parts[1], parts[2])
+        found[model] = {
+            name: value
+            if name == "f1"
+            else [part._asdict() for part in value]
+            if name == "confident"
+            else value._asdict()
+            for name, value in scores._asdict().items()
+        }
+    return found | {"edits": len(rows[0]), "seeds": len(rows)}
+
+
+def table(scores: dict[str, Any]) -> str:
+    """Markdown: a line per model; +- is the standard deviation over seeds."""
+    above = [f"generality, P > {least}" for least in CONFIDENT]
+    head = ["model", "efficacy", "generality", *above, "specificity", "F1"]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for model in MODELS:
+        one = scores[model]
+        parts = [one["efficacy"], one["generality"], *one["confident"], one["specificity"]]
+        cells = [f"{part['mean']:.3f} ± {part['std']:.3f}" for part in parts]
+        lines.append(f"| {model} | {' | '.join(cells)} | {one['f1']:.3f} |")
+    return "\n".join(lines) + "\n"
+
+
+def row_table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
+    """Markdown: a line per edit, edited model, mean over seeds."""
+    lines = ["| source | destination | efficacy | generality | specificity |", "|---" * 5 + "|"]
+    for edits in zip(*rows, strict=True):
+        own, related, unrelated = (
+            np.array([row["edited"][i] for row in edits], np.float64) for i in range(3)
+        )
+        shares = ((own > 0.5).mean(), (related > 0.5).mean(), (unrelated < 0.5).mean())
+        cells = " | ".join(f"{share:.2f}" for share in shares)
+        lines.append(f"| {edits[0]['source']} | {edits[0]['dest']} | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit.Job:
+    """A job whose requests are the table's, once per seed; rows may contradict each other."""
+    base = config.base
+    templates = base.requests.templates or OBJECT_TEMPLATES
+    requests = [
+        EditRequest(
+            one.source, one.dest, templates, seed=seed, origin=f"{base.requests.path}:{one.line}"
+        )
+        for seed in range(config.seeds)
+        for one in edits
+    ]
+    captions = find_captions(base.moments)
+    pipeline = open_model(base.model)
+    require_layers(base.stage_two, pipeline)
+    prompts = read_prompts(pipeline, requests, base.stage_one)
+    return edit.Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Bench:
+    """What every row needs."""
+
+    job: edit.Job
+    moments: SecondMoments
+    clip: Clip
+    folder: Path
+    """Gets the source's picture of the first seed, before and after."""
+
+    def measure(
+        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory
+    ) -> Found:
+        """One row by one seed: writes, draws, judges."""
+        base, count = self.job.pipeline, 1 + len(asked.related)
+        seeds = drawn_seeds(asked.source, seed, len(asked.choices))
+        prompts = [one.prompt for one in asked.choices]
+        wanted = [one.new for one in asked.choices[:count]]
+        before = self._draw(base, prompts + wanted, seeds + seeds[:count])
+        after = self._draw(self._edited(place, memory), prompts, seeds)
+        if seed == 0:
+            for side, images in (("before", before), ("after", after)):
+                name = f"{number + 1:03d}-{slug(asked.source)}-{side}.png"
+                write_atomically(self.folder / name, png(images[0]))
+        oracle = np.concatenate([before[len(prompts) :], before[count : len(prompts)]])
+        sides = (after, before[: len(prompts)], oracle)
+        return Found(
+            asked.source,
+            asked.dest,
+            *(_split(self._judge(asked.choices, side), count) for side in sides),
+        )
+
+    def _edited(self, place: int, memory: Memory) -> Pipeline:
+        """The pristine model with one request in it."""
+        requests = [self.job.requests[place]]
+        prompts = read_prompts(self.job.pipeline, requests, self.job.config.stage_one)
+        job = dataclasses.replace(self.job, requests=requests, prompts=prompts)
+        return stage_two.with_edit(job.pipeline, edit.solve(job, [memory], self.moments))
+
+    def _draw(self, pipeline: Pipeline, prompts: list[str], seeds: list[int]) -> np.ndarray:
+        config, mesh = self.job.config.evaluation, parallel.make_mesh()
+        batch = parallel.even_chunk(len(prompts), config.batch)
+        draw: Generate = drawing(pipeline, config, batch, mesh)
+        return np.concatenate(
+            [
+                draw(prompts[start : start + batch], seeds[start : start + batch])
+                for start in range(0, len(prompts), batch)
+            ]
+        )
+
+    def _judge(self, choices: Sequence[Choice], images: np.ndarray) -> np.ndarray:
+        """P(new description) picture by picture."""
+        vectors = self.clip.images(images)
+        old, new = (
+            clip_scores(vectors, self.clip.embed_texts([getattr(one, side) for one in choices]))
+            for side in ("old", "new")
+        )
+        return choice(old, new)
+
+
+def _split(values: np.ndarray, count: int) -> tuple[list[float], list[float], list[float]]:
+    """Of the source, of the related and of the unrelated prompts."""
+    found = values.tolist()
+    return found[:1], found[1:count], found[count:]
+
+
+def _settings(job: edit.Job) -> dict[str, Any]:
+    """What decides a row's figures, beside its texts and the judge."""
+    values = dataclasses.asdict(job.config)
+    kept = {name: values[name] for name in ("stage_one", "stage_two", "moments")}
+    return kept | {
+        "templates": list(job.requests[0].templates),
+        "sampler": [job.config.evaluation.steps, job.config.evaluation.guidance],
+        "model": job.model,
+        "captions": hash_of(job.captions),
+    }

@@ -1,0 +1,123 @@
+"""The task `implicit` on random models: one edit at a time, judged as by hand, resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax import config as settings
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation.aice import drawn_seeds
+from emcid_jax.evaluation.clip import load_clip
+from emcid_jax.evaluation.implicit import implicit_scores
+from emcid_jax.generation import generate
+from emcid_jax.pipeline import load_pipeline
+from emcid_jax.tasks import implicit as task
+from emcid_jax.tasks.implicit import ImplicitConfig
+
+TABLE = """old,new,positive1,gt1,positive2,gt2,negative1,gn1
+A dog,A red dog,a photo of a dog,a photo of a red dog,dog in snow,red dog in snow,a cat,a red cat
+a nurse,a male nurse,nurse,male nurse,art of a nurse,art of a male nurse,a doctor,a male doctor
+"""
+
+
+@pytest.fixture
+def config(tiny_pipeline_folder: Path, tmp_path: Path) -> ImplicitConfig:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pipeline_folder, folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    tower = transformers.CLIPVisionConfig(
+        **sizes, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=6
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.CLIPVisionModelWithProjection(tower).save_pretrained(folder / "image_tower")
+    file = folder / "image_tower" / "model.safetensors"
+    projection = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+    save_file(load_file(file) | {"text_projection.weight": projection}, file)
+    (tmp_path / "table.csv").write_text(TABLE)
+    words = ("a shark", "the tench", "a car", "an engineer", "Monet", "a dog")
+    captions = [f"a photo of {a} and {b}" for a in words for b in words]
+    (tmp_path / "captions.txt").write_text("\n".join(captions))
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path=str(tmp_path / "table.csv")),
+        model=settings.ModelConfig(path=str(folder)),
+        stage_one=settings.StageOneConfig(
+            layer=2, steps=4, learning_rate=0.05, objective="text-only"
+        ),
+        moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
+        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-3),
+        evaluation=settings.EvaluationConfig(enabled=False, steps=1, guidance=2.0, batch=8),
+        run=settings.RunConfig(compile_cache=False, progress=False),
+    )
+    return ImplicitConfig(base=base, seeds=2)
+
+
+def test_rows_are_judged_one_by_one_and_kept(
+    config: ImplicitConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, measure, places = tmp_path / "out", task._Bench.measure, []
+
+    def dying(self, *arguments):
+        places.append(arguments[3])
+        if len(places) == 3:
+            raise KeyboardInterrupt
+        return measure(self, *arguments)
+
+    monkeypatch.setattr(task._Bench, "measure", dying)
+    with pytest.raises(KeyboardInterrupt):
+        task.run(config, out)
+    task.run(config, out)
+    assert places == [0, 1, 2, 2, 3]
+    found = json.loads((out / "implicit.json").read_text())
+    rows = {(row["seed"], row["row"]): row for row in found["rows"]}
+    assert sorted(rows) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+    # The base model's pictures, judged by hand; the oracle's are of the new descriptions.
+    folder = Path(config.base.model.path)
+    pipeline, clip = load_pipeline(folder), load_clip(folder)
+    prompts = ["a dog", "a photo of a dog", "dog in snow", "a cat"]
+    wanted = ["a red dog", "a photo of a red dog", "red dog in snow", "a red cat"]
+    for seed in range(2):
+        seeds = drawn_seeds("a dog", seed, 4)
+        for name, asked in (("base", prompts), ("oracle", [*wanted[:3], "a cat"])):
+            images = clip.images(generate(pipeline, asked, seeds, steps=1, guidance=2.0))
+            logits = [100 * (images * clip.embed_texts(t)).sum(1) for t in (prompts, wanted)]
+            new = 1 / (1 + np.exp(logits[0] - logits[1]))
+            flat = [value for part in rows[seed, 0][name] for value in part]
+            np.testing.assert_allclose(flat, new, rtol=1e-3)
+        assert rows[seed, 0]["edited"] != rows[seed, 0]["base"]
+    assert rows[0, 0]["edited"] != rows[1, 0]["edited"]
+
+    parts = [
+        np.array([[rows[s, n]["edited"][i] for n in range(2)] for s in range(2)]) for i in range(3)
+    ]
+    by_hand = implicit_scores(parts[0][..., 0], parts[1], parts[2])
+    assert found["scores"]["edited"]["generality"]["mean"] == by_hand.generality.mean
+    assert found["scores"]["edited"]["f1"] == by_hand.f1
+    lines = (out / "implicit.md").read_text().splitlines()
+    assert lines[2].startswith("| edited | ")
+    assert lines[8].startswith("| a dog | a red dog | ")
+    assert {path.name for path in (out / "images").iterdir()} == {
+        f"{name}-{side}.png"
+        for name in ("001-a-dog", "002-a-nurse")
+        for side in ("before", "after")
+    }
+
+
+def test_a_model_without_a_judge_is_refused(
+    config: ImplicitConfig, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    model = settings.ModelConfig(path=str(tiny_pipeline_folder))
+    bare = dataclasses.replace(config, base=dataclasses.replace(config.base, model=model))
+    with pytest.raises(UserError, match=r"config\.clip is empty, but .* has no image_tower"):
+        task.run(bare, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
