@@ -137,12 +137,10 @@ def test_unfit_files_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_full_size_features_and_fid_equal_torch_fidelity(
+def test_full_size_features_equal_torch_fidelity(
     weights: tuple[Path, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     """Images of FID's own size, so that nothing is resized; the package alone, no torchvision."""
-    from emcid_jax.evaluation.fid import fid
-
     spec = importlib.util.find_spec("torch_fidelity")
     if spec is None:
         pytest.skip("pip install --no-deps torch-fidelity")
@@ -150,24 +148,16 @@ def test_full_size_features_and_fid_equal_torch_fidelity(
     package.__path__ = list(spec.submodule_search_locations or ())
     sys.modules["torch_fidelity"] = package  # Its own imports torchvision.
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
     file, tensors = weights
     kept = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
     torch.save(kept, tmp_path / "inception.pth")
     theirs = FeatureExtractorInceptionV3("x", ["2048"], str(tmp_path / "inception.pth"))
-    embed = inception_features(file)
-    rng = np.random.default_rng(1)
-    sets = [
-        rng.integers(low, high, (6, 299, 299, 3), np.uint8) for low, high in ((0, 256), (0, 99))
-    ]
-    ours, expected = [], []
-    for images in sets:
-        ours.append(embed(images, batch=2))
-        with torch.no_grad():
-            expected.append(theirs(torch.tensor(images).permute(0, 3, 1, 2))[0])
-        wanted = expected[-1].numpy()
-        assert np.abs(ours[-1] - wanted).max() <= 1e-4 * np.abs(wanted).max()
-    statistics = [fid_features_to_statistics(x) for x in expected]
-    wanted = fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
-    assert fid(*ours) == pytest.approx(wanted, rel=1e-3)
+    images = np.random.default_rng(1).integers(0, 256, (4, 299, 299, 3), np.uint8)
+    ours = inception_features(file)(images, batch=2)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(images).permute(0, 3, 1, 2))[0].numpy()
+    error = np.abs(ours - expected).max() / np.abs(expected).max()
+    print(f"\nInceptionV3, 299 px: max. relative error {error:.1e}")
+    assert error <= 1e-4
+    assert expected.std() > 0.1
