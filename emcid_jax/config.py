@@ -62,7 +62,8 @@ class RequestsConfig:
     """What is asked."""
 
     path: str = ""
-    """Manifest (JSON, YAML or CSV) or a published request file."""
+    """Manifest (JSON, YAML or CSV), a published request file, or `sprites`: 2,000 requests of mixed
+    kind of the sprite world."""
     count: CountOrZero = 0
     """Only the first `count` requests of the file; 0 takes all."""
     templates: tuple[str, ...] = ()

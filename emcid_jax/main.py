@@ -33,7 +33,7 @@ TASKS = (
     "convert",
     "plan",
     "text_report",
-    "baseline",
+    "evaluate",
     "sequential",
     "layer_pairs",
     "trace",

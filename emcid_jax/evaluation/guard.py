@@ -34,6 +34,17 @@ class Fate(NamedTuple):
     """Another one is, and the judge is less sure than of clean pictures."""
 
 
+class Drawing(NamedTuple):
+    """Whether a model still draws, seen on prompts that nobody edited."""
+
+    broken: float
+    """Share of unrecognisable pictures, edited model."""
+    variety: float
+    """Kinds of pictures, edited model over clean model."""
+    intact: bool
+    """Whether both are within their limits."""
+
+
 class Guard(NamedTuple):
     """The verdict and what it rests on."""
 
@@ -80,6 +91,15 @@ def variety(probabilities: Float[np.ndarray, "image label"]) -> float:
     return float(np.exp((p * np.log(ratio)).sum(-1).mean()))
 
 
+def drawing(
+    clean: Float[np.ndarray, "kept label"], edited: Float[np.ndarray, "kept label"]
+) -> Drawing:
+    """Judges pictures of prompts that nobody edited, by the clean and by the edited model."""
+    broken = float((sure(edited) < floor_of(clean)).mean())
+    kinds = variety(edited) / variety(clean)
+    return Drawing(broken, kinds, broken <= MOST_BROKEN and kinds >= LEAST_VARIETY)
+
+
 def guard(
     clean: Float[np.ndarray, "kept label"],
     edited: Float[np.ndarray, "kept label"],
@@ -94,8 +114,6 @@ def guard(
         sources: pictures of the sources' prompts, by the edited model.
         source_ids: the class that each of them was asked for.
     """
-    floor = floor_of(clean)
-    broken = float((sure(edited) < floor).mean())
-    kinds = variety(edited) / variety(clean)
-    intact = broken <= MOST_BROKEN and kinds >= LEAST_VARIETY
-    return Guard(floor, broken, kinds, fate(sources, source_ids, floor), intact)
+    floor, found = floor_of(clean), drawing(clean, edited)
+    fates = fate(sources, source_ids, floor)
+    return Guard(floor, found.broken, found.variety, fates, found.intact)

@@ -98,3 +98,35 @@ def published_value(metric: str, requests: int) -> float | None:
 
 
 _AVERAGED = ("generalization_source2dest", "holdout_delta")
+
+H_COUNTS = (10, 50, 100)
+PUBLISHED_H: dict[str, tuple[float, ...]] = {
+    "SPEED": (0.934, 0.923, 0.896),
+    "MACE": (0.928, 0.900, 0.871),
+    "UCE": (0.831, 0.484, 0.346),
+    "RECE": (0.804, 0.330, 0.382),
+    "Concept Ablation": (0.522, 0.484, 0.580),
+}
+"""H of erased celebrities on Stable Diffusion 1.4 at `H_COUNTS`, SPEED's protocol and paper: two
+terms, as `h`."""
+PUBLISHED_MIXED: dict[str, tuple[float, float, float]] = {
+    "ETC": (0.780, 0.787, 0.787),
+    "CPE": (0.659, 0.677, 0.579),
+}
+"""H of celebrities, art and characters with 2,072 mixed concepts on Stable Diffusion 1.4 (ETC's
+user study)."""
+OTHERS_COUNTS = (10, 100, 300)
+PUBLISHED_OTHERS: dict[str, dict[str, tuple[float, ...]]] = {
+    "generalization_source2dest": {
+        "EMCID": (0.56, 0.532, 0.508),
+        "ReFACT": (0.267, 0.01, 0.0),
+        "UCE": (0.572, 0.034, 0.0),
+    },
+    "holdout_delta": {
+        "EMCID": (-0.043, -0.140, -0.174),
+        "ReFACT": (-0.081, -0.463, -0.73),
+        "UCE": (-0.434, -0.730, -0.731),
+        "ESD": (-0.151, -0.167, -0.191),
+    },
+}
+"""AICE on Stable Diffusion 1.4 at `OTHERS_COUNTS`, all methods, read off the same plots."""

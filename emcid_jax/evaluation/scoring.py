@@ -67,6 +67,8 @@ def read_both(
     benchmark: str,
     *,
     shown: Sequence[Draw] = (),
+    pictures: Mapping[str, Mapping[Draw, Path]] | None = None,
+    batch: int = 0,
     progress: bool = True,
 ) -> Readings:
     """Draws what is not stored yet, with both models, and gives what the judge reads in it.
@@ -79,6 +81,9 @@ def read_both(
         workdir: probabilities go to `evaluation/BENCHMARK-{before,after}/`.
         benchmark: name of the benchmark.
         shown: draws whose pictures are kept, in `images/BENCHMARK/{before,after}/`.
+        pictures: instead of `shown`, files of the pictures kept `before` and `after`; a folder
+            holds pictures of one model alone.
+        batch: images drawn together, whatever their number; 0: equal batches.
         progress: bars on stderr.
     """
     unique = list(dict.fromkeys(draws))
@@ -87,16 +92,18 @@ def read_both(
         FORMAT, models.base_hash, models.judge.fingerprint, config.steps, config.guidance, *groups
     )
     changed = edited_fingerprint(base, models.base, models.edited)
-    names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
-    batch = even_chunk(len(unique), config.batch)
+    if pictures is None:
+        names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
+        root = workdir / "images" / benchmark
+        pictures = {side: picture_files(root / side, names) for side in Readings._fields}
+    batch = batch or even_chunk(len(unique), config.batch)
     found = []
     for side, pipeline, depends_on in (
         ("before", models.base, base),
         ("after", models.edited, changed),
     ):
-        folder = workdir / "images" / benchmark / side
-        claim(folder, depends_on)
-
+        for folder in {path.parent for path in pictures[side].values()}:
+            claim(folder, depends_on)
         label = f"{benchmark}, {side}"
         with tqdm(total=len(unique), desc=label, unit="img", disable=not progress) as bar:
             scores = scored_images(
@@ -105,7 +112,7 @@ def read_both(
                 batch,
                 workdir / "evaluation" / f"{benchmark}-{side}",
                 depends_on,
-                keep=picture_files(folder, names),
+                keep=pictures[side],
                 progress=bar.update,
             )
         found.append({one: _by_group(scores[one], groups, sizes) for one in unique})

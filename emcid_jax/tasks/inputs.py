@@ -17,8 +17,13 @@ from emcid_jax.tasks.models import find_folder
 
 
 def read_requests(config: RequestsConfig) -> list[EditRequest]:
-    """The requests of the file, checked one by one and against each other."""
-    requests = readers.read_requests(Path(config.path), config.templates or None)
+    """The requests of the file, or of `sprites`, checked one by one and against each other."""
+    if config.path == "sprites":
+        from emcid_jax.sprites.mixed import mixed_requests
+
+        requests = mixed_requests()
+    else:
+        requests = readers.read_requests(Path(config.path), config.templates or None)
     requests = requests[: config.count or None]
     for conflict in require_consistent(requests):
         logging.warning("%s", conflict.message)

@@ -43,11 +43,16 @@ def find(job: edit.Job, workdir: Path, log: Log) -> Found:
         pipeline, job.requests, job.prompts, config.stage_one, config.run, job.model,
         workdir / "bank", log,
     )  # fmt: skip
-    every = tuple(range(pipeline.text.config.num_hidden_layers))
-    moments = find_moments(
-        pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
+    return Found(memories, find_moments_of(job, workdir, log))
+
+
+def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> SecondMoments:
+    """Second moments of every layer, from `workdir` or found and filed there."""
+    every = tuple(range(job.pipeline.text.config.num_hidden_layers))
+    config = job.config
+    return find_moments(
+        job.pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
     )
-    return Found(memories, moments)
 
 
 def written(job: edit.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:

@@ -181,9 +181,9 @@ class Log:
             file.write(json.dumps(line | figures).encode() + b"\n")
 
     @contextlib.contextmanager
-    def timed(self, phase: str) -> Iterator[dict[str, Any]]:
-        """Writes the seconds of the block, with the figures that it puts into the yielded dict."""
-        figures: dict[str, Any] = {}
+    def timed(self, phase: str, **known: Any) -> Iterator[dict[str, Any]]:
+        """Writes the seconds of the block, with `known` and what it puts into the yielded dict."""
+        figures: dict[str, Any] = dict(known)
         start = time.perf_counter()
         yield figures
         self.write(phase, time.perf_counter() - start, **figures)

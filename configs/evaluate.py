@@ -1,0 +1,40 @@
+"""EMCID beside other methods on 10 to 2,000 requests of mixed kind; see docs/comparison.md.
+
+Memories by the text loss alone, ten sampler steps and one prompt per image set keep it to an hour
+or two on two cores. Your own list: `--config.base.requests.path=FILE --config.counts="(10,100)"`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import STAGE_ONE
+from emcid_jax.tasks.evaluate import EvaluateConfig
+
+ROWS = (
+    "EMCID:",
+    "EMCID, names kept: keep=True",
+    "EMCID, released residual: stage_two.residual=released",
+    "one layer (ReFACT-like): stage_one.layer=9 stage_two.layers=(9,) stage_two.moment_weight=10.",
+    "UCE, replace, names kept: method=uce uce.value=replace keep=True",
+    "UCE, tensor: method=uce uce.value=tensor",
+    "text encoder fine-tuned: method=fine-tune most=100 fine_tune.passes=20",
+    "ESD-x: method=fine-tune most=100 fine_tune.part=cross_attention fine_tune.passes=20 "
+    "stage_one.objective=esd",
+)
+
+
+def get_config() -> ConfigDict:
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path="sprites"),
+        stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10),
+        evaluation=settings.EvaluationConfig(
+            steps=10, prompts_per_request=1, holdout=40, aliases=False
+        ),
+        run=settings.RunConfig(cpu_devices=0, save_every=250),
+    )
+    counts = (10, 100, 300, 1000, 2000)
+    return settings.to_config_dict(EvaluateConfig(base=base, counts=counts, rows=ROWS, judged=100))

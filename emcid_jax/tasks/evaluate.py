@@ -1,0 +1,211 @@
+"""Task `evaluate`: EMCID and other methods on the same model, requests, prompts, seeds and judge.
+
+A row is `NAME: OVERRIDES`, e.g. `UCE, replace: method=uce uce.value=replace`; a cell is a row at a
+number of requests. Cells that `evaluation.json` holds already, made with the same settings, are
+skipped: the task resumes and can be widened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from emcid_jax import config as settings
+from emcid_jax import parallel
+from emcid_jax.baselines.fine_tune import FineTuneConfig
+from emcid_jax.baselines.uce import UceConfig
+from emcid_jax.config import Count, CountOrZero, EditConfig
+from emcid_jax.editing.bank import hash_of
+from emcid_jax.errors import UserError
+from emcid_jax.evaluation import comparison, comparison_tables
+from emcid_jax.evaluation.comparison import Plan
+from emcid_jax.evaluation.gallery import slug
+from emcid_jax.evaluation.scoring import Models
+from emcid_jax.evaluation.spared import Spared, evenly, spare
+from emcid_jax.files import write_atomically
+from emcid_jax.tasks import edit, environment, methods, trial
+from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.inputs import read_requests, require_layers
+from emcid_jax.tasks.methods import Edited, Method
+from emcid_jax.tasks.overrides import override
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of this task."""
+
+    base: EditConfig = EditConfig()
+    """Model, requests, evaluation and EMCID's settings, which every row starts from."""
+    task: str = "evaluate"
+    """Which task of main runs."""
+    method: Method = "emcid"
+    """Who edits: `emcid`; `uce`, the UNet in closed form; `fine-tune`, Adam on weights."""
+    keep: bool = False
+    """Whether the method is told names to keep: half of those that no request has, and the
+    destinations. EMCID then solves by `ridge+preserve`."""
+    most: CountOrZero = 0
+    """Only up to so many requests; 0: any number."""
+    uce: UceConfig = dataclasses.field(default_factory=UceConfig)
+    fine_tune: FineTuneConfig = dataclasses.field(default_factory=FineTuneConfig)
+    counts: tuple[Count, ...] = (10, 100)
+    """Numbers of requests: the first so many of the file."""
+    rows: tuple[str, ...] = ("EMCID:",)
+    """NAME: overrides of method, keep, most, stage_one, stage_two, uce and fine_tune, separated by
+    spaces."""
+    judged: CountOrZero = 150
+    """At most so many requests of a cell are judged, spread evenly; 0: all. Cells of fewer requests
+    draw more prompts of each, up to so many images a set."""
+
+    def check(self) -> None:
+        """UserError for an unfit setting or row."""
+        evaluation = self.base.evaluation
+        if not evaluation.enabled:
+            raise UserError("config.base.evaluation.enabled is False; a comparison needs it")
+        if evaluation.holdout_path:
+            raise UserError(
+                f"config.base.evaluation.holdout_path is {evaluation.holdout_path!r}; a comparison "
+                "judges names that no request has; leave it empty"
+            )
+        if self.keep and self.method == "fine-tune":
+            raise UserError("config.keep is True, but config.method 'fine-tune' keeps no names")
+        for row in self.rows:
+            varied(self, row)
+
+
+Config = EvaluateConfig
+
+
+def run(config: EvaluateConfig, workdir: Path) -> None:
+    """Fills `workdir/evaluation.json`, `.csv` and `.md`, and `workdir/cells/`."""
+    if config.base.run.compile_cache:
+        environment.use_compile_cache()
+    folders.require_writable(workdir)
+    job, spared = prepare(config)
+    path = workdir / "evaluation.json"
+    with folders.exclusive(workdir):
+        rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
+        log = folders.Log(workdir / "metrics.jsonl")
+        for count in sorted(config.counts):
+            first = trial.first(job, count)
+            plan = _plan(first, spared, config)
+            for text in config.rows:
+                name, chosen = varied(config, text)
+                if chosen.most and count > chosen.most:
+                    continue
+                key = hash_of([first.inputs, spared.keep, _settings(chosen)])
+                if any(row["count"] == count and row["settings"] == key for row in rows):
+                    continue
+                with log.timed("edit", count=count, row=name):
+                    made = _edited(job, chosen, count, spared, workdir)
+                with log.timed("judge", count=count, row=name):
+                    found = _judged(first, plan, made, f"{count}-{slug(name)}", workdir)
+                row = {"count": count, "name": name, "settings": key, "row": text} | found
+                rows = [one for one in rows if (one["count"], one["name"]) != (count, name)]
+                rows = _in_order([*rows, row], config)
+                write(rows, workdir)
+
+
+def prepare(config: EvaluateConfig) -> tuple[edit.Job, Spared]:
+    """The job of the largest count, and names that no request of the whole file has.
+
+    UserError for what is unfit; touches nothing.
+    """
+    base, most = config.base, max(config.counts)
+    every = read_requests(dataclasses.replace(base.requests, count=0))
+    if most > len(every):
+        raise UserError(f"config.counts has {most}, but there are {len(every)} requests")
+    if mixed := [request for request in every if request.task == "debias"]:
+        raise UserError(
+            f"{mixed[0].origin}: task: 'debias' has several destinations, which the other methods "
+            "have no use for; leave such requests out"
+        )
+    requests = dataclasses.replace(base.requests, count=most)
+    job = edit.prepare(dataclasses.replace(base, requests=requests))
+    for row in config.rows:
+        require_layers(varied(config, row)[1].base.stage_two, job.pipeline)
+    assert job.judge is not None
+    evaluation = base.evaluation
+    return job, spare(every, job.judge.groups, evaluation.holdout, evaluation.prompts_per_request)
+
+
+def varied(config: EvaluateConfig, row: str) -> tuple[str, EvaluateConfig]:
+    """A row's name and settings; UserError if it is none."""
+    name, colon, text = row.partition(":")
+    if not colon or not slug(name):
+        raise UserError(f"config.rows: {row!r} has no name; write NAME: OVERRIDES")
+    values = dataclasses.asdict(dataclasses.replace(config, rows=()))
+    own = ("method", "keep", "most", "uce", "fine_tune")
+    shown = values["base"] | {part: values[part] for part in own}
+    override(shown, text, ("stage_one", "stage_two", *own), "config.rows")
+    for part in ("method", "keep", "most"):  # The other sections are changed where they are.
+        values[part] = shown[part]
+    return name.strip(), settings.from_config_dict(values, EvaluateConfig)
+
+
+def write(rows: list[dict[str, Any]], workdir: Path) -> None:
+    """The figures as JSON, CSV and Markdown."""
+    folders.write_json(workdir / "evaluation.json", {"rows": rows})
+    for name, made in (("csv", comparison_tables.as_csv), ("md", comparison_tables.as_markdown)):
+        write_atomically(workdir / f"evaluation.{name}", made(rows).encode())
+
+
+def _plan(job: edit.Job, spared: Spared, config: EvaluateConfig) -> Plan:
+    """What one number of requests is judged by."""
+    assert job.judge is not None
+    requests, evaluation = evenly(job.requests, config.judged), job.config.evaluation
+    if evaluation.prompts_per_request:
+        prompts = max(evaluation.prompts_per_request, config.judged // len(requests))
+        evaluation = dataclasses.replace(evaluation, prompts_per_request=prompts)
+    return comparison.make_plan(requests, spared, job.judge.groups, evaluation)
+
+
+def _edited(
+    job: edit.Job, config: EvaluateConfig, count: int, spared: Spared, workdir: Path
+) -> Edited:
+    """The model with the first `count` requests in it, by the row's method."""
+    most = min(config.most or len(job.requests), len(job.requests))
+    job = dataclasses.replace(trial.first(job, most), config=config.base)
+    keep: tuple[str, ...] = ()
+    if config.keep:
+        goals = (request.dests[0] for request in job.requests[:count])
+        keep = (*spared.keep, *dict.fromkeys(goal for goal in goals if goal))
+    if config.method == "emcid":
+        return methods.emcid(job, count, keep, workdir)
+    if config.method == "uce":
+        return methods.by_uce(job, count, keep, config.uce)
+    return methods.fine_tuned(job, count, config.fine_tune)
+
+
+def _judged(job: edit.Job, plan: Plan, made: Edited, name: str, workdir: Path) -> dict[str, Any]:
+    """A cell's figures; its records go to `cells/NAME.json`."""
+    assert job.judge is not None
+    config = job.config
+    mesh = parallel.make_mesh()
+    models = Models(job.pipeline, made.pipeline, job.judge, hash_of(job.model), mesh)
+    readings = comparison.read(
+        plan, models, config.evaluation, workdir, name, progress=config.run.progress
+    )
+    found = comparison.score(plan, readings)
+    records = {part: found.pop(part) for part in ("records", "held", "skipped")}
+    folders.write_json(workdir / "cells" / f"{name}.json", records)
+    cost = {part: round(value, 2) for part, value in made.spent._asdict().items()}
+    cost |= {"mebibytes": made.mebibytes, "edit": made.about}
+    return {"cell": name} | cost | found
+
+
+def _settings(config: EvaluateConfig) -> dict[str, Any]:
+    """What decides a cell's figures."""
+    values: dict[str, Any] = {"base": dataclasses.asdict(config.base)}
+    for part in ("run", "requests", "model"):  # Requests and model count by content.
+        del values["base"][part]
+    used = ["method", "keep", "judged"]
+    used += {"emcid": [], "uce": ["uce"], "fine-tune": ["fine_tune"]}[config.method]
+    return values | {name: dataclasses.asdict(config)[name] for name in used}
+
+
+def _in_order(rows: list[dict[str, Any]], config: EvaluateConfig) -> list[dict[str, Any]]:
+    """By number of requests, then as the settings list them, then what they do not list."""
+    names = [varied(config, row)[0] for row in config.rows]
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(rows, key=lambda row: (row["count"], places.get(row["name"], len(names))))
