@@ -18,7 +18,7 @@ ROWS = (
     "EMCID:",
     "EMCID, names kept: keep=True",
     "EMCID, released residual: stage_two.residual=released",
-    "one layer (ReFACT-like): stage_one.layer=9 stage_two.layers=(9,) stage_two.moment_weight=10.",
+    "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.moment_weight=10.",
     "UCE, replace, names kept: method=uce uce.value=replace keep=True",
     "UCE, tensor: method=uce uce.value=tensor",
     "text encoder fine-tuned: method=fine-tune most=100 fine_tune.passes=20",
@@ -32,9 +32,9 @@ def get_config() -> ConfigDict:
         requests=settings.RequestsConfig(path="sprites"),
         stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10),
         evaluation=settings.EvaluationConfig(
-            steps=10, prompts_per_request=1, holdout=40, aliases=False
+            steps=10, prompts_per_request=1, holdout=30, aliases=False
         ),
         run=settings.RunConfig(cpu_devices=0, save_every=250),
     )
     counts = (10, 100, 300, 1000, 2000)
-    return settings.to_config_dict(EvaluateConfig(base=base, counts=counts, rows=ROWS, judged=100))
+    return settings.to_config_dict(EvaluateConfig(base=base, counts=counts, rows=ROWS, judged=60))

@@ -45,6 +45,8 @@ class Curves(NamedTuple):
     """By number of requests, ascending."""
     bounded: bool = True
     """Whether values are shares; else they are positive and drawn on a logarithmic scale."""
+    across: str = "requests"
+    """What the points' counts count."""
 
 
 def figure(
@@ -120,7 +122,7 @@ def _draw(axes: Any, panel: Curves, names: Sequence[str]) -> None:
     ticks = [count for count in every if count in (1, 10, 100, 1000, 2000)] or every
     axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("requests")
+    axes.set_xlabel(panel.across)
     axes.tick_params(color=GREY)
     if panel.bounded:
         axes.set_ylim(-0.03, 1.03)

@@ -46,13 +46,18 @@ def data_uri(content: bytes, kind: str) -> str:
 
 def picture(seen: Seen, caption: str, alt: str, name: str = "") -> str:
     """A kept picture with what the judge sees in it; its label is left out if it is `name`."""
-    content, width, height = _thumbnail(seen.path)
-    crisp = ' class="crisp"' if max(width, height) <= CRISP else ""
     label = "" if seen.label == name else f"{escape(seen.label)} "
+    return plain_picture(seen.path, caption, alt, f" {label}{seen.probability:.2f}")
+
+
+def plain_picture(path: Path, caption: str, alt: str, more: str = "") -> str:
+    """A picture with a caption; `more` is HTML that follows it."""
+    content, width, height = _thumbnail(path)
+    crisp = ' class="crisp"' if max(width, height) <= CRISP else ""
     return (
         f'<figure><img{crisp} src="{data_uri(content, "image/png")}" width="{width}" '
-        f'height="{height}" alt="{escape(alt)}"><figcaption><b>{escape(caption)}</b> '
-        f"{label}{seen.probability:.2f}</figcaption></figure>"
+        f'height="{height}" alt="{escape(alt)}"><figcaption><b>{escape(caption)}</b>{more}'
+        "</figcaption></figure>"
     )
 
 

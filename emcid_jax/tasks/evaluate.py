@@ -8,6 +8,7 @@ skipped: the task resumes and can be widened.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,17 @@ from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.editing.bank import hash_of
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation import comparison, comparison_tables
+from emcid_jax.evaluation import comparison, comparison_figures, comparison_tables, grids
 from emcid_jax.evaluation.comparison import Plan
+from emcid_jax.evaluation.comparison_report import ComparisonData, Gathered, report_html
 from emcid_jax.evaluation.gallery import slug
+from emcid_jax.evaluation.grids import Grid, make_grid
 from emcid_jax.evaluation.scoring import Models
 from emcid_jax.evaluation.spared import Spared, evenly, spare
 from emcid_jax.files import write_atomically
 from emcid_jax.tasks import edit, environment, methods, trial
 from emcid_jax.tasks import workdir as folders
+from emcid_jax.tasks.gather import gather
 from emcid_jax.tasks.inputs import read_requests, require_layers
 from emcid_jax.tasks.methods import Edited, Method
 from emcid_jax.tasks.overrides import override
@@ -56,6 +60,10 @@ class EvaluateConfig:
     judged: CountOrZero = 150
     """At most so many requests of a cell are judged, spread evenly; 0: all. Cells of fewer requests
     draw more prompts of each, up to so many images a set."""
+    grid: Count = 100
+    """The page shows pictures of the first row at this number of requests, or the nearest."""
+    gather: tuple[str, ...] = ()
+    """Work folders of `trace`, `layer_pairs`, `ablate` and `sequential` whose figures it shows."""
 
     def check(self) -> None:
         """UserError for an unfit setting or row."""
@@ -77,10 +85,14 @@ Config = EvaluateConfig
 
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
-    """Fills `workdir/evaluation.json`, `.csv` and `.md`, and `workdir/cells/`."""
+    """Fills `workdir/evaluation.json`, `.csv`, `.md` and `.html`, and `workdir/cells/`.
+
+    UserError, before anything is written, if settings, requests, model or `gather` are unfit.
+    """
     if config.base.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir)
+    gathered = gather(config.gather)
     job, spared = prepare(config)
     path = workdir / "evaluation.json"
     with folders.exclusive(workdir):
@@ -104,6 +116,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                 rows = [one for one in rows if (one["count"], one["name"]) != (count, name)]
                 rows = _in_order([*rows, row], config)
                 write(rows, workdir)
+        _report(config, _in_order(rows, config), gathered, workdir)
 
 
 def prepare(config: EvaluateConfig) -> tuple[edit.Job, Spared]:
@@ -148,6 +161,43 @@ def write(rows: list[dict[str, Any]], workdir: Path) -> None:
     folders.write_json(workdir / "evaluation.json", {"rows": rows})
     for name, made in (("csv", comparison_tables.as_csv), ("md", comparison_tables.as_markdown)):
         write_atomically(workdir / f"evaluation.{name}", made(rows).encode())
+
+
+def _report(
+    config: EvaluateConfig,
+    rows: list[dict[str, Any]],
+    gathered: Sequence[Gathered],
+    workdir: Path,
+) -> None:
+    """`evaluation.html`, and its curves and pictures as `curves.png` and `grid.png`."""
+    write(rows, workdir)
+    grid = _grid(config, rows, workdir)
+    if grid is not None:
+        write_atomically(workdir / "grid.png", grids.sheet(grid))
+    if rows:
+        write_atomically(workdir / "curves.png", comparison_figures.curves(rows, "png"))
+    data = ComparisonData(
+        config.base.model.path,
+        rows,
+        grid,
+        gathered,
+        dataclasses.asdict(config),
+        environment.describe(),
+    )
+    write_atomically(workdir / "evaluation.html", report_html(data).encode())
+
+
+def _grid(config: EvaluateConfig, rows: list[dict[str, Any]], workdir: Path) -> Grid | None:
+    """The pictures of the first row's cell at the number of requests nearest to `config.grid`."""
+    name = varied(config, config.rows[0])[0] if config.rows else ""
+    mine = [row for row in rows if row["name"] == name]
+    if not mine:
+        return None
+    row = min(mine, key=lambda row: (abs(row["count"] - config.grid), row["count"]))
+    records = folders.read_json(workdir / "cells" / f"{row['cell']}.json")["records"]
+    root = workdir / "images" / comparison.BENCHMARK
+    title = f"{name}, {row['count']:,} requests"
+    return make_grid(title, records, root / "before", root / f"after-{row['cell']}")
 
 
 def _plan(job: edit.Job, spared: Spared, config: EvaluateConfig) -> Plan:

@@ -100,12 +100,16 @@ def _found(job: edit.Job, workdir: Path) -> tuple[trial.Found, Spent]:
     key = hash_of(dataclasses.asdict(job.config.stage_one))[:8]
     log = folders.Log(workdir / f"stage_one-{key}.jsonl")
     trial.find_moments_of(job, workdir, log)
-    before, clock = log.seconds(), _Clock()
+    before, clock = len(list(log.records())), _Clock()
     found = trial.find(job, workdir, log)
-    if log.seconds() != before:
-        log.write("processor", clock.spent().processor)
-    spent = log.seconds()
-    each = [spent.get(name, 0.0) / len(job.requests) for name in ("stage_one", "processor")]
+    new = list(log.records())[before:]
+    chunk = parallel.even_chunk(len(job.requests), job.config.run.save_every)
+    if new:
+        log.write("processor", clock.spent().processor, found=chunk * len(new))
+    spent, known = log.seconds(), list(log.records())
+    every = max((one.get("concepts", 1) for one in known), default=1)
+    timed = sum(one.get("found", 0) for one in known) or 1
+    each = spent.get("stage_one", 0.0) / every, spent.get("processor", 0.0) / timed
     return found, Spent(*each)
 
 

@@ -191,11 +191,15 @@ class Log:
     def seconds(self) -> dict[str, float]:
         """Seconds per phase, added up over every run of this workdir."""
         total: dict[str, float] = defaultdict(float)
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
-            with contextlib.suppress(ValueError):  # A line that a kill cut.
-                record = json.loads(line)
-                total[record["phase"]] += record["seconds"]
+        for record in self.records():
+            total[record["phase"]] += record["seconds"]
         return {phase: round(seconds, 3) for phase, seconds in total.items()}
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every line that no kill has cut."""
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
