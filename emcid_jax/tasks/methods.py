@@ -71,7 +71,7 @@ def emcid(job: edit.Job, count: int, keep: Sequence[str], workdir: Path) -> Edit
     writing, report = clock.spent(), solved.report
     return Edited(
         edited,
-        writing.plus(each, count),
+        writing.plus(each, float(count)),
         peak.mebibytes(),
         {
             "stage_one_each": each._asdict(),
