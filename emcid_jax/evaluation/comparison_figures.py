@@ -18,6 +18,8 @@ SHARES = {
     "h_dest_unseen": "H_dest, unseen sentences",
 }
 """Panels of `curves`."""
+QUALITY = {"clip": "CLIP score of captions", "fid": "FID to the unedited model"}
+"""Two more where general quality was measured."""
 COSTS = {"processor": "processor time, s", "mebibytes": "peak memory, MiB"}
 
 
@@ -28,6 +30,10 @@ def curves(rows: Sequence[Row], kind: str = "svg") -> bytes:
         Curves(title, {name: _points(rows, name, key) for name in names})
         for key, title in SHARES.items()
     ]
+    for key, title in QUALITY.items():
+        found = {name: _points(rows, name, key) for name in names}
+        if any(found.values()):
+            panels.append(Curves(title, found, scale="linear"))
     return figure(panels, names, kind=kind)
 
 
@@ -35,7 +41,7 @@ def cost(rows: Sequence[Row], kind: str = "svg") -> bytes:
     """Time and memory of every method over the number of requests; SVG or PNG."""
     names = _names(rows)
     panels = [
-        Curves(title, {name: _costs(rows, name, key) for name in names}, bounded=False)
+        Curves(title, {name: _costs(rows, name, key) for name in names}, scale="log")
         for key, title in COSTS.items()
     ]
     return figure(panels, names, across=2, kind=kind)

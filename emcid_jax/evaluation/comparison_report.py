@@ -31,7 +31,7 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 """Columns of the main table."""
-QUALITY = {"clip": "CLIP", "fid_clean": "FID"}
+QUALITY = {"clip": "CLIP", "fid": "FID"}
 """General quality, where it was measured; FID is against the unedited model."""
 
 
@@ -133,8 +133,8 @@ def _curves(rows: Sequence[Row]) -> str:
 
 def _main(rows: Sequence[Row]) -> str:
     named = dict(GROUPS)
-    if quality := {key: name for key, name in QUALITY.items() if any(key in r for r in rows)}:
-        named["general quality"] = quality
+    if any("clip" in row["edited"] for row in rows):
+        named["general quality"] = QUALITY
     top = [
         f'<th class="n" colspan="{len(part)}">{escape(name)}</th>' for name, part in named.items()
     ]
@@ -167,7 +167,7 @@ def _best(rows: Sequence[Row], key: str) -> float | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    return min(known) if key.startswith("fid") else max(known)
+    return min(known) if key == "fid" else max(known)
 
 
 def _row(row: Row, columns: Sequence[tuple[str, str]], best: Mapping[str, float | None]) -> str:
@@ -175,7 +175,7 @@ def _row(row: Row, columns: Sequence[tuple[str, str]], best: Mapping[str, float 
         value = _value(row, key)
         if value is None:
             return "–"
-        text = short(value) if abs(value) < 10 else f"{value:.1f}"
+        text = short(value)
         if best.get(key) is not None and short(value) == short(best[key]) and _intact(row):
             text = f"<b>{text}</b>"
         return text + _spread(row["edited"].get(key, {}))
@@ -194,8 +194,7 @@ def _intact(row: Row) -> bool:
 
 def _value(row: Row, key: str) -> float | None:
     """A figure of a cell's edited model."""
-    found = row["edited"].get(key, row.get(key))
-    return found.get("value") if isinstance(found, Mapping) else found
+    return row["edited"].get(key, {}).get("value")
 
 
 def _spread(figure: Mapping[str, Any]) -> str:

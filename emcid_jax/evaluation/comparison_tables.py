@@ -19,8 +19,10 @@ COLUMNS = {
     "h_unseen": "H, unseen",
     "h_dest": "H_dest",
     "h_dest_unseen": "H_dest, unseen",
+    "clip": "CLIP",
+    "fid": "FID",
 }
-"""Summary figures of a table, and their headings."""
+"""Summary figures of a table, and their headings; columns without a figure are left out."""
 COST = {"seconds": "s", "processor": "CPU s", "mebibytes": "MiB"}
 """What an edit takes: wall time, processor time of all cores, peak memory."""
 UNEDITED = "unedited"
@@ -58,25 +60,28 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_markdown(rows: Sequence[Row]) -> str:
     """A line per number of requests and method; what the unedited model scores comes first."""
-    head = ["n", "method", *COLUMNS.values(), "intact", *COST.values()]
+    known = [key for key in COLUMNS if any(key in row["edited"] for row in rows)]
+    head = ["n", "method", *(COLUMNS[key] for key in known), "intact", *COST.values()]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for count in counts(rows):
         mine = [row for row in rows if row["count"] == count]
-        lines.append(f"| {count} | {UNEDITED} | {_cells(mine[0]['clean'])} | | | | |")
+        lines.append(f"| {count} | {UNEDITED} | {_cells(mine[0]['clean'], known)} | | | | |")
         for row in mine:
             verdict = "yes" if row["guard"]["intact"] else "NO"
             ends = ("" if row[part] is None else f"{row[part]:.0f}" for part in COST)
-            cells = f"{_cells(row['edited'])} | {verdict} | {' | '.join(ends)}"
+            cells = f"{_cells(row['edited'], known)} | {verdict} | {' | '.join(ends)}"
             lines.append(f"| {count} | {row['name']} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
 def short(value: float | None) -> str:
-    """Two places without the leading zero; nothing for None."""
+    """Two places without the leading zero, one from 10 on; nothing for None."""
     if value is None:
         return ""
-    return f"{value:.2f}".replace("0.", ".", 1) if value < 1 else f"{value:.2f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
 
 
-def _cells(figures: Mapping[str, Any]) -> str:
-    return " | ".join(short(figures.get(name, {}).get("value")) for name in COLUMNS)
+def _cells(figures: Mapping[str, Any], known: Sequence[str]) -> str:
+    return " | ".join(short(figures.get(name, {}).get("value")) for name in known)

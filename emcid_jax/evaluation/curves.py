@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,8 +22,10 @@ LOOKS = (
     ("#E69F00", "P", "--"),
     (INK, "X", ":"),
     ("#7F8C97", "<", ":"),
+    ("#8C564B", "p", "-."),
+    ("#B5A300", "h", "-."),
 )
-"""Colour (Okabe and Ito's and neutrals), marker and line of each method in turn."""
+"""Colour (Okabe and Ito's, then neutrals and two more), marker and line of each method in turn."""
 
 
 class Point(NamedTuple):
@@ -43,8 +45,8 @@ class Curves(NamedTuple):
     title: str
     methods: Mapping[str, Sequence[Point]]
     """By number of requests, ascending."""
-    bounded: bool = True
-    """Whether values are shares; else they are positive and drawn on a logarithmic scale."""
+    scale: Literal["share", "log", "linear"] = "share"
+    """Of the values: shares go from 0 to 1, on `log` they are positive."""
     across: str = "requests"
     """What the points' counts count."""
 
@@ -124,7 +126,7 @@ def _draw(axes: Any, panel: Curves, names: Sequence[str]) -> None:
     axes.set_xticks([], minor=True)
     axes.set_xlabel(panel.across)
     axes.tick_params(color=GREY)
-    if panel.bounded:
+    if panel.scale == "share":
         axes.set_ylim(-0.03, 1.03)
     else:
-        axes.set_yscale("log")
+        axes.set_yscale(panel.scale)

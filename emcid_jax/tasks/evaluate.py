@@ -19,11 +19,18 @@ from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.editing.bank import hash_of
 from emcid_jax.errors import UserError
-from emcid_jax.evaluation import comparison, comparison_figures, comparison_tables, grids
+from emcid_jax.evaluation import (
+    comparison,
+    comparison_figures,
+    comparison_tables,
+    grids,
+    quality,
+)
 from emcid_jax.evaluation.comparison import Plan
 from emcid_jax.evaluation.comparison_report import ComparisonData, Gathered, report_html
 from emcid_jax.evaluation.gallery import slug
 from emcid_jax.evaluation.grids import Grid, make_grid
+from emcid_jax.evaluation.quality import QualityConfig
 from emcid_jax.evaluation.scoring import Models
 from emcid_jax.evaluation.spared import Spared, evenly, spare
 from emcid_jax.files import write_atomically
@@ -60,6 +67,10 @@ class EvaluateConfig:
     judged: CountOrZero = 150
     """At most so many requests of a cell are judged, spread evenly; 0: all. Cells of fewer requests
     draw more prompts of each, up to so many images a set."""
+    general: bool = False
+    """Whether general quality is measured too: CLIP score and FID of captions that name no source
+    of the file."""
+    quality: QualityConfig = dataclasses.field(default_factory=QualityConfig)
     grid: Count = 100
     """The page shows pictures of the first row at this number of requests, or the nearest."""
     gather: tuple[str, ...] = ()
@@ -77,8 +88,11 @@ class EvaluateConfig:
             )
         if self.keep and self.method == "fine-tune":
             raise UserError("config.keep is True, but config.method 'fine-tune' keeps no names")
-        for row in self.rows:
-            varied(self, row)
+        names = [slug(varied(self, row)[0]) for row in self.rows]
+        if again := [
+            row for row, name in zip(self.rows, names, strict=True) if names.count(name) > 1
+        ]:
+            raise UserError(f"config.rows: {again[1]!r} has the name of another row; rename it")
 
 
 Config = EvaluateConfig
@@ -94,6 +108,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     folders.require_writable(workdir)
     gathered = gather(config.gather)
     job, spared = prepare(config)
+    general = _general(config, job)
     path = workdir / "evaluation.json"
     with folders.exclusive(workdir):
         rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
@@ -111,7 +126,8 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                 with log.timed("edit", count=count, row=name):
                     made = _edited(job, chosen, count, spared, workdir)
                 with log.timed("judge", count=count, row=name):
-                    found = _judged(first, plan, made, f"{count}-{slug(name)}", workdir)
+                    cell = f"{count}-{slug(name)}"
+                    found = _judged(first, plan, made, cell, general, workdir)
                 row = {"count": count, "name": name, "settings": key, "row": text} | found
                 rows = [one for one in rows if (one["count"], one["name"]) != (count, name)]
                 rows = _in_order([*rows, row], config)
@@ -237,6 +253,19 @@ def _judged(job: edit.Job, plan: Plan, made: Edited, name: str, workdir: Path) -
         plan, models, config.evaluation, workdir, name, progress=config.run.progress
     )
     found = comparison.score(plan, readings)
+    if general is not None:
+        read = quality.evaluate(
+            general[0],
+            models,
+            general[1],
+            config.evaluation,
+            workdir,
+            progress=config.run.progress,
+        )
+        found["quality"] = read
+        for model, side in (("clean", "before"), ("edited", "after")):
+            found[model]["clip"] = read["clip_score"][side]
+        found["edited"]["fid"] = {"value": read["fid"]["change"]}
     records = {part: found.pop(part) for part in ("records", "held", "skipped")}
     folders.write_json(workdir / "cells" / f"{name}.json", records)
     cost = {part: round(value, 2) for part, value in made.spent._asdict().items()}
@@ -250,6 +279,7 @@ def _settings(config: EvaluateConfig) -> dict[str, Any]:
     for part in ("run", "requests", "model"):  # Requests and model count by content.
         del values["base"][part]
     used = ["method", "keep", "judged"]
+    used += ["quality"] if config.general else []
     used += {"emcid": [], "uce": ["uce"], "fine-tune": ["fine_tune"]}[config.method]
     return values | {name: dataclasses.asdict(config)[name] for name in used}
 
