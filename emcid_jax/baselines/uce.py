@@ -64,7 +64,7 @@ class Pair(NamedTuple):
 class CrossAttentionEdit:
     """An edit of the UNet: projection -> change of its matrix. See `apply_edit`."""
 
-    deltas: Mapping[Path, Float64[np.ndarray, "out dim"]]
+    deltas: Mapping[Path, Float64[np.ndarray, "_ dim"]]
     """By path in the UNet's parameters, down to the module."""
     condition: float
     """Condition number of the system that all projections share."""
@@ -94,9 +94,9 @@ def solve(
 
 
 def closed_form(
-    weights: Mapping[Path, Float64[np.ndarray, "out dim"]],
+    weights: Mapping[Path, Float64[np.ndarray, "_ dim"]],
     pairs: Sequence[Pair],
-    kept: Sequence[Float64[np.ndarray, "token dim"]],
+    kept: Sequence[Float64[np.ndarray, "_ dim"]],
     config: UceConfig,
 ) -> CrossAttentionEdit:
     """The formula for every matrix. Its system is factorised once: all read the same states."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from emcid_jax.evaluation.curves import Curves, Point, exponent, figure
+from emcid_jax.evaluation.curves import Curves, Point, Scale, exponent, figure
 
 Row = Mapping[str, Any]
 
@@ -20,7 +20,10 @@ SHARES = {
 """Panels of `curves`."""
 QUALITY = {"clip": "CLIP score of captions", "fid": "FID to the unedited model"}
 """Two more where general quality was measured."""
-COSTS = {"processor": "processor time, s", "mebibytes": "peak memory, MiB"}
+COSTS: tuple[tuple[str, str, Scale], ...] = (
+    ("processor", "processor time, s", "log"),
+    ("mebibytes", "peak memory, MiB", "linear"),
+)
 
 
 def curves(rows: Sequence[Row], kind: str = "svg") -> bytes:
@@ -41,8 +44,8 @@ def cost(rows: Sequence[Row], kind: str = "svg") -> bytes:
     """Time and memory of every method over the number of requests; SVG or PNG."""
     names = _names(rows)
     panels = [
-        Curves(title, {name: _costs(rows, name, key) for name in names}, scale="log")
-        for key, title in COSTS.items()
+        Curves(title, {name: _costs(rows, name, key) for name in names}, scale)
+        for key, title, scale in COSTS
     ]
     return figure(panels, names, across=2, kind=kind)
 

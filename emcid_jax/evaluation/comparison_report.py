@@ -159,7 +159,9 @@ def _main(rows: Sequence[Row]) -> str:
         "rows with “names kept” are told; Acc_s is of names that nobody is told. “Draws”: the "
         "guard's verdict."
     )
-    return f"<section><h2>All methods</h2><p>{text}</p>{table(head, body)}</section>"
+    return (
+        f"<section><h2>All methods</h2><p>{text}</p>{table(head, body, 'scroll dense')}</section>"
+    )
 
 
 def _best(rows: Sequence[Row], key: str) -> float | None:

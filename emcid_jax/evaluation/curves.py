@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from emcid_jax.evaluation.figures import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+from emcid_jax.evaluation.images import compact
 
 PAGE = 7.5
 """Inches of a printed page's width."""
@@ -26,6 +27,9 @@ LOOKS = (
     ("#B5A300", "h", "-."),
 )
 """Colour (Okabe and Ito's, then neutrals and two more), marker and line of each method in turn."""
+
+
+Scale = Literal["share", "log", "linear"]
 
 
 class Point(NamedTuple):
@@ -45,7 +49,7 @@ class Curves(NamedTuple):
     title: str
     methods: Mapping[str, Sequence[Point]]
     """By number of requests, ascending."""
-    scale: Literal["share", "log", "linear"] = "share"
+    scale: Scale = "share"
     """Of the values: shares go from 0 to 1, on `log` they are positive."""
     across: str = "requests"
     """What the points' counts count."""
@@ -80,8 +84,10 @@ def figure(
         handles = [_line(mpl, *_look(names, name)) for name in names]
         sheet.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3)
         buffer = io.BytesIO()
-        metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-        sheet.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+        if kind == "png":
+            sheet.savefig(buffer, format="png", dpi=160)
+            return compact(buffer.getvalue())
+        sheet.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     return buffer.getvalue()
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from emcid_jax.evaluation.images import compact
+
 PARTS = ("best", "median", "worst")
 Record = Mapping[str, Any]
 """An entry of a cell's `records`, see `comparison.score`."""
@@ -91,8 +93,8 @@ def sheet(grid: Grid, dpi: int = 110) -> bytes:
                         )  # fmt: skip
         page.suptitle(grid.title, size=8)
         buffer = io.BytesIO()
-        page.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
-    return buffer.getvalue()
+        page.savefig(buffer, format="png", dpi=dpi)
+    return compact(buffer.getvalue())
 
 
 def _cut(name: str, most: int = 18) -> str:

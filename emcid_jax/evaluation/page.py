@@ -138,10 +138,10 @@ def gauge(metric: Metric) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Iterable[str]) -> str:
+def table(head: Sequence[str], rows: Iterable[str], kind: str = "scroll") -> str:
     """A table that scrolls sideways on a narrow screen; `head` cells and rows are HTML."""
     return (
-        f'<div class="scroll"><table><thead><tr>{"".join(head)}</tr></thead>'
+        f'<div class="{kind}"><table><thead><tr>{"".join(head)}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
 

@@ -45,6 +45,10 @@ thead th { border-top: 0; font-weight: 600; color: var(--soft); font-size: 0.8re
 tbody th { font-weight: 500; }
 td.n, th.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 td.other, th.other { background: #f5f5f2; color: var(--soft); }
+.dense th, .dense td { padding: 0.4rem 0.35rem; font-size: 0.82rem; }
+.dense thead th { font-size: 0.72rem; } .dense tbody th { min-width: 8rem; }
+.dense thead .n { white-space: normal; } .dense td small { font-size: 0.68rem; }
+.dense .first { border-left: 1px solid var(--line); }
 tr.group th { background: #f4f7f9; color: var(--soft); font-size: 0.75rem; font-weight: 600;
   text-transform: uppercase; letter-spacing: 0.08em; padding: 0.35rem 0.8rem; }
 td small, th small { color: var(--soft); font-weight: 400; }

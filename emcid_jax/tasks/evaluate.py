@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emcid_jax import config as settings
 from emcid_jax import parallel
@@ -96,6 +96,13 @@ class EvaluateConfig:
 
 
 Config = EvaluateConfig
+
+
+class General(NamedTuple):
+    """What general quality is measured by."""
+
+    captions: list[quality.QualityCaption]
+    evaluators: quality.Evaluators
 
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
@@ -243,7 +250,18 @@ def _edited(
     return methods.fine_tuned(job, count, config.fine_tune)
 
 
-def _judged(job: edit.Job, plan: Plan, made: Edited, name: str, workdir: Path) -> dict[str, Any]:
+def _general(config: EvaluateConfig, job: edit.Job) -> General | None:
+    """What general quality is measured by, the same for every cell; None if it is not."""
+    if not config.general:
+        return None
+    every = read_requests(dataclasses.replace(config.base.requests, count=0))
+    captions = quality.read_captions(config.quality, [request.source for request in every])
+    return General(captions, quality.load_evaluators(config.quality, job.pipeline, job.judge))
+
+
+def _judged(
+    job: edit.Job, plan: Plan, made: Edited, name: str, general: General | None, workdir: Path
+) -> dict[str, Any]:
     """A cell's figures; its records go to `cells/NAME.json`."""
     assert job.judge is not None
     config = job.config
@@ -255,9 +273,9 @@ def _judged(job: edit.Job, plan: Plan, made: Edited, name: str, workdir: Path) -
     found = comparison.score(plan, readings)
     if general is not None:
         read = quality.evaluate(
-            general[0],
+            general.captions,
             models,
-            general[1],
+            general.evaluators,
             config.evaluation,
             workdir,
             progress=config.run.progress,

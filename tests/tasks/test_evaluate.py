@@ -13,6 +13,7 @@ import pytest
 from emcid_jax import config as settings
 from emcid_jax.baselines import uce
 from emcid_jax.errors import UserError
+from emcid_jax.evaluation import quality
 from emcid_jax.tasks import edit, evaluate, methods
 from emcid_jax.tasks.evaluate import EvaluateConfig
 from emcid_jax.tasks.methods import Edited
@@ -74,6 +75,13 @@ def test_methods_are_measured_alike_and_once(
 
     monkeypatch.setattr(uce, "solve", noted_solve)
     monkeypatch.setattr(methods, "emcid", noted_emcid)
+    # The tiny model has no image tower: what general quality is, its own tests say.
+    clip = {"before": {"value": 30.0}, "after": {"value": 29.0}}
+    read = {"clip_score": clip, "fid": {"change": 4.5}}
+    monkeypatch.setattr(quality, "evaluate", lambda *_, **__: read)
+    monkeypatch.setattr(quality, "read_captions", lambda _, sources: list(sources))
+    monkeypatch.setattr(quality, "load_evaluators", lambda *_: None)
+    config = dataclasses.replace(config, general=True)
     evaluate.run(dataclasses.replace(config, rows=ROWS[:2]), tmp_path)
     evaluate.run(config, tmp_path)
     rows = json.loads((tmp_path / "evaluation.json").read_text())["rows"]
@@ -87,6 +95,8 @@ def test_methods_are_measured_alike_and_once(
         assert len({json.dumps(row["clean"]) for row in mine}) == 1
         assert len({json.dumps(row["aice"]["aice"]) for row in mine}) == len(names[count - 1])
     assert all(row["seconds"] > 0 and row["processor"] > 0 for row in rows)
+    assert rows[0]["clean"]["clip"]["value"] == 30.0
+    assert [rows[0]["edited"][key]["value"] for key in ("clip", "fid")] == [29.0, 4.5]
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
     named = [line.split(" | ")[1] for line in lines[2:]]
     assert named == ["unedited", *names[0], "unedited", *names[1]]
