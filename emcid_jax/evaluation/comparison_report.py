@@ -116,8 +116,9 @@ def _winners(rows: Sequence[Row]) -> str:
     for count in counts(rows):
         mine = [row for row in rows if row["count"] == count]
         top = max(mine, key=lambda row: _value(row, "h_dest_unseen") or 0.0)
-        value = _value(top, "h_dest_unseen")
-        best.append(f"n = {count:,}: {escape(top['name'])} ({short(value)})")
+        value = short(_value(top, "h_dest_unseen"))
+        verdict = "" if _intact(top) else ", but the guard calls the model broken"
+        best.append(f"n = {count:,}: {escape(top['name'])} ({value}{verdict})")
     return f"Best H_dest in unseen sentences: {'; '.join(best)}."
 
 
@@ -128,7 +129,7 @@ def _curves(rows: Sequence[Row]) -> str:
         "Shares over the number of requests, with 95 % intervals. Hollow: the guard says that the "
         "model is broken, that is, it no longer draws anything in particular.",
     )
-    return f"<section><h2>Over the number of requests</h2>{plot}</section>"
+    return f'<section><h2>Over the number of requests</h2><div class="broad">{plot}</div></section>'
 
 
 def _main(rows: Sequence[Row]) -> str:
@@ -154,10 +155,10 @@ def _main(rows: Sequence[Row]) -> str:
         body.append(_row(clean | {"quiet": True}, columns, {}))
         body += [_row(row, columns, best) for row in mine]
     text = (
-        "Bold: the best of its column among models that still draw. “Unseen”: sentences that the "
-        "edit never saw. “Own name”: the destination asked for by its own name. “Told”: names that "
-        "rows with “names kept” are told; Acc_s is of names that nobody is told. “Draws”: the "
-        "guard's verdict."
+        "Bold: the best of its column; “gone” of models that still draw alone, for a broken one "
+        "forgets everything. “Unseen”: sentences that the edit never saw. “Own name”: the "
+        "destination asked for by its own name. “Told”: names that rows with “names kept” are "
+        "told; Acc_s is of names that nobody is told. “Draws”: the guard's verdict."
     )
     return (
         f"<section><h2>All methods</h2><p>{text}</p>{table(head, body, 'scroll dense')}</section>"
@@ -165,7 +166,8 @@ def _main(rows: Sequence[Row]) -> str:
 
 
 def _best(rows: Sequence[Row], key: str) -> float | None:
-    values = [_value(row, key) for row in rows if row["guard"]["intact"]]
+    fair = [row for row in rows if _fair(row, key)]
+    values = [_value(row, key) for row in fair]
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -178,7 +180,7 @@ def _row(row: Row, columns: Sequence[tuple[str, str]], best: Mapping[str, float 
         if value is None:
             return "–"
         text = short(value)
-        if best.get(key) is not None and short(value) == short(best[key]) and _intact(row):
+        if best.get(key) is not None and short(value) == short(best[key]) and _fair(row, key):
             text = f"<b>{text}</b>"
         return text + _spread(row["edited"].get(key, {}))
 
@@ -188,6 +190,11 @@ def _row(row: Row, columns: Sequence[tuple[str, str]], best: Mapping[str, float 
         f"<tr><th>{escape(row['name'])}</th>"
         f"{cells((cell(key) for key, _ in columns), kind)}<td class='{kind}'>{verdict}</td></tr>"
     )
+
+
+def _fair(row: Row, key: str) -> bool:
+    """Whether a cell may be best: a broken model's forgetting is no merit."""
+    return _intact(row) or not key.startswith("gone")
 
 
 def _intact(row: Row) -> bool:

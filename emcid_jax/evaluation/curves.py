@@ -128,7 +128,7 @@ def _draw(axes: Any, panel: Curves, names: Sequence[str]) -> None:
     axes.set_title(panel.title, size=8)
     axes.set_xscale("log")
     ticks = [count for count in every if count in (1, 10, 100, 1000, 2000)] or every
-    axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
+    axes.set_xticks(ticks, [f"{count // 1000}k" if count >= 1000 else count for count in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel(panel.across)
     axes.tick_params(color=GREY)

@@ -79,6 +79,7 @@ figcaption b { color: var(--ink); font-weight: 600; }
   padding: 0.9rem 1rem; }
 .plot img { border-radius: 0; background: none; }
 .plot figcaption { font-size: 0.85rem; }
+.broad { overflow-x: auto; } .broad .plot { min-width: 44rem; }
 .bar { display: block; height: 0.55rem; min-width: 2px; border-radius: 3px;
   background: var(--blue); margin-top: 0.45rem; }
 details { margin: 0.8rem 0; }
