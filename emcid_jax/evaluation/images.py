@@ -109,9 +109,8 @@ def compact(content: bytes) -> bytes:
 
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(content)) as image:
-        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(
-            buffer, "PNG", optimize=True
-        )
+        few = image.convert("RGB").quantize(256, kmeans=8, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

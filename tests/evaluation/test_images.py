@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from emcid_jax.evaluation.images import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.images import Draw, compact, fingerprint, png, scored_images
 
 
 class FakeModel:
@@ -114,3 +115,9 @@ def test_nothing_to_draw(tmp_path: Path) -> None:
 def test_keys_tell_prompt_and_seed_apart() -> None:
     keys = {Draw("a", 1).key, Draw("a", 2).key, Draw("b", 1).key, Draw("1\na", 1).key}
     assert len(keys) == 4
+
+
+def test_compact_keeps_few_colours_as_they_are() -> None:
+    pixels = np.random.default_rng(0).choice(np.array([0, 90, 255], np.uint8), (8, 8, 3))
+    with Image.open(io.BytesIO(compact(png(pixels)))) as image:
+        np.testing.assert_array_equal(np.asarray(image.convert("RGB")), pixels)
