@@ -183,17 +183,28 @@ def targets(pipeline: Pipeline, requests: Sequence[EditRequest]) -> np.ndarray:
     return np.concatenate(rows)[np.arange(len(ids)), positions]
 
 
-def judge(world: World, count: int, edit: WeightEdit) -> Figures:
-    """All figures of one edit, from one pass over all prompts of judging."""
-    pipeline = world.pipeline
-    chosen = np.unique(np.linspace(0, count - 1, min(count, JUDGED)).astype(int)).tolist()
+class Reading(NamedTuple):
+    """What an encoder makes of the prompts of judging; drifts are |change| / |state| per prompt."""
+
+    names: tuple[str, ...]
+    """What every asked name reads as, of all names of its kind."""
+    kept: np.ndarray
+    """Whether each prompt of `World.others` still reads as its name."""
+    told: np.ndarray
+    """The same of `World.told`."""
+    drifts: tuple[np.ndarray, ...]
+    """Of `others`, `told`, `sentences` and the empty prompt."""
+
+
+def read(world: World, chosen: Sequence[int], params: Any) -> Reading:
+    """The sources of the `chosen` requests and all that is to stay, with an encoder's `params`."""
+    kinds = {kind.unseen: kind for kind in world.kinds}.values()
     asked = [world.kinds[i].unseen.format(world.requests[i].source) for i in chosen]
     groups = (asked, world.others, world.told, world.sentences, [""])
     prompts = [prompt for group in groups for prompt in group]
     edges = np.cumsum([0, *map(len, groups)]).tolist()
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
-    edited = stage_two.apply_edit(pipeline.params["text_encoder"], edit)
-    pooled, after = states(pipeline, edited, prompts)
+    pooled, after = states(world.pipeline, params, prompts)
     moved = np.array(
         [
             np.linalg.norm(now - was) / np.linalg.norm(was)
@@ -205,24 +216,36 @@ def judge(world: World, count: int, edit: WeightEdit) -> Figures:
         gallery = world.galleries[kind.unseen]
         return kind.names[int(np.square(gallery - pooled[row]).sum(axis=1).argmin())]
 
-    def intact(part: slice) -> float:
-        kinds = {kind.unseen: kind for kind in world.kinds}.values()
+    def intact(part: slice) -> np.ndarray:
         found = [
             any(kind.unseen.format(nearest(row, kind)) == prompts[row] for kind in kinds)
             for row in range(part.start, part.stop)
         ]
-        return float(np.mean(found))
+        return np.array(found)
 
-    hits = [nearest(row, world.kinds[i]) == world.requests[i].dest for row, i in enumerate(chosen)]
-    report = edit.report
-    drifts = [moved[p.start - len(asked) : p.stop - len(asked)].mean() for p in parts[1:]]
-    drift, protected, sentences, empty = map(float, drifts)
+    drifts = [moved[p.start - len(asked) : p.stop - len(asked)] for p in parts[1:]]
+    names = tuple(nearest(row, world.kinds[i]) for row, i in enumerate(chosen))
+    return Reading(names, intact(parts[1]), intact(parts[2]), tuple(drifts))
+
+
+def spread(count: int, most: int = JUDGED) -> list[int]:
+    """At most `most` of the first `count` requests, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(int)).tolist()
+
+
+def judge(world: World, count: int, edit: WeightEdit) -> Figures:
+    """All figures of one edit, from one pass over all prompts of judging."""
+    chosen = spread(count)
+    params = stage_two.apply_edit(world.pipeline.params["text_encoder"], edit)
+    found, report = read(world, chosen, params), edit.report
+    hits = [name == world.requests[i].dest for i, name in zip(chosen, found.names, strict=True)]
+    drift, told, sentences, empty = (float(drift.mean()) for drift in found.drifts)
     return Figures(
         float(np.mean(hits)),
-        intact(parts[1]),
-        intact(parts[2]),
+        float(found.kept.mean()),
+        float(found.told.mean()),
         drift,
-        protected,
+        told,
         sentences,
         empty,
         1 - report.distance_after / report.distance_before,

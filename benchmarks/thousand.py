@@ -38,11 +38,11 @@ BAR = 60.0
 
 
 def fill_bank(folder: Path, pipeline: Pipeline, count: int) -> None:
-    """A bank of `count` edits, three objects to seven artists."""
+    """A bank of `count` edits, three objects to seven artists as long as there are artists."""
     names = catalogue()
-    objects = round(0.3 * count)
+    objects = max(round(0.3 * count), count - len(names.artists))
     requests = [
-        EditRequest(names.objects[i], names.objects[500 + i], OBJECT_TEMPLATES, seed=i)
+        EditRequest(names.objects[i], names.objects[(500 + i) % 1000], OBJECT_TEMPLATES, seed=i)
         for i in range(objects)
     ]
     requests += [

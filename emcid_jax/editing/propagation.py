@@ -26,7 +26,8 @@ from emcid_jax.parallel import padded_size, place, readable, replicated, sharded
 CHUNK_TOKENS = 8192
 # Prompts of one more width are worth another compiled program from this many tokens on.
 GROUP_TOKENS = 1024
-# Rows of a chunk are a multiple of this, so that programs fit edits of other sizes too.
+# Rows of a chunk are a multiple of this, so that programs fit edits of other sizes too; of fewer, a
+# power of two.
 ROW_STEP = 16
 
 
@@ -168,7 +169,9 @@ def split_prompts(prompts: SourcePrompts, mesh: Mesh) -> list[Chunk]:
         rows = np.flatnonzero((prompt == 0) == first)
         for group, width in _by_width(rows, positions[rows] + 1):
             parts = -(-group.size * width // CHUNK_TOKENS)
-            size = padded_size(padded_size(-(-group.size // parts), ROW_STEP), mesh.size)
+            rows_each = -(-group.size // parts)
+            step = min(ROW_STEP, 1 << (rows_each - 1).bit_length())
+            size = padded_size(padded_size(rows_each, step), mesh.size)
             for begin in range(0, group.size, size):
                 part = group[begin : begin + size]
                 padding = (0, size - part.size)

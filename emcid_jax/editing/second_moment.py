@@ -70,6 +70,16 @@ class SecondMoments:
         """`C_l` for the solvers; the same object, and thus the same factor, at every call."""
         return self._factored[layer]
 
+    def lent_to(self, model_hash: str) -> SecondMoments:
+        """The same moments, factors included, to stand for those of another model.
+
+        For a model that was edited, of which no moments were measured.
+        """
+        about = dataclasses.replace(self.provenance, model_hash=model_hash)
+        lent = dataclasses.replace(self, provenance=about)
+        vars(lent)["_factored"] = self._factored
+        return lent
+
 
 class Progress(NamedTuple):
     """Sums after a whole number of chunks: enough to go on later with an identical result."""

@@ -15,12 +15,12 @@ from typing import Any, cast
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from emcid_jax.models.clip_text import ClipTextModel, TextOutput
 from emcid_jax.sprites.factors import FACTORS
 from emcid_jax.sprites.text_training import caption_batches, read_loss, reading_loss
-from emcid_jax.sprites.training import Recipe, fit
+from emcid_jax.sprites.training import Batch, Recipe, fit
 
 BLOCK = 10
 """Block whose output is exchanged: only the last one comes after it."""
@@ -68,38 +68,51 @@ def train_interchange(
     """
     batch_of = caption_batches(tokenizer, recipe, max_length, widths=(max_length,))
 
-    def loss(params: Any, batch: tuple[Array, ...], key: Array) -> Array:
+    def loss(params: Any, batch: Batch, key: Array) -> Array:
         del key
-        ids, subjects, labels, partner, exchanged, later, decided = batch
-        text = {"params": params["text"]}
-        rows = jnp.arange(len(ids))
-        out = cast(TextOutput, model.apply(text, ids))
-        states = cast(Array, out.hidden[BLOCK])
-        foreign = states.at[rows, subjects].set(states[partner, subjects[partner]])
-        after = cast(TextOutput, model.apply(text, ids, hidden=foreign, start=BLOCK + 1))
-
-        behind = after.last_hidden_state[rows, later]
-        readout = params["readout"]
-        return (
-            reading_loss(readout, out, subjects, labels)
-            + read_loss(readout, after.pooled, exchanged)
-            + 0.5 * read_loss(readout, behind, decided)
-        )
+        return interchange_loss(model, params, batch, BLOCK)
 
     start = dict(zip(("text", "readout"), params, strict=True))
-    trained = fit("interchange", loss, start, _pairs(batch_of, recipe, max_length), recipe, folder)
+    pairs = interchange_batches(batch_of, recipe.seed, max_length)
+    trained = fit("interchange", loss, start, pairs, recipe, folder)
     return trained["text"], trained["readout"]
 
 
-def _pairs(
-    batch_of: Callable[[int], tuple[np.ndarray, ...]], recipe: Recipe, max_length: int
+def interchange_loss(
+    model: ClipTextModel, params: Any, batch: Batch, block: int
+) -> Float[Array, ""]:
+    """Loss of a batch as it stands and after the exchange of states at the output of `block`.
+
+    `params` has `text` and `readout`; `batch` is one of `interchange_batches`.
+    """
+    ids, subjects, labels, partner, exchanged, later, decided = batch
+    text = {"params": params["text"]}
+    rows = jnp.arange(len(ids))
+    out = cast(TextOutput, model.apply(text, ids))
+    states = cast(Array, out.hidden[block])
+    foreign = states.at[rows, subjects].set(states[partner, subjects[partner]])
+    after = cast(TextOutput, model.apply(text, ids, hidden=foreign, start=block + 1))
+    behind = after.last_hidden_state[rows, later]
+    readout = params["readout"]
+    return (
+        reading_loss(readout, out, subjects, labels)
+        + read_loss(readout, after.pooled, exchanged)
+        + 0.5 * read_loss(readout, behind, decided)
+    )
+
+
+def interchange_batches(
+    batch_of: Callable[[int], tuple[np.ndarray, ...]], seed: int, max_length: int
 ) -> Callable[[int], tuple[np.ndarray, ...]]:
-    """Step -> captions, their partners' rows and a random token behind each subject."""
+    """Step -> captions, their partners' rows and a random token behind each subject.
+
+    `batch_of(step)` gives ids of `max_length` tokens, last subject tokens and labels.
+    """
 
     def batch_at(step: int) -> tuple[np.ndarray, ...]:
         ids, subjects, labels = batch_of(step)
         partner, exchanged, decided = exchange(labels)
-        rng = np.random.default_rng([recipe.seed, step, 1])
+        rng = np.random.default_rng([seed, step, 1])
         later = rng.integers(np.minimum(subjects + 1, max_length - 1), max_length)
         return ids, subjects, labels, partner, exchanged, later, decided
 

@@ -157,9 +157,8 @@ def _written(job: edit.Job, moments: SecondMoments, workdir: Path, log: folders.
         workdir / "bank", log,
     )  # fmt: skip
     # Those of the pristine model, of which an edited one knows nothing more.
-    mine = params_hash(job.pipeline.params["text_encoder"])
-    about = dataclasses.replace(moments.provenance, model_hash=mine)
-    solved = edit.solve(job, found, dataclasses.replace(moments, provenance=about))
+    lent = moments.lent_to(params_hash(job.pipeline.params["text_encoder"]))
+    solved = edit.solve(job, found, lent)
     return stage_two.with_edit(job.pipeline, solved)
 
 

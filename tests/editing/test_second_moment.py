@@ -149,6 +149,15 @@ def test_factor_is_kept(numpy_clip, captions):
     assert moments.moment(2).factor is moments.moment(2).factor
 
 
+def test_lent_moments_keep_their_factors(numpy_clip, captions):
+    moments = run(numpy_clip, captions)
+    lent = moments.lent_to("another model")
+    assert lent.provenance.model_hash == "another model"
+    assert moments.provenance.model_hash != "another model"
+    assert lent.moment(0).factor is moments.moment(0).factor
+    np.testing.assert_array_equal(lent.moments[2], moments.moments[2])
+
+
 def test_eight_devices_give_the_same(numpy_clip, captions):
     one = run(numpy_clip, captions)
     eight = run(numpy_clip, captions, mesh=make_mesh())
