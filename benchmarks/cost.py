@@ -157,7 +157,9 @@ def whole(row: Mapping[str, Any]) -> float:
     )
 
 
-def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+def tables(
+    rows: Sequence[Mapping[str, Any]], counted: Mapping[str, Mapping[str, Sequence[float]]]
+) -> str:
     """Markdown: what was measured, the laws, what they say of an edit, and operations."""
     lines = ["| phase | n | cold, s | warm, s | peak, MiB | program, MiB |", "|---" * 6 + "|"]
     for row in rows:
@@ -176,13 +178,15 @@ def tables(rows: Sequence[Mapping[str, Any]]) -> str:
         values = [law.at(USUAL if phase == "second moments" else n) for n in ASKED]
         lines.append(f"| {phase} | " + " | ".join(f"{value:.3g}" for value in values) + " |")
     lines += ["", "| TFLOP | " + " | ".join(f"{n:,}" for n in ASKED) + " |", "|---" * 5 + "|"]
-    for model in cost_model.MODELS:
-        lines += [f"| {model}: {line} |" for line in operation_rows(model)]
+    for model, phases in counted.items():
+        for phase, values in phases.items():
+            cells = " | ".join(f"{value:.3g}" for value in values)
+            lines.append(f"| {model}: {phase} | {cells} |")
     return "\n".join(lines)
 
 
-def operation_rows(model: str) -> list[str]:
-    """Operations of every phase by number of concepts, three prompts and images each."""
+def operations(model: str) -> dict[str, list[float]]:
+    """TFLOP of every phase by number of concepts, three prompts and images each."""
     one, sizes = cost_model.operations(model)
     parts = [cost_model.stage_two_flops(sizes, n) for n in ASKED]
     phases = {
@@ -194,9 +198,23 @@ def operation_rows(model: str) -> list[str]:
         "Stage II, systems": [part["solves"] for part in parts],
         "Stage II, factors of C": [part["constant"] for part in parts],
     }
+    return {phase: [flops / 1e12 for flops in values] for phase, values in phases.items()}
+
+
+def counted_curves(counted: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Panel]:
+    """Operations of every model's phases."""
     return [
-        f"{phase} | " + " | ".join(f"{flops / 1e12:.3g}" for flops in values)
-        for phase, values in phases.items()
+        Panel(
+            f"{model}: TFLOP, counted",
+            [
+                Line(phase, ASKED, [value or float("nan") for value in values], number)
+                for number, (phase, values) in enumerate(phases.items())
+            ],
+            "concepts",
+            "xy",
+            (None, None),
+        )
+        for model, phases in counted.items()
     ]
 
 
@@ -245,9 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content = {"rows": rows, **machine.describe()}
             write_atomically(file, json.dumps(content, indent=1).encode())
             print(rows[-1], flush=True)
-    print(tables(rows))
+    counted = {model: operations(model) for model in cost_model.MODELS}
+    print(tables(rows, counted))
     if options.plot:
-        panels.draw(curves(rows), options.plot, across=2)
+        panels.draw([*curves(rows), *counted_curves(counted)], options.plot, across=2)
     return 0
 
 
