@@ -74,8 +74,7 @@ def judge_features(judge: Judge) -> Embedder:
 def inception_features(file: Path) -> Embedder:
     """FID's own features, of images stretched to 299 x 299 as clean-FID does it.
 
-    With the published weights (`emcid_jax.models.inception`) figures are clean-FID's. Raises
-    `UserError` for a file that cannot be used.
+    Weights: see `emcid_jax.models.inception`. Raises `UserError` for a file that cannot be used.
     """
     params = read_inception(file)
 
@@ -84,7 +83,7 @@ def inception_features(file: Path) -> Embedder:
 
     return Embedder(
         "InceptionV3",
-        fingerprint(params_hash(params), "stretched, bicubic"),
+        fingerprint(params_hash(params), "stretched, bicubic, cut"),
         DIM,
         prepare,
         functools.partial(_inception, params),

@@ -62,7 +62,7 @@ class Lpips64:
     def small(images: Sequence[np.ndarray] | np.ndarray) -> UInt8[np.ndarray, "image 64 64 3"]:
         """Pictures of any size as they are compared: stretched, antialiased, in bytes."""
         small = [stretched(image, (SIDE, SIDE)) for image in images]
-        return np.clip(np.round(np.stack(small)), 0, 255).astype(np.uint8)
+        return np.round(np.stack(small)).astype(np.uint8)
 
     def __call__(
         self, first: Float[np.ndarray, "pair _"], second: Float[np.ndarray, "pair _"]

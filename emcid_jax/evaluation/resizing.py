@@ -14,7 +14,7 @@ def stretched(
     size: tuple[int, int],
     resample: Image.Resampling = BICUBIC,
 ) -> Float32[np.ndarray, "_ _ 3"]:
-    """The image at `size` (height, width), values still 0 to 255 and never rounded.
+    """The image at `size` (height, width), not rounded, what overshoots cut to 0 and 255.
 
     Antialiased and channel by channel in floating point, as clean-FID does it (arXiv 2104.11222).
     """
@@ -26,7 +26,7 @@ def stretched(
         )
         for i in range(3)
     )
-    return np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    return np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
 
 
 def centred(

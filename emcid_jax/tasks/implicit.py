@@ -150,14 +150,18 @@ def table(scores: dict[str, Any]) -> str:
 
 
 def row_table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """Markdown: a line per edit, edited model, mean over seeds."""
+    """Markdown: a line per edit, edited model and in brackets the oracle, means over seeds."""
     lines = ["| source | destination | efficacy | generality | specificity |", "|---" * 5 + "|"]
     for edits in zip(*rows, strict=True):
-        own, related, unrelated = (
-            np.array([row["edited"][i] for row in edits], np.float64) for i in range(3)
+
+        def share(model: str, part: int, edits: Sequence[dict[str, Any]] = edits) -> str:
+            """How often the right description is chosen."""
+            values = np.array([row[model][part] for row in edits], np.float64)
+            return f"{(values < 0.5 if part == 2 else values > 0.5).mean():.2f}"
+
+        cells = " | ".join(
+            f"{share('edited', part)} ({share('oracle', part)})" for part in range(3)
         )
-        shares = ((own > 0.5).mean(), (related > 0.5).mean(), (unrelated < 0.5).mean())
-        cells = " | ".join(f"{share:.2f}" for share in shares)
         lines.append(f"| {edits[0]['source']} | {edits[0]['dest']} | {cells} |")
     return "\n".join(lines) + "\n"
 

@@ -29,8 +29,9 @@ a nurse,a male nurse,nurse,male nurse,art of a nurse,art of a male nurse,a docto
 """
 
 
-@pytest.fixture
-def config(tiny_pipeline_folder: Path, tmp_path: Path) -> ImplicitConfig:
+@pytest.fixture(scope="module")
+def config(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImplicitConfig:
+    tmp_path = tmp_path_factory.mktemp("inputs")
     folder = tmp_path / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}

@@ -40,11 +40,14 @@ ROWS = """,case_number,prompt,evaluation_seed,artist,type
 """
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(
-    tiny_pipeline_folder: Path, write_tiny_judge: Callable[..., None], tmp_path: Path
+    tiny_pipeline_folder: Path,
+    write_tiny_judge: Callable[..., None],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> QualityTaskConfig:
     """A model with image tower and judge, and a text encoder three times as strong."""
+    tmp_path = tmp_path_factory.mktemp("inputs")
     folder = tmp_path / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
