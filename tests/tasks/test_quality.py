@@ -83,6 +83,7 @@ def config(
     )
 
 
+@pytest.mark.slow
 def test_figures_of_artists_are_those_of_drawing_directly(
     config: QualityTaskConfig, tmp_path: Path
 ) -> None:
