@@ -18,6 +18,7 @@ ROWS = (
     "EMCID:",
     "EMCID, names kept: keep=True",
     "EMCID, null space: stage_two.solver=nullspace",
+    "EMCID, lambda 40,000: stage_two.moment_weight=40000.",
     "EMCID, released residual: stage_two.residual=released",
     "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.moment_weight=10.",
     "UCE, replace, names kept: method=uce uce.value=replace keep=True",
