@@ -215,7 +215,7 @@ def test_a_run_leaves_what_it_should(finished: Path, config: EditConfig, model: 
 @pytest.mark.parametrize(
     "kills",
     [
-        pytest.param([KILLS[0], KILLS[3], KILLS[5]], id="thrice"),
+        pytest.param([kill for i, kill in enumerate(KILLS) if i not in (1, 4)], id="four times"),
         pytest.param(KILLS, id="everywhere", marks=pytest.mark.slow),
     ],
 )
