@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,6 @@ from emcid_jax.evaluation import comparison_figures, page, published
 from emcid_jax.evaluation.comparison_tables import COST, UNEDITED, counts, short
 from emcid_jax.evaluation.grids import Grid, Shot
 from emcid_jax.evaluation.page import cells, escape, table
-from emcid_jax.evaluation.style import CSS
 
 Row = Mapping[str, Any]
 
@@ -67,17 +65,12 @@ def report_html(data: ComparisonData) -> str:
         sections.append(_grid(data.grid))
     if data.rows:
         sections.append(_cost(data.rows))
-    sections += [_gathered(data.gathered), _settings(data)]
+    sections += [_gathered(data.gathered), page.settings(data.config, data.versions)]
     sections.append(
         "<footer>Every figure is also in evaluation.json and evaluation.csv, every judged request "
         "in cells/.</footer>"
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Methods compared on {escape(data.model)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page.document(f"Methods compared on {data.model}", sections)
 
 
 def _head(data: ComparisonData) -> str:
@@ -314,17 +307,11 @@ def _shot(shot: Shot) -> str:
     words = [("before", shot.before), ("after", shot.after)]
     if shot.wanted is not None:
         words.append(("wanted", shot.wanted))
-    pictures = "".join(
+    pictures = [
         page.plain_picture(path, word, f"{word}: {record['prompt']}") for word, path in words
-    )
-    score = record["score"]
-    tone = "good" if score > 0.5 else "bad" if score < 0.1 else ""
-    return (
-        f'<article class="pair"><header><span>{escape(record["source"])} → '
-        f'{escape(record["dest"] or "nothing")}</span><span class="{tone}">'
-        f'{page.number(score, sign=True)}</span></header><p class="prompt">'
-        f'“{escape(record["prompt"])}”</p><div class="trio">{pictures}</div></article>'
-    )
+    ]
+    change = f"{record['source']} → {record['dest'] or 'nothing'}"
+    return page.card(change, record["score"], record["prompt"], pictures)
 
 
 def _cost(rows: Sequence[Row]) -> str:
@@ -372,18 +359,3 @@ def _gathered(figures: Sequence[Gathered]) -> str:
         for one in figures
     )
     return f"<section><h2>Ablations and other tasks</h2>{plots}</section>"
-
-
-def _settings(data: ComparisonData) -> str:
-    if not data.config and not data.versions:
-        return ""
-    versions = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in data.versions.items()
-    )
-    text = json.dumps(data.config, indent=2, ensure_ascii=False, default=str)
-    return (
-        "<section><h2>Settings and versions</h2><details><summary>Settings of this run</summary>"
-        f"<pre>{escape(text)}</pre></details><details><summary>Versions and device</summary>"
-        f'<div class="scroll"><table>{versions}</table></div></details></section>'
-    )

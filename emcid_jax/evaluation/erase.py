@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
+from emcid_jax.evaluation.holdout import evenly
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.evaluation.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.metrics import Metric, bootstrap_mean
@@ -109,12 +110,10 @@ def make_plan(
         erased.append(Artist(request.source, label, draws, dest, tuple(styled)))
     named = {artist.label for artist in erased} | {artist.dest for artist in erased}
     free = [i for i in range(len(artists.labels)) if i not in named]
-    count = min(config.holdout or KEPT, len(free))
-    places = np.linspace(0, len(free) - 1, count).round().astype(int) if count else ()
     templates = _limited(SENTENCES, config)
     kept = [
         Artist(name, label, draws_of(name, templates))
-        for label in (free[i] for i in places)
+        for label in evenly(free, config.holdout or KEPT)
         for name in (artists.labels[label][0],)
     ]
     return ErasePlan(tuple(erased), tuple(kept))

@@ -28,9 +28,8 @@ from emcid_jax.evaluation.gallery import (
     picture_files,
     shown_draws,
     slug,
-    spread,
 )
-from emcid_jax.evaluation.holdout import holdout_from_labels, limited, read_holdout
+from emcid_jax.evaluation.holdout import evenly, holdout_from_labels, limited, read_holdout
 from emcid_jax.evaluation.images import (
     Draw,
     fingerprint,
@@ -101,7 +100,7 @@ def evaluate(
     labels = judge.groups[OBJECT]
     plan = make_plan(requests, labels, config)
     shown = {one.index: shown_draws(one) for one in plan.requests}
-    held = spread(plan.holdout, HOLDOUT_PICTURES)
+    held = evenly(plan.holdout, HOLDOUT_PICTURES)
     names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, (draw, _) in shown.items()}
     names |= {one.draws[0]: f"holdout-{one.class_id:04d}-{slug(one.name)}" for one in held}
     wanted = {draw: f"{i + 1:04d}-wanted-{slug(draw.prompt)}" for i, (_, draw) in shown.items()}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from emcid_jax.evaluation.aice import AiceResult, HoldoutClass, ScoredRequest
+from emcid_jax.evaluation.aice import AiceResult, ScoredRequest
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.files import write_atomically
 
@@ -56,12 +54,6 @@ def shown_draws(one: ScoredRequest) -> tuple[Draw, Draw]:
     if one.general_source:
         return one.general_source[0], one.general_dest[0]
     return one.edit_source[0], one.edit_dest[0]
-
-
-def spread(holdout: Sequence[HoldoutClass], most: int) -> list[HoldoutClass]:
-    """At most `most` classes, evenly spaced over the list."""
-    places = np.linspace(0, len(holdout) - 1, min(most, len(holdout))).round().astype(int)
-    return [holdout[i] for i in places.tolist()]
 
 
 def picture_files(folder: Path, names: Mapping[Draw, str]) -> dict[Draw, Path]:

@@ -93,3 +93,10 @@ def limited(
     if not prompts:
         return tuple(kept)
     return tuple(HoldoutClass(h.name, h.class_id, h.draws[:prompts]) for h in kept)
+
+
+def evenly(things: Sequence, most: int) -> list:
+    """At most `most` of the things, spread evenly over them; 0: all."""
+    if not 0 < most < len(things):
+        return list(things)
+    return [things[i] for i in np.linspace(0, len(things) - 1, most).round().astype(int)]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emcid_jax.evaluation.gallery import Pair, Seen
 from emcid_jax.evaluation.metrics import Metric
+from emcid_jax.evaluation.style import CSS
 
 THUMBNAIL = 256
 """Longer side in pixels above which pictures are made smaller."""
@@ -74,6 +77,49 @@ def _thumbnail(path: Path) -> tuple[bytes, int, int]:
         return buffer.getvalue(), small.width, small.height
 
 
+def document(title: str, sections: Iterable[str]) -> str:
+    """A whole page, which needs nothing but itself."""
+    return (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
+        f"<body><main>{''.join(sections)}</main></body></html>\n"
+    )
+
+
+def settings(config: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """How a run was made, folded; what is empty is left out."""
+    if not config and not versions:
+        return ""
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in versions.items()
+    )
+    parts = []
+    if config:
+        text = json.dumps(config, indent=2, ensure_ascii=False, default=str)
+        parts.append(
+            f"<details><summary>Settings of this run</summary><pre>{escape(text)}</pre></details>"
+        )
+    if rows:
+        parts.append(
+            "<details><summary>Versions and device</summary>"
+            f'<div class="scroll"><table>{rows}</table></div></details>'
+        )
+    return f"<section><h2>Settings and versions</h2>{''.join(parts)}</section>"
+
+
+def card(change: str, gain: float, prompt: str, pictures: Sequence[str]) -> str:
+    """Pictures of one request, `change` in words, with how much the destination gained."""
+    tone = "good" if gain > 0.5 else "bad" if gain < 0.1 else ""
+    return (
+        f'<article class="pair"><header><span>{escape(change)}</span>'
+        f'<span class="{tone}">{number(gain, sign=True)}</span></header>'
+        f'<p class="prompt">“{escape(prompt)}”</p>'
+        f'<div class="trio">{"".join(pictures)}</div></article>'
+    )
+
+
 def request_card(pair: Pair, source: str, dest: str, gain: float) -> str:
     """A request's pictures: before, after, and the destination as the clean model draws it."""
     shots = [
@@ -82,13 +128,7 @@ def request_card(pair: Pair, source: str, dest: str, gain: float) -> str:
     ]
     if pair.wanted is not None:
         shots.append(picture(pair.wanted, "wanted", f"{dest}, drawn by the clean model"))
-    tone = "good" if gain > 0.5 else "bad" if gain < 0.1 else ""
-    return (
-        f'<article class="pair"><header><span>{escape(source)} → {escape(dest)}</span>'
-        f'<span class="{tone}">{number(gain, sign=True)}</span></header>'
-        f'<p class="prompt">“{escape(pair.prompt)}”</p>'
-        f'<div class="trio">{"".join(shots)}</div></article>'
-    )
+    return card(f"{source} → {dest}", gain, pair.prompt, shots)
 
 
 def holdout_card(pair: Pair) -> str:

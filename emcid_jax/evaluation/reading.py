@@ -16,6 +16,7 @@ from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.editing.text_pass import end_features
+from emcid_jax.evaluation.holdout import evenly
 from emcid_jax.pipeline import Pipeline, tokenize
 
 
@@ -103,9 +104,7 @@ def make_reader(
     )
     edited = {normalised(name) for name in sources}
     kept = list(dict.fromkeys(normalised(name) for name in keep))
-    kept = [name for name in kept if name not in edited]
-    if 0 < count < len(kept):
-        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, count).round().astype(int)]
+    kept = evenly([name for name in kept if name not in edited], count)
 
     def rows(chosen: Sequence[str]) -> np.ndarray:
         return np.array([places[normalised(name)] for name in chosen], np.int64)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from emcid_jax.evaluation.published import (
     published_column,
     published_value,
 )
-from emcid_jax.evaluation.style import CSS
 from emcid_jax.files import write_atomically
 
 SHOWN = 6
@@ -68,14 +66,9 @@ def report_html(data: ReportData) -> str:
             _holdout(data.evaluation),
             _requests(data.evaluation),
         ]
-    sections += [_making(data), _settings(data), _footer()]
+    sections += [_making(data), page.settings(data.config, data.versions), _footer()]
     title = f"{data.requests} edits of {data.model}"
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page.document(title, sections)
 
 
 def _head(data: ReportData) -> str:
@@ -348,27 +341,6 @@ def _seconds(seconds: Mapping[str, float]) -> str:
     ]
     total = f'<th>phase</th><th class="n">{sum(seconds.values()):.1f} s in all</th><th></th>'
     return table((total,), rows)
-
-
-def _settings(data: ReportData) -> str:
-    if not data.config and not data.versions:
-        return ""
-    versions = "".join(
-        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
-        for name, value in data.versions.items()
-    )
-    parts = []
-    if data.config:
-        text = json.dumps(data.config, indent=2, ensure_ascii=False, default=str)
-        parts.append(
-            f"<details><summary>Settings of this run</summary><pre>{escape(text)}</pre></details>"
-        )
-    if versions:
-        parts.append(
-            "<details><summary>Versions and device</summary>"
-            f'<div class="scroll"><table>{versions}</table></div></details>'
-        )
-    return f"<section><h2>Settings and versions</h2>{''.join(parts)}</section>"
 
 
 def _footer() -> str:

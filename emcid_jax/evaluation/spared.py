@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation import erase
+from emcid_jax.evaluation.holdout import evenly
 from emcid_jax.evaluation.images import Draw
 from emcid_jax.evaluation.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.scoring import draws_of
@@ -72,13 +71,6 @@ def spare(
                 chosen = [sentences[place % len(sentences)] for place in places]
                 into.append(Name(name, group, label, draws_of(name, chosen)))
     return Spared(tuple(held), tuple(told), tuple(keep))
-
-
-def evenly(things: Sequence, most: int) -> list:
-    """At most `most` of the things, spread evenly over them; 0: all."""
-    if not 0 < most < len(things):
-        return list(things)
-    return [things[i] for i in np.linspace(0, len(things) - 1, most).round().astype(int)]
 
 
 def _untouched(requests: Sequence[EditRequest], group: LabelGroup) -> Iterator[int]:

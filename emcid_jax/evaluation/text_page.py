@@ -12,7 +12,6 @@ import numpy as np
 from emcid_jax.editing.key_space import Prediction, most_similar
 from emcid_jax.evaluation import figures, page, text_figures
 from emcid_jax.evaluation.page import cells, escape, number, table
-from emcid_jax.evaluation.style import CSS
 from emcid_jax.evaluation.text_space import Drift, TextSpace
 from emcid_jax.files import write_atomically
 
@@ -122,12 +121,7 @@ def conflict_section(prediction: Prediction) -> str:
 
 
 def _document(title: str, sections: Sequence[str]) -> str:
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style></head>"
-        f"<body><main>{''.join(sections)}</main></body></html>\n"
-    )
+    return page.document(title, sections)
 
 
 def _cards(found: TextSpace) -> str:

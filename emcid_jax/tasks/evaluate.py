@@ -30,9 +30,10 @@ from emcid_jax.evaluation.comparison import Plan
 from emcid_jax.evaluation.comparison_report import ComparisonData, Gathered, report_html
 from emcid_jax.evaluation.gallery import slug
 from emcid_jax.evaluation.grids import Grid, make_grid
+from emcid_jax.evaluation.holdout import evenly
 from emcid_jax.evaluation.quality import QualityConfig
 from emcid_jax.evaluation.scoring import Models
-from emcid_jax.evaluation.spared import Spared, evenly, spare
+from emcid_jax.evaluation.spared import Spared, spare
 from emcid_jax.files import write_atomically
 from emcid_jax.tasks import edit, environment, methods, trial
 from emcid_jax.tasks import workdir as folders

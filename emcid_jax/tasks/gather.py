@@ -16,12 +16,12 @@ from emcid_jax.tasks import layer_pairs, trace
 from emcid_jax.tasks import workdir as folders
 
 AICE = {
-    "efficacy_source2dest": "Source2Dest, templates",
-    "generalization_source2dest": "Source2Dest, sentences",
-    "dest_forget": "1 - Dest Forget, templates",
-    "holdout_delta": "1 + Holdout Delta",
+    "efficacy_source2dest": ("Source2Dest, templates", 0, 1),
+    "generalization_source2dest": ("Source2Dest, sentences", 0, 1),
+    "efficacy_dest_forget": ("1 - Dest Forget, templates", 1, -1),
+    "holdout_delta": ("1 + Holdout Delta", 1, 1),
 }
-"""Maps of `ablation.json`."""
+"""Maps of `ablation.json`: their title, and what is shown of a value v: a + b v."""
 
 
 def gather(paths: Sequence[str]) -> list[Gathered]:
@@ -68,10 +68,7 @@ def _ablation(content: Mapping[str, Any], path: str) -> Gathered:
     counts = sorted({row["count"] for row in rows})
     variants = list(dict.fromkeys(row["variant"] for row in rows))
     panels = []
-    for key, title in AICE.items():
-        name = "efficacy_dest_forget" if key == "dest_forget" else key
-        sign = {"dest_forget": -1.0}.get(key, 1.0)
-        shift = 1.0 if key in ("dest_forget", "holdout_delta") else 0.0
+    for name, (title, shift, sign) in AICE.items():
         values = np.full((len(variants), len(counts)), np.nan)
         for row in rows:
             if name in row["aice"]:
