@@ -13,6 +13,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -144,5 +145,32 @@ def write_tiny_judge() -> Callable[..., None]:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             ViTForImageClassification(config).save_pretrained(folder)
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def write_tiny_image_tower() -> Callable[[Path], None]:
+    """Writes a random CLIP image tower of 16-pixel images, with a text projection in its file."""
+    import torch
+    from safetensors.numpy import load_file, save_file
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    def write(folder: Path) -> None:
+        config = CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            projection_dim=6,
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            CLIPVisionModelWithProjection(config).save_pretrained(folder)
+        file = folder / "model.safetensors"
+        projection = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
+        save_file(load_file(file) | {"text_projection.weight": projection}, file)
 
     return write

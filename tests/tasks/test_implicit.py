@@ -5,13 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-import transformers
-from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax.errors import UserError
@@ -30,20 +28,15 @@ a nurse,a male nurse,nurse,male nurse,art of a nurse,art of a male nurse,a docto
 
 
 @pytest.fixture(scope="module")
-def config(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> ImplicitConfig:
+def config(
+    tiny_pipeline_folder: Path,
+    write_tiny_image_tower: Callable[[Path], None],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> ImplicitConfig:
     tmp_path = tmp_path_factory.mktemp("inputs")
     folder = tmp_path / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    tower = transformers.CLIPVisionConfig(
-        **sizes, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=6
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        transformers.CLIPVisionModelWithProjection(tower).save_pretrained(folder / "image_tower")
-    file = folder / "image_tower" / "model.safetensors"
-    projection = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
-    save_file(load_file(file) | {"text_projection.weight": projection}, file)
+    write_tiny_image_tower(folder / "image_tower")
     (tmp_path / "table.csv").write_text(TABLE)
     words = ("a shark", "the tench", "a car", "an engineer", "Monet", "a dog")
     captions = [f"a photo of {a} and {b}" for a in words for b in words]

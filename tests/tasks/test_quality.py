@@ -12,8 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-import transformers
 from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import EvaluationConfig, ModelConfig
@@ -44,23 +42,14 @@ ROWS = """,case_number,prompt,evaluation_seed,artist,type
 def config(
     tiny_pipeline_folder: Path,
     write_tiny_judge: Callable[..., None],
+    write_tiny_image_tower: Callable[[Path], None],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> QualityTaskConfig:
     """A model with image tower and judge, and a text encoder three times as strong."""
     tmp_path = tmp_path_factory.mktemp("inputs")
     folder = tmp_path / "model"
     shutil.copytree(tiny_pipeline_folder, folder)
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    tower = transformers.CLIPVisionConfig(
-        **sizes, num_attention_heads=2, image_size=16, patch_size=8, projection_dim=6
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = transformers.CLIPVisionModelWithProjection(tower)
-    model.save_pretrained(folder / "image_tower")
-    file = folder / "image_tower" / "model.safetensors"
-    projection = np.random.default_rng(0).standard_normal((6, 32)).astype(np.float32)
-    save_file(load_file(file) | {"text_projection.weight": projection}, file)
+    write_tiny_image_tower(folder / "image_tower")
     write_tiny_judge(folder / "judge", ["dog", "cat"])
     text = folder / "text_encoder" / "model.safetensors"
     (tmp_path / "edited").mkdir()
