@@ -28,7 +28,11 @@ from emcid_jax.generation import generate, initial_noise
 from emcid_jax.models.tokenizer import tokenize
 from emcid_jax.pipeline import Pipeline, load_pipeline
 
-PARTS = ("text", "unet", "gradient", "decoder", "sampling")
+PARTS = ("text", "unet", "gradient", "descent", "decoder", "sampling")
+DESCENT = 3
+"""Gradients in one program: Stage I takes a hundred."""
+RATE = 1e3
+"""What a gradient is multiplied by, so that the next one is another."""
 PROMPT = "a photo of a goldfish"
 GUIDANCE = 7.5
 TIME = 741
@@ -87,27 +91,39 @@ def _unet(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
     return _row(name, theirs, lambda: np.asarray(predict(params, latents, times, text)), options)
 
 
-def _gradient(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
-    """Forward, and back to the text: what a step of Stage I asks of the UNet."""
+def _gradient(pipeline: Pipeline, pipe: Any, options: argparse.Namespace, steps: int) -> Row:
+    """Forward and back to the text, step after step in one program, as Stage I asks for it."""
     latents, text = _inputs(pipeline, options)
     times = jnp.full(options.images, TIME)
 
     @jax.jit
-    @functools.partial(jax.grad, argnums=1)
-    def gradient(params: Any, text: jax.Array, latents: jax.Array) -> jax.Array:
-        output = pipeline.unet.apply({"params": params}, latents, times, text)
-        return jnp.square(jnp.asarray(output)).mean()
+    def descend(params: Any, text: jax.Array, latents: jax.Array) -> jax.Array:
+        @jax.grad
+        def gradient(text: jax.Array) -> jax.Array:
+            output = pipeline.unet.apply({"params": params}, latents, times, text)
+            return jnp.square(jnp.asarray(output)).mean()
+
+        def step(text: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
+            found = gradient(text)
+            return text - RATE * found, found
+
+        return jax.lax.scan(step, text, length=steps)[1]
 
     def theirs() -> np.ndarray:
-        states = torch.from_numpy(text).requires_grad_()
-        output = pipe.unet(model.nchw(latents), torch.tensor(TIME), states).sample
-        return torch.autograd.grad(output.square().mean(), states)[0].numpy()
+        states, found = torch.from_numpy(text), []
+        for _ in range(steps):
+            states = states.detach().requires_grad_()
+            output = pipe.unet(model.nchw(latents), torch.tensor(TIME), states).sample
+            found.append(torch.autograd.grad(output.square().mean(), states)[0])
+            states = states - RATE * found[-1]
+        return torch.stack(found).numpy()
 
     def ours() -> np.ndarray:
-        return np.asarray(gradient(pipeline.params["unet"], jnp.asarray(text), latents))
+        return np.asarray(descend(pipeline.params["unet"], jnp.asarray(text), latents))
 
-    name = f"UNet, {options.images} of {options.side} x {options.side}, and back to the text"
-    return _row(name, theirs, ours, options)
+    called = "one call" if steps == 1 else f"{steps} steps of one program"
+    size = f"{options.images} of {options.side} x {options.side}"
+    return _row(f"UNet, {size}, and back to the text, {called}", theirs, ours, options)
 
 
 def _decoder(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
@@ -170,7 +186,20 @@ def _inputs(pipeline: Pipeline, options: argparse.Namespace) -> tuple[np.ndarray
     return latents, rng.standard_normal((options.images, *WIDTH)).astype(np.float32)
 
 
-_MEASURES = dict(zip(PARTS, (_text, _unet, _gradient, _decoder, _sampling), strict=True))
+_MEASURES = dict(
+    zip(
+        PARTS,
+        (
+            _text,
+            _unet,
+            functools.partial(_gradient, steps=1),
+            functools.partial(_gradient, steps=DESCENT),
+            _decoder,
+            _sampling,
+        ),
+        strict=True,
+    )
+)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

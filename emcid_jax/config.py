@@ -94,7 +94,7 @@ class StageOneConfig:
     """Stage I: one offset per concept by dual self-distillation (reference, section 3)."""
 
     layer: CountOrZero = 10
-    """Block L whose output receives the offset at the last subject token."""
+    """Block L whose output receives the offsets."""
     steps: Count = 100
     """Adam steps per concept."""
     learning_rate: Positive = 0.2
@@ -119,6 +119,9 @@ class StageOneConfig:
     """Classifier-free guidance of a training image."""
     teacher_pool: CountOrZero = 0
     """Fixed samples per prompt that the steps take in turn; 0 draws a new one in every step."""
+    edited_tokens: Count = 1
+    """Tokens that receive an offset of their own: the last subject token, then the end token, then
+    padding. From 2 on the text loss is about their final states."""
     text_tokens: CountOrZero = 0
     """Tokens of a prompt that the loss reads, so many of the padding included; 0: all, as images
     are drawn. A prompt that does not end within them is refused."""

@@ -118,10 +118,9 @@ def loss(
     flat = inputs.source_ids.reshape(-1, inputs.source_ids.shape[-1])
     text = objective.text_model(pipeline)
     student = cast(TextOutput, text.apply({"params": params["text_encoder"]}, flat))
-    target = inputs.target_pooled.reshape(len(flat), -1)
-    total = config.text_loss_scale * (
-        objective.prompt_mean(jnp.square(student.pooled - target), mask).mean()
-    )
+    features = objective.text_features(student, inputs.position.reshape(len(flat), -1))
+    error = jnp.square(features - inputs.target_features.reshape(len(flat), -1))
+    total = config.text_loss_scale * objective.prompt_mean(error, mask).mean()
     if sample is not None:
         states = student.last_hidden_state
         predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, states)

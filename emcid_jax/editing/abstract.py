@@ -21,7 +21,7 @@ def stage_one_inputs(
 ) -> StageOneInputs:
     """What `preparation.prepare` returns for `concepts` requests of `prompts` templates."""
     tokens = config.text_tokens or pipeline.tokenizer.model_max_length
-    dim = pipeline.text.config.hidden_size
+    dim, edited = pipeline.text.config.hidden_size, config.edited_tokens
     images = objective.needs_images(config)
     teacher = config.objective not in ("sampled-noise", "text-only")
     latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)
@@ -31,11 +31,11 @@ def stage_one_inputs(
 
     return StageOneInputs(
         source_ids=shape(concepts, prompts, tokens, dtype=jnp.int32),
-        position=shape(concepts, prompts, dtype=jnp.int32),
+        position=shape(concepts, prompts, edited, dtype=jnp.int32),
         prompt_mask=shape(concepts, prompts),
         hidden=shape(concepts, prompts, tokens, dim),
-        h0=shape(concepts, dim),
-        target_pooled=shape(concepts, prompts, dim),
+        h0=shape(concepts, edited * dim),
+        target_features=shape(concepts, prompts, edited * dim),
         seeds=shape(concepts, 2, dtype=jnp.uint32),
         teacher_text=shape(concepts, prompts, tokens, dim) if teacher else None,
         empty_text=shape(concepts, tokens, dim) if config.objective == "esd" else None,

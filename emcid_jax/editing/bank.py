@@ -33,7 +33,7 @@ from emcid_jax.pipeline import Pipeline
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
 
-LATER: Mapping[str, Any] = {"text_tokens": 0}
+LATER: Mapping[str, Any] = {"text_tokens": 0, "edited_tokens": 1}
 """Settings added since, with the value that does what was done before: at it they are left out of
 the provenance, so memories of older versions are still found."""
 
@@ -46,9 +46,9 @@ class Memory(NamedTuple):
     """What Stage I found for one concept, float32."""
 
     z: Float[np.ndarray, " dim"]
-    """Wanted output of block L at the last subject token."""
+    """Wanted outputs of block L at the edited tokens, one after the other."""
     delta: Float[np.ndarray, " dim"]
-    """z minus the clean state."""
+    """z minus the clean states."""
     curve: Float[np.ndarray, " step"]
     """Training loss of every step."""
     start: Float[np.ndarray, 4]
@@ -94,6 +94,11 @@ def provenance(
         "stage_one": settings,
         "model": dict(sorted(model.items())),
     }
+
+
+def edited_tokens(about: Provenance) -> int:
+    """How many tokens' states a memory with this provenance holds."""
+    return about["stage_one"].get("edited_tokens", LATER["edited_tokens"])
 
 
 def key(about: Provenance) -> str:

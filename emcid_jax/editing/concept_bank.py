@@ -24,9 +24,8 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import normalised, require_consistent
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing import bank, packs, preservation, seals, stage_two
+from emcid_jax.editing import bank, edited_tokens, packs, preservation, seals, stage_two
 from emcid_jax.editing.bank import Memory, Record
-from emcid_jax.editing.propagation import SourcePrompts
 from emcid_jax.editing.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import WeightEdit
 from emcid_jax.errors import UserError
@@ -280,21 +279,23 @@ def solve_relative(
     records = [concepts.records[concept.memory] for concept in active]
     requests = [concept.request for concept in active]
     prompts = spans.source_prompts(pipeline.tokenizer, requests)
+    counts = [bank.edited_tokens(record.provenance) for record in records]
+    targets = [target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]
     return stage_two.solve(
         pipeline.text,
         pipeline.params["text_encoder"],
-        np.stack([target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]),
-        SourcePrompts(prompts.ids, prompts.positions, prompts.mask),
+        np.concatenate([z.reshape(count, -1) for z, count in zip(targets, counts, strict=True)]),
+        edited_tokens.rows(prompts, pipeline.tokenizer.eos_token_id, counts),
         moments,
         config,
         block=common_block(records),
-        weights=np.array([request.weight for request in requests]),
+        weights=np.repeat([request.weight for request in requests], counts),
         protection=preservation.protect(pipeline, requests, config),
     )
 
 
 def target(memory: Memory, strength: float) -> Float64[np.ndarray, " dim"]:
-    """h0 + strength * delta; z itself at strength 1."""
+    """h0 + strength * delta; z itself at strength 1. All edited tokens', one after the other."""
     return memory.z.astype(np.float64) - (1 - strength) * memory.delta.astype(np.float64)
 
 

@@ -24,12 +24,12 @@ HELD_OUT_DRAWS = 4
 
 
 class StageOneResult(NamedTuple):
-    """What Stage I found, float32, leading axis concept."""
+    """What Stage I found, float32, leading axis concept; size = edited tokens * dim."""
 
-    z: Float[Array, "concept dim"]
-    """The memory: h0 + delta, wanted output of block L at the last subject token."""
-    delta: Float[Array, "concept dim"]
-    h0: Float[Array, "concept dim"]
+    z: Float[Array, "concept size"]
+    """The memory: h0 + delta, wanted outputs of block L at the edited tokens."""
+    delta: Float[Array, "concept size"]
+    h0: Float[Array, "concept size"]
     curve: Float[Array, "concept step"]
     """Training loss of every step, each on its own sample."""
     start: Losses
@@ -44,7 +44,7 @@ def run(
     rematerialise: bool,
     params: Params,
     inputs: StageOneInputs,
-    zeros: Float[Array, "concept dim"],
+    zeros: Float[Array, "concept size"],
 ) -> StageOneResult:
     """All steps from delta = 0, and the held-out loss before and after them.
 
@@ -94,24 +94,25 @@ def training_samples(
 
 
 def adam_step(
-    delta: Float[Array, "concept dim"],
+    delta: Float[Array, "concept size"],
     state: AdamState,
-    gradient: Float[Array, "concept dim"],
-    h0: Float[Array, "concept dim"],
+    gradient: Float[Array, "concept size"],
+    h0: Float[Array, "concept size"],
     config: StageOneConfig,
-) -> tuple[Float[Array, "concept dim"], AdamState]:
-    """One Adam step, then the projection of each delta onto |delta| <= clamp_norm_factor |h0|."""
+) -> tuple[Float[Array, "concept size"], AdamState]:
+    """One Adam step, then each token's projection onto |delta| <= clamp_norm_factor |h0|."""
     updates, state = optax.adam(config.learning_rate).update(gradient, state)
-    radius = config.clamp_norm_factor * jnp.linalg.norm(h0, axis=-1)
-    delta = jax.vmap(optax.projections.projection_l2_ball)(delta + cast(Array, updates), radius)
-    return delta, state
+    moved = objective.by_token(delta + cast(Array, updates), config)
+    radius = config.clamp_norm_factor * jnp.linalg.norm(objective.by_token(h0, config), axis=-1)
+    project = jax.vmap(jax.vmap(optax.projections.projection_l2_ball))
+    return project(moved, radius).reshape(delta.shape), state
 
 
 def held_out_loss(
     pipeline: Pipeline,
     params: Params,
     inputs: StageOneInputs,
-    delta: Float[Array, "concept dim"],
+    delta: Float[Array, "concept size"],
     config: StageOneConfig,
 ) -> Losses:
     """The loss on fixed samples that training does not see: what offsets are judged by.

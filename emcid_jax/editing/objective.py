@@ -1,8 +1,8 @@
 """Stage I's loss at given latents, noise and timesteps (reference, section 3.2).
 
-An offset `delta` at the last subject token of the *source* prompts is good when the UNet, reading
+An offset `delta` at the edited tokens of the *source* prompts is good when the UNet, reading
 the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
-pooled text features match those of the destination. Everything here is a pure function of its
+text features match those of the destination. Everything here is a pure function of its
 arguments; drawing the noise is `draws`' job, taking the steps `loop`'s.
 
 Concepts and prompts are folded into one batch axis for the models (DESIGN, section 4, last point),
@@ -40,15 +40,15 @@ class StageOneInputs(NamedTuple):
     source_ids: Int[Array, "concept prompt token"]
     """Token ids of the source prompts, padded to the tokenizer's maximum length, of which the first
     `text_tokens` are left."""
-    position: Int[Array, "concept prompt"]
-    """Last subject token of each source prompt."""
+    position: Int[Array, "concept prompt edited"]
+    """Edited tokens of each source prompt, the last subject token first."""
     prompt_mask: Float[Array, "concept prompt"]
     hidden: Float[Array, "concept prompt token dim"]
     """Clean source states: outputs of block L."""
-    h0: Float[Array, "concept dim"]
-    """`hidden` at the last subject token of prompt 0."""
-    target_pooled: Float[Array, "concept prompt dim"]
-    """Pooled features of the destination prompts (`esd`: of the empty prompt)."""
+    h0: Float[Array, "concept size"]
+    """`hidden` at the edited tokens of prompt 0, one after the other: size = edited * dim."""
+    target_features: Float[Array, "concept prompt size"]
+    """`text_features` of the destination prompts (`esd`: of the empty prompt)."""
     seeds: UInt32[Array, "concept 2"]
     """The request's own seed as two 32-bit words: all randomness of the concept comes from it."""
     teacher_text: Float[Array, "concept prompt token dim"] | None = None
@@ -110,7 +110,7 @@ def student_text(
     pipeline: Pipeline,
     params: Params,
     inputs: StageOneInputs,
-    delta: Float[Array, "concept dim"],
+    delta: Float[Array, "concept size"],
     config: StageOneConfig,
 ) -> TextOutput:
     """Text states of the source prompts with `delta` added to the output of block L.
@@ -120,7 +120,8 @@ def student_text(
     tokens = jnp.arange(inputs.hidden.shape[2])
     # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
     here = (tokens == inputs.position[..., None]).astype(jnp.float32)
-    edited = _fold(inputs.hidden + here[..., None] * delta[:, None, None, :])
+    offsets = here[..., None] * by_token(delta, config)[:, None, :, None]
+    edited = _fold(inputs.hidden + offsets.sum(axis=2))
     output = text_model(pipeline).apply(
         {"params": params["text_encoder"]},
         _fold(inputs.source_ids),
@@ -128,6 +129,26 @@ def student_text(
         start=config.layer + 1,
     )
     return cast(TextOutput, output)
+
+
+def by_token(
+    states: Float[Array, "concept size"], config: StageOneConfig
+) -> Float[Array, "concept edited dim"]:
+    """Offsets or states of concepts, taken apart into those of single tokens."""
+    return states.reshape(len(states), config.edited_tokens, -1)
+
+
+def text_features(
+    output: TextOutput, position: Int[Array, "row edited"]
+) -> Float[Array, "row size"]:
+    """What the text loss compares, float32: the pooled features, or, with several edited tokens,
+    their final states."""
+    if position.shape[1] == 1:
+        return output.pooled.astype(jnp.float32)
+    states = output.last_hidden_state.astype(jnp.float32)
+    here = (jnp.arange(states.shape[1]) == position[..., None]).astype(jnp.float32)
+    found = jnp.einsum("ret,rtd->red", here, states, precision="highest")
+    return found.reshape(len(states), -1)
 
 
 def make_sample(
@@ -158,7 +179,7 @@ def loss(
     pipeline: Pipeline,
     params: Params,
     inputs: StageOneInputs,
-    delta: Float[Array, "concept dim"],
+    delta: Float[Array, "concept size"],
     sample: Sample | None,
     config: StageOneConfig,
     rematerialise: bool = False,
@@ -166,17 +187,15 @@ def loss(
     """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
     noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
-    features of (pooled(edited source) - pooled(destination))^2. decay: weight_decay |delta| /
-    |h0|^2, with gradient 0 at delta = 0.
+    features of (features(edited source) - features(destination))^2. decay: weight_decay |delta| /
+    |h0|^2, summed over the edited tokens, with gradient 0 at delta = 0.
 
     With `rematerialise` only the results of the UNet's convolutions and dense layers are kept for
     its backward pass, and the rest, above all the attention weights, is computed again.
     """
     student = student_text(pipeline, params, inputs, delta, config)
-    text = prompt_mean(
-        jnp.square(student.pooled.astype(jnp.float32) - _fold(inputs.target_pooled)),
-        inputs.prompt_mask,
-    )
+    features = text_features(student, _fold(inputs.position))
+    text = prompt_mean(jnp.square(features - _fold(inputs.target_features)), inputs.prompt_mask)
     noise = jnp.zeros_like(text)
     if sample is not None:
         student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
@@ -185,11 +204,9 @@ def loss(
         error = student_unet(student.last_hidden_state) - sample.target
         noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
-    decay = (
-        config.weight_decay
-        * optax.safe_norm(delta, 0.0, axis=-1)
-        / jnp.sum(jnp.square(inputs.h0), axis=-1)
-    )
+    offsets, states = by_token(delta, config), by_token(inputs.h0, config)
+    sizes = optax.safe_norm(offsets, 0.0, axis=-1) / jnp.sum(jnp.square(states), axis=-1)
+    decay = config.weight_decay * sizes.sum(axis=-1)
     return Losses(noise + config.text_loss_scale * text + decay, noise, text, decay)
 
 
@@ -197,11 +214,11 @@ def loss_and_gradient(
     pipeline: Pipeline,
     params: Params,
     inputs: StageOneInputs,
-    delta: Float[Array, "concept dim"],
+    delta: Float[Array, "concept size"],
     sample: Sample | None,
     config: StageOneConfig,
     rematerialise: bool = False,
-) -> tuple[Losses, Float[Array, "concept dim"]]:
+) -> tuple[Losses, Float[Array, "concept size"]]:
     """The loss and, for each concept, the gradient of its own total with respect to its `delta`."""
 
     def summed(offset: Array) -> tuple[Array, Losses]:

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emcid_jax import parallel
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import objective
+from emcid_jax.editing import edited_tokens, objective
 from emcid_jax.editing.objective import Params, StageOneInputs
 from emcid_jax.errors import UserError
 from emcid_jax.models.clip_text import ClipTextModel, TextOutput
@@ -63,16 +63,24 @@ def prepare(
     encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
 
     hidden, source_last, _ = _per_prompt(encode, source_ids, mesh)
+    end, edited = pipeline.tokenizer.eos_token_id, config.edited_tokens
+    position = edited_tokens.positions(source, end, edited)
     empty_text = None
     if config.objective == "esd":
-        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[:, :tokens]
-        _, empty_last, empty_pooled = _per_prompt(encode, empty[None], mesh)
-        shape = (*source.mask.shape, empty_pooled.shape[-1])
-        target_pooled = np.broadcast_to(empty_pooled, shape)
+        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[None, :, :tokens]
+        _, empty_last, empty_pooled = _per_prompt(encode, empty, mesh)
+        ends = np.ones((1, 1), np.int32)
+        nothing = PromptRectangle(empty, ends, ends > 0)
+        features = _features(
+            empty_last, empty_pooled, edited_tokens.positions(nothing, end, edited)
+        )
+        target_features = np.broadcast_to(features, (*source.mask.shape, features.shape[-1]))
         teacher_text = source_last
         empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
     else:
-        _, teacher_text, target_pooled = _per_prompt(encode, destination_ids, mesh)
+        _, teacher_text, pooled = _per_prompt(encode, destination_ids, mesh)
+        places = edited_tokens.positions(destination, end, edited)
+        target_features = _features(teacher_text, pooled, places)
     latent_mean, latent_std = None, None
     if objective.needs_images(config):
         assert images is not None
@@ -86,11 +94,11 @@ def prepare(
     reads_teacher = config.objective not in ("sampled-noise", "text-only")
     arrays: dict[str, Any] = {
         "source_ids": source_ids,
-        "position": source.positions,
+        "position": position,
         "prompt_mask": source.mask.astype(np.float32),
         "hidden": hidden,
-        "h0": hidden[np.arange(len(hidden)), 0, source.positions[:, 0]],
-        "target_pooled": target_pooled,
+        "h0": _at(hidden[:, 0], position[:, 0]),
+        "target_features": target_features,
         "seeds": _seed_words(seeds),
         "teacher_text": teacher_text if reads_teacher else None,
         "empty_text": empty_text,
@@ -103,20 +111,38 @@ def prepare(
 def check_lengths(
     prompts: PromptRectangle, origins: Sequence[str], end: int, config: StageOneConfig
 ) -> None:
-    """Raises one `UserError` naming all requests with prompts that `text_tokens` would cut.
+    """Raises one `UserError` naming all requests with prompts that do not fit.
 
-    `origins` says where the requests stand, `end` is the id of the end token.
+    `text_tokens` would cut them, or there is no room behind them for all edited tokens. `origins`
+    says where the requests stand, `end` is the id of the end token.
     """
-    if not config.text_tokens:
-        return
-    lengths = (prompts.ids == end).argmax(axis=-1).max(axis=-1) + 1
+    tokens = config.text_tokens or prompts.ids.shape[-1]
+    places = edited_tokens.positions(prompts, end, max(config.edited_tokens, 2))
+    padding = ", edited padding included" if config.edited_tokens > 2 else ""
+    limit, fix = (
+        (f"stage_one.text_tokens is {tokens}", "give {} or more, or 0 for all")
+        if config.text_tokens
+        else (f"the model reads {tokens}", "shorten it or lower stage_one.edited_tokens")
+    )
     if problems := [
-        f"{origin}: a prompt has {length} tokens, stage_one.text_tokens is {config.text_tokens}; "
-        f"give {length} or more, or 0 for all"
-        for origin, length in zip(origins, lengths.tolist(), strict=True)
-        if length > config.text_tokens
+        f"{origin}: a prompt has {length} tokens{padding}, {limit}; {fix.format(length)}"
+        for origin, length in zip(origins, (places.max(axis=(1, 2)) + 1).tolist(), strict=True)
+        if length > tokens
     ]:
         raise UserError("\n".join(problems))
+
+
+def _features(last: np.ndarray, pooled: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """`objective.text_features` on the host, [concept, prompt, ...]."""
+    return pooled if position.shape[-1] == 1 else _at(last, position)
+
+
+def _at(
+    states: Float[np.ndarray, "*rows token dim"], position: Int[np.ndarray, "*rows edited"]
+) -> Float[np.ndarray, "*rows size"]:
+    """The states of some tokens, one after the other."""
+    found = np.take_along_axis(states, position[..., None], axis=-2)
+    return found.reshape(*position.shape[:-1], -1)
 
 
 def _seed_words(seeds: Sequence[int]) -> np.ndarray:

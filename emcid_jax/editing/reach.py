@@ -18,7 +18,7 @@ from emcid_jax.pipeline import Pipeline
 
 
 class Reach(NamedTuple):
-    """One concept; z is its target, h0 and h its state before and after, at prompt 0."""
+    """One concept; z is its target, h0 and h its state before and after, at prompt 0's subject."""
 
     source: str
     dest: str
@@ -71,8 +71,12 @@ def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
         raise UserError("the bank has no concept of strength > 0; add one")
     records = [concepts.records[concept.memory] for concept in active]
     strengths = tuple(concept.strength for concept in active)
-    targets = np.stack([target(r.memory, s) for r, s in zip(records, strengths, strict=True)])
-    offsets = targets - np.stack([target(record.memory, 0.0) for record in records])
+    dim = pipeline.text.config.hidden_size  # Other edited tokens than the subject come after it.
+    targets, starts = (
+        np.stack([target(r.memory, s)[:dim] for r, s in zip(records, part, strict=True)])
+        for part in (strengths, [0.0] * len(records))
+    )
+    offsets = targets - starts
     requests = tuple(concept.request for concept in active)
     source = spans.source_prompts(pipeline.tokenizer, requests)
     owner, prompt = np.nonzero(source.mask)

@@ -109,6 +109,12 @@ def prepare(config: EditConfig) -> Job:
     parts = [part for request in requests for part in debias.parts(request)]
     prompts = read_prompts(pipeline, parts, config.stage_one)
     mixed = [request for request in requests if request.task == "debias"]
+    if mixed and config.stage_one.edited_tokens > 1:
+        raise UserError(
+            f"config.stage_one.edited_tokens is {config.stage_one.edited_tokens}, but "
+            f"{mixed[0].origin} is a 'debias' request, whose search adds its offset to one token; "
+            "set it to 1, or edit the others alone"
+        )
     judge = None
     if config.evaluation.enabled or mixed:
         judge = _load_judge(config.evaluation, pipeline.folder)

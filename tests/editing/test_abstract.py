@@ -27,13 +27,20 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(
-    ("objective", "tokens"), [*((name, 0) for name in typing.get_args(Objective)), ("esd", 12)]
+    ("objective", "tokens", "count"),
+    [*((name, 0, 1) for name in typing.get_args(Objective)), ("esd", 20, 3), ("text-only", 0, 2)],
 )
 def test_stage_one_reads_these_shapes(
-    objective: Objective, tokens: int, tiny_pipeline_folder: Path
+    objective: Objective, tokens: int, count: int, tiny_pipeline_folder: Path
 ) -> None:
     pipeline = load_pipeline(tiny_pipeline_folder)
-    config = StageOneConfig(layer=2, samples_per_prompt=2, objective=objective, text_tokens=tokens)
+    config = StageOneConfig(
+        layer=2,
+        samples_per_prompt=2,
+        objective=objective,
+        text_tokens=tokens,
+        edited_tokens=count,
+    )
     source = source_prompts(pipeline.tokenizer, REQUESTS)
     destination = destination_prompts(pipeline.tokenizer, REQUESTS)
     images = None if objective == "text-only" else np.zeros((2, 2, 2, 16, 16, 3), np.float32)

@@ -36,7 +36,10 @@ class Oracle(NamedTuple):
     unet: torch.nn.Module
 
     def encode(self, ids, delta=None, position=0):
-        """(last hidden state, pooled) with `delta` added to the output of block LAYER."""
+        """(last hidden state, pooled) with `delta` added to the output of block LAYER.
+
+        `position` is a list of tokens, `delta` has a row for each.
+        """
         model = getattr(self.text, "text_model", self.text)
 
         def add(module, arguments, output):
@@ -85,6 +88,12 @@ def random_draw(pipeline):
     return Draw(latents, noise, random.integers(0, 1000, MASK.shape, np.int32))
 
 
+def edited(pipeline, ids, position, count):
+    """The subject, the end and padding, by looking for the end token."""
+    end = ids.tolist().index(pipeline.tokenizer.eos_token_id)
+    return [int(position), *range(end, end + count - 1)]
+
+
 def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delta, h0, config):
     """One concept by the released procedure's formulas, prompt by prompt; draw in NHWC."""
     alphas = torch.as_tensor(pipeline.schedule.alphas_cumprod)
@@ -92,11 +101,17 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     empty_ids = tokenize(pipeline.tokenizer, [""])[0, : source.shape[-1]]
     noise_losses, text_losses = [], []
     for prompt in np.flatnonzero(mask):
-        student, pooled = oracle.encode(source[prompt], delta, position[prompt])
+        count = config.edited_tokens
+        here = edited(pipeline, source[prompt], position[prompt], count)
+        student, pooled = oracle.encode(source[prompt], delta.reshape(count, -1), here)
         with torch.no_grad():
             teacher_ids = empty_ids if config.objective == "esd" else destination[prompt]
             teacher, teacher_pooled = oracle.encode(teacher_ids)
             clean, _ = oracle.encode(source[prompt])
+        if count > 1:
+            subject = 1 if config.objective == "esd" else position[prompt]
+            there = edited(pipeline, teacher_ids, subject, count)
+            pooled, teacher_pooled = student[:, here], teacher[:, there]
         text_losses.append(torch.nn.functional.mse_loss(pooled, teacher_pooled))
         if config.objective == "text-only":
             noise_losses.append(torch.zeros((), dtype=torch.float64))
@@ -118,26 +133,29 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
             else:
                 target = oracle.predict(noisy, t, teacher)
         noise_losses.append(torch.nn.functional.mse_loss(predicted, target))
-    decay = config.weight_decay * delta.norm() / (h0.norm() ** 2)
+    rows = (part.reshape(config.edited_tokens, -1) for part in (delta, h0))
+    decay = config.weight_decay * sum(d.norm() / h.norm() ** 2 for d, h in zip(*rows, strict=True))
     noise, text = torch.stack(noise_losses).mean(), torch.stack(text_losses).mean()
     return noise + decay + config.text_loss_scale * text, noise, text, decay
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction", "rematerialise", "tokens"),
+    ("name", "prediction", "rematerialise", "tokens", "count"),
     [
-        ("ablate-dest", "epsilon", False, 0),
-        pytest.param("ablate-dest", "epsilon", False, 12, marks=pytest.mark.slow),
-        ("ablate-source", "v_prediction", True, 0),
-        pytest.param("sampled-noise", "epsilon", False, 0, marks=pytest.mark.slow),
-        ("sampled-noise", "v_prediction", False, 0),
-        ("esd", "epsilon", True, 0),
-        ("esd", "epsilon", False, 12),
-        ("text-only", "epsilon", False, 0),
+        ("ablate-dest", "epsilon", False, 0, 1),
+        pytest.param("ablate-dest", "epsilon", False, 12, 1, marks=pytest.mark.slow),
+        ("ablate-dest", "epsilon", False, 20, 4),
+        ("ablate-source", "v_prediction", True, 0, 1),
+        pytest.param("sampled-noise", "epsilon", False, 0, 1, marks=pytest.mark.slow),
+        ("sampled-noise", "v_prediction", False, 0, 1),
+        ("esd", "epsilon", True, 0, 1),
+        ("esd", "epsilon", False, 20, 3),
+        ("text-only", "epsilon", False, 0, 1),
+        ("text-only", "epsilon", False, 0, 2),
     ],
 )
 def test_loss_and_gradient_equal_pytorch(
-    name, prediction, rematerialise, tokens, pipeline, oracle, prompts
+    name, prediction, rematerialise, tokens, count, pipeline, oracle, prompts
 ):
     schedule = dataclasses.replace(pipeline.schedule, prediction_type=prediction)
     pipeline = dataclasses.replace(pipeline, schedule=schedule)
@@ -149,6 +167,7 @@ def test_loss_and_gradient_equal_pytorch(
         text_loss_scale=0.3,
         esd_guidance=1.5,
         text_tokens=tokens,
+        edited_tokens=count,
     )
     source, destination = prompts
     read = slice(tokens or None)

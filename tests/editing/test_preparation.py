@@ -55,7 +55,7 @@ def test_inputs_equal_pytorch(pipeline, prompts, tiny_pipeline_folder):
 
     close(inputs.hidden, states)
     close(inputs.teacher_text, clean.last_hidden_state)
-    close(inputs.target_pooled, clean.pooler_output)
+    close(inputs.target_features, clean.pooler_output)
     scale = vae.config.scaling_factor
     close(inputs.latent_mean, scale * posterior.mean.permute(0, 2, 3, 1))
     close(inputs.latent_std, scale * posterior.std.permute(0, 2, 3, 1))
@@ -88,3 +88,22 @@ def test_prompts_that_text_tokens_would_cut_are_named(pipeline, prompts):
         f"{first}: a prompt has {longest} tokens, stage_one.text_tokens is {longest - 1}; "
         f"give {longest} or more, or 0 for all"
     )
+
+
+def test_prompts_without_room_for_the_edited_padding_are_named(pipeline, prompts):
+    source, end = prompts[0], pipeline.tokenizer.eos_token_id
+    lengths = ((source.ids == end).argmax(-1) + 1).max(-1).tolist()
+    origins, longest = ["a.csv:1", "a.csv:2", "a.csv:3"], max(lengths)
+    first = origins[lengths.index(longest)]
+    config = dataclasses.replace(CONFIG, text_tokens=longest + 2, edited_tokens=4)
+    check_lengths(source, origins, end, config)
+    with pytest.raises(UserError) as caught:
+        check_lengths(source, origins, end, dataclasses.replace(config, edited_tokens=5))
+    assert str(caught.value).splitlines()[0] == (
+        f"{first}: a prompt has {longest + 3} tokens, edited padding included, "
+        f"stage_one.text_tokens is {longest + 2}; give {longest + 3} or more, or 0 for all"
+    )
+    most = source.ids.shape[-1] - longest + 2
+    check_lengths(source, origins, end, dataclasses.replace(CONFIG, edited_tokens=most))
+    with pytest.raises(UserError, match=rf"the model reads {source.ids.shape[-1]}; shorten it or"):
+        check_lengths(source, origins, end, dataclasses.replace(CONFIG, edited_tokens=most + 1))

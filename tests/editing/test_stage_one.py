@@ -144,6 +144,28 @@ def test_text_only_needs_no_images_and_nears_the_destination(pipeline):
     assert np.linalg.norm(result.delta[0]) <= bound * (1 + 1e-6)
 
 
+def test_several_tokens_have_offsets_and_bounds_of_their_own(pipeline):
+    """Their final states near the destination's; no device asks another for anything."""
+    config = StageOneConfig(
+        layer=2, steps=60, learning_rate=0.05, objective="text-only", text_loss_scale=1.0,
+        clamp_norm_factor=0.2, edited_tokens=3,
+    )  # fmt: skip
+    inputs = prepare(pipeline, REQUESTS, None, config)
+    program = stage_one.compile_program(pipeline, inputs, config, mesh(8))
+    assert not COLLECTIVE.search(program.run.as_text())
+    result = stage_one.optimise(pipeline, inputs, config, mesh(8), program)
+    assert (result.end.text < 0.9 * result.start.text).all()
+    sizes, starts = (
+        np.linalg.norm(part.reshape(3, 3, -1), axis=-1) for part in (result.delta, result.h0)
+    )
+    assert (sizes > 0).all()
+    np.testing.assert_array_less(sizes, config.clamp_norm_factor * starts * (1 + 1e-5))
+    alone = stage_one.optimise(
+        pipeline, jax.tree.map(lambda leaf: leaf[1:2], inputs), config, mesh(1)
+    )
+    assert_same(alone.delta, result.delta[1:2])
+
+
 def test_last_block_can_be_edited(pipeline):
     config = StageOneConfig(layer=3, steps=2, objective="text-only", weight_decay=0.0)
     inputs = prepare(pipeline, REQUESTS[:1], None, config)

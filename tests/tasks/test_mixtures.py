@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -169,6 +170,12 @@ def test_what_cannot_be_judged_or_cannot_end_is_said_before_any_work(
     with pytest.raises(UserError, match=r"tolerance is 0.08, but 6 images .* than 0.0833"):
         mixtures.require_judgeable(requests[1:2], job.judge, odd)
     mixtures.require_judgeable(requests[1:2], job.judge, config.debias)
+
+
+def test_a_search_takes_one_edited_token(config: EditConfig) -> None:
+    several = dataclasses.replace(config.stage_one, edited_tokens=2)
+    with pytest.raises(UserError, match=r"edited_tokens is 2, but .*requests.json:1 is a 'debias'"):
+        edit.prepare(dataclasses.replace(config, stage_one=several))
 
 
 def test_other_tasks_than_the_main_job_refuse_debias(job: edit.Job) -> None:
