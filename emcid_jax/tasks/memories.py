@@ -17,12 +17,20 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import RunConfig, StageOneConfig
-from emcid_jax.editing import bank, objective, preparation, stage_one, training_images
+from emcid_jax.editing import (
+    bank,
+    edited_tokens,
+    objective,
+    preparation,
+    stage_one,
+    training_images,
+)
 from emcid_jax.editing.bank import Memory
 from emcid_jax.editing.concept_batch import ConceptBatch
 from emcid_jax.editing.loop import StageOneResult
 from emcid_jax.editing.objective import StageOneInputs
 from emcid_jax.editing.stage_one import Program
+from emcid_jax.editing.text_pass import WIDTH_STEP
 from emcid_jax.errors import UserError
 from emcid_jax.pipeline import Pipeline
 from emcid_jax.tasks.workdir import Log
@@ -76,6 +84,8 @@ def find_memories(
     same bits.
     """
     _require_single(requests)
+    if not objective.needs_images(config):
+        prompts = without_padding(prompts, pipeline.tokenizer.eos_token_id, config)
     records = [bank.provenance(request, config, model) for request in requests]
     mesh = parallel.make_mesh()
     chunk = parallel.even_chunk(len(requests), run.save_every)
@@ -126,6 +136,16 @@ def _require_single(requests: Sequence[EditRequest]) -> None:
                 for request in mixed
             )
         )
+
+
+def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Prompts:
+    """The tokens that the text loss reads: attention is causal, so those behind change nothing.
+
+    The same for all requests, that one program may serve them. `end` is the end token's id.
+    """
+    places = (edited_tokens.positions(part, end, max(config.edited_tokens, 2)) for part in prompts)
+    width = parallel.padded_size(1 + max(int(place.max()) for place in places), WIDTH_STEP)
+    return Prompts(*(part._replace(ids=part.ids[..., :width]) for part in prompts))
 
 
 def earlier_batch(

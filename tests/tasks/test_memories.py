@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.editing import bank, preparation, stage_one
 from emcid_jax.editing.concept_batch import ConceptBatch
-from emcid_jax.parallel import even_chunk
-from emcid_jax.tasks.memories import earlier_batch
+from emcid_jax.parallel import even_chunk, make_mesh
+from emcid_jax.pipeline import load_pipeline
+from emcid_jax.tasks.memories import earlier_batch, find_memories, read_prompts, without_padding
+from emcid_jax.tasks.workdir import Log
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
@@ -44,3 +51,32 @@ def test_the_batch_of_the_same_run_is_taken_again(
     asked = {"chunk": 16, "devices": 1, "concept_batch": 0}
     filed = json.loads(json.dumps(asked | {"batch": ConceptBatch(8, True)}))
     assert earlier_batch([{}, filed, {}], asked | changed) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_memories_by_text_alone_need_no_padding(
+    count: int, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    requests = [
+        EditRequest("a dog", "a cat", ("a photo of {}", "{}"), seed=3),
+        EditRequest("the city", "a long way to the beach", ("{}",), seed=4),
+    ]
+    config = StageOneConfig(layer=1, steps=4, objective="text-only", edited_tokens=count)
+    prompts = read_prompts(pipeline, requests, config)
+    end = pipeline.tokenizer.eos_token_id
+    full = prompts.source.ids.shape[-1]
+    rows = np.concatenate([part.ids.reshape(-1, full) for part in prompts])
+    longest = max(row.tolist().index(end) for row in rows)
+    width = without_padding(prompts, end, config).source.ids.shape[-1]
+    assert longest + max(count - 1, 1) <= width < longest + max(count - 1, 1) + 4 < full
+
+    found = find_memories(
+        pipeline, requests, prompts, config, RunConfig(progress=False),
+        bank.model_hashes(pipeline), tmp_path / "bank", Log(tmp_path / "log.jsonl"),
+    )  # fmt: skip
+    inputs = preparation.prepare(pipeline, *prompts, [3, 4], None, config)
+    wanted = stage_one.optimise(pipeline, inputs, config, make_mesh())
+    assert inputs.hidden.shape[2] == full
+    np.testing.assert_allclose([memory.z for memory in found], wanted.z, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose([memory.curve for memory in found], wanted.curve, rtol=1e-4)
