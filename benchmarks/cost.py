@@ -38,11 +38,11 @@ from emcid_jax.tasks.memories import prepare_chunk, read_prompts
 STEPS = 10
 """Of Stage I as it is timed; 100 are told, as its loop takes as long in every step."""
 COUNTS: Mapping[str, tuple[int, ...]] = {
-    "Stage I": (4, 8),
-    "Stage I, text only": (10, 40),
-    "second moments": (500, 1000),
-    "Stage II": (10, 100, 300, 1000),
-    "report": (10, 100),
+    "Stage I": (4, 8, 16),
+    "Stage I, text only": (10, 100, 1000),
+    "second moments": (500, 1000, 2000),
+    "Stage II": (10, 100, 300, 1000, 2000),
+    "report": (10, 100, 300),
 }
 """Concepts; of the second moments, captions."""
 ASKED = (10, 100, 1000, 2000)
