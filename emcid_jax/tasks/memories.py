@@ -61,9 +61,7 @@ def read_prompts(
         spans.source_prompts(pipeline.tokenizer, requests),
         spans.destination_prompts(pipeline.tokenizer, requests),
     )
-    origins = [request.origin for request in requests]
-    for part in prompts:
-        preparation.check_lengths(part, origins, pipeline.tokenizer.eos_token_id, config)
+    _check_lengths(pipeline, requests, prompts, config)
     return prompts
 
 
@@ -84,6 +82,7 @@ def find_memories(
     same bits.
     """
     _require_single(requests)
+    _check_lengths(pipeline, requests, prompts, config)  # An ablation's settings may be others.
     if not objective.needs_images(config):
         prompts = without_padding(prompts, pipeline.tokenizer.eos_token_id, config)
     records = [bank.provenance(request, config, model) for request in requests]
@@ -123,6 +122,15 @@ def find_memories(
             memories += found
             bar.update(rows.stop - rows.start)
     return memories
+
+
+def _check_lengths(
+    pipeline: Pipeline, requests: Sequence[EditRequest], prompts: Prompts, config: StageOneConfig
+) -> None:
+    """UserError with a line for every request whose prompts `config` has no room for."""
+    origins = [request.origin for request in requests]
+    for part in prompts:
+        preparation.check_lengths(part, origins, pipeline.tokenizer.eos_token_id, config)
 
 
 def _require_single(requests: Sequence[EditRequest]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -15,6 +16,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import RunConfig, StageOneConfig
 from emcid_jax.editing import bank, preparation, stage_one
 from emcid_jax.editing.concept_batch import ConceptBatch
+from emcid_jax.errors import UserError
 from emcid_jax.parallel import even_chunk, make_mesh
 from emcid_jax.pipeline import load_pipeline
 from emcid_jax.tasks.memories import earlier_batch, find_memories, read_prompts, without_padding
@@ -80,3 +82,19 @@ def test_memories_by_text_alone_need_no_padding(
     assert inputs.hidden.shape[2] == full
     np.testing.assert_allclose([memory.z for memory in found], wanted.z, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([memory.curve for memory in found], wanted.curve, rtol=1e-4)
+
+
+def test_settings_of_an_ablation_must_fit_the_prompts_too(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    requests = [EditRequest("a dog", "a cat", ("a photo of {}",), origin="a.csv:1")]
+    config = StageOneConfig(layer=1, objective="text-only")
+    prompts = read_prompts(pipeline, requests, config)
+    varied = dataclasses.replace(config, edited_tokens=prompts.source.ids.shape[-1])
+    with pytest.raises(UserError, match=r"a.csv:1: a prompt has .* lower stage_one.edited_tokens"):
+        find_memories(
+            pipeline, requests, prompts, varied, RunConfig(progress=False), {}, tmp_path / "bank",
+            Log(tmp_path / "log.jsonl"),
+        )  # fmt: skip
+    assert not (tmp_path / "bank").exists()
