@@ -38,7 +38,7 @@ from emcid_jax.tasks.memories import prepare_chunk, read_prompts
 COUNTS: Mapping[str, tuple[int, ...]] = {
     "Stage I": (4, 8, 16),
     "Stage I, text only": (10, 30, 100),
-    "second moments": (500, 1000, 2000),
+    "second moments": (1000, 4000, 16000),
     "Stage II": (10, 100, 300, 1000, 2000),
     "report": (10, 100, 300),
 }
