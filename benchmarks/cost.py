@@ -37,16 +37,28 @@ from emcid_jax.tasks.memories import prepare_chunk, read_prompts
 
 COUNTS: Mapping[str, tuple[int, ...]] = {
     "Stage I": (4, 8, 16),
-    "Stage I, text only": (10, 30, 100),
+    "Stage I, text only": (8, 32, 96),
     "second moments": (1000, 4000, 16000),
     "Stage II": (10, 100, 300, 1000, 2000),
     "report": (10, 100, 300),
 }
-"""Concepts; of the second moments, captions."""
+"""Concepts, of Stage I whole batches; of the second moments, captions."""
 ASKED = (10, 100, 1000, 2000)
 """Concepts that are told."""
 USUAL = 20_000
 """Captions of an edit."""
+STYLES = (
+    "Stage I",
+    "Stage I, text only",
+    "its images",
+    "second moments",
+    "Stage II, prompts",
+    "Stage II, systems",
+    "Stage II, factors of C",
+    "Stage II",
+    "report",
+)
+"""Every phase has its colour and marker in all panels."""
 
 
 class Prepared(NamedTuple):
@@ -192,14 +204,19 @@ def operations(model: str) -> dict[str, list[float]]:
     return {phase: [flops / 1e12 for flops in values] for phase, values in phases.items()}
 
 
+def style(phase: str) -> int:
+    """Number of the colour and marker of a counted phase: that of what is timed, or its own."""
+    return STYLES.index("second moments" if phase.startswith("moments") else phase)
+
+
 def counted_curves(counted: Mapping[str, Mapping[str, Sequence[float]]]) -> list[Panel]:
     """Operations of every model's phases."""
     return [
         Panel(
             f"{model}: TFLOP, counted",
             [
-                Line(phase, ASKED, [value or float("nan") for value in values], number)
-                for number, (phase, values) in enumerate(phases.items())
+                Line(phase, ASKED, [value or float("nan") for value in values], style(phase))
+                for phase, values in phases.items()
             ],
             "concepts",
             "xy",
@@ -212,7 +229,8 @@ def counted_curves(counted: Mapping[str, Mapping[str, Sequence[float]]]) -> list
 def curves(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     """Measured seconds with their laws, and memory."""
     laws, seconds, memory = fits(rows), [], []
-    for number, (phase, law) in enumerate(laws.items()):
+    for phase, law in laws.items():
+        number = STYLES.index(phase)
         mine = [row for row in rows if row["phase"] == phase]
         counts = [row["n"] for row in mine]
         memory.append(Line(phase, counts, [row["peak"] for row in mine], number))

@@ -12,7 +12,7 @@ from emcid_jax.files import write_atomically
 
 COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK, GREY)
 """Okabe and Ito's, and two neutrals."""
-MARKS = "os^Dv<>P"
+MARKS = "os^Dv<>P*"
 PAGE = 9.0
 """Inches of a page's width."""
 
