@@ -71,8 +71,7 @@ class Prepared(NamedTuple):
 def stage_one_run(count: int, objective: Objective) -> Prepared:
     """Stage I's loop of 100 steps over `count` concepts, without drawing images again."""
     pipeline = load_pipeline(model_folder(BUNDLED))
-    requests = workload.edits(pipeline, min(count, 500)).requests
-    requests = (requests * -(-count // len(requests)))[:count]
+    requests = workload.edits(pipeline, count).requests
     config = dataclasses.replace(STAGE_ONE, steps=100, objective=objective, image_steps=10)
     mesh = parallel.make_mesh()
     prompts = read_prompts(pipeline, requests, config)

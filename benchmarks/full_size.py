@@ -28,7 +28,6 @@ from emcid_jax.generation import generate, initial_noise
 from emcid_jax.models.tokenizer import tokenize
 from emcid_jax.pipeline import Pipeline, load_pipeline
 
-PARTS = ("text", "unet", "gradient", "descent", "decoder", "sampling")
 DESCENT = 3
 """Gradients in one program: Stage I takes a hundred."""
 RATE = 1e3
@@ -186,25 +185,19 @@ def _inputs(pipeline: Pipeline, options: argparse.Namespace) -> tuple[np.ndarray
     return latents, rng.standard_normal((options.images, *WIDTH)).astype(np.float32)
 
 
-_MEASURES = dict(
-    zip(
-        PARTS,
-        (
-            _text,
-            _unet,
-            functools.partial(_gradient, steps=1),
-            functools.partial(_gradient, steps=DESCENT),
-            _decoder,
-            _sampling,
-        ),
-        strict=True,
-    )
-)
+_MEASURES = {
+    "text": _text,
+    "unet": _unet,
+    "gradient": functools.partial(_gradient, steps=1),
+    "descent": functools.partial(_gradient, steps=DESCENT),
+    "decoder": _decoder,
+    "sampling": _sampling,
+}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.full_size", description=__doc__)
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--parts", nargs="+", choices=_MEASURES, default=[*_MEASURES])
     parser.add_argument(
         "--side", type=int, default=64, help="size of the latents; 64 is 512 pixels"
     )

@@ -104,7 +104,7 @@ class StageOneConfig:
     weight_decay: NotNegative = 5e-4
     """Weight of |delta| / |h0|^2."""
     text_loss_scale: NotNegative = 0.01
-    """Weight of the pooled text alignment."""
+    """Weight of the text alignment: of pooled features or, if several, edited tokens' states."""
     objective: Objective = "ablate-dest"
     """Target of the noise loss; `text-only` drops it."""
     esd_guidance: float = 1.0
@@ -120,8 +120,7 @@ class StageOneConfig:
     teacher_pool: CountOrZero = 0
     """Fixed samples per prompt that the steps take in turn; 0 draws a new one in every step."""
     edited_tokens: Count = 1
-    """Tokens that receive an offset of their own: the last subject token, then the end token, then
-    padding. From 2 on the text loss is about their final states."""
+    """Tokens that receive offsets: the last subject token, then the end token, then padding."""
     text_tokens: CountOrZero = 0
     """Tokens of a prompt that the loss reads, so many of the padding included; 0: all, as images
     are drawn. A prompt that does not end within them is refused."""

@@ -24,6 +24,11 @@ def positions(
     return np.concatenate([prompts.positions[..., None], behind], -1).astype(np.int32)
 
 
+def last_read(prompts: PromptRectangle, end: int, count: int) -> Int[np.ndarray, "concept prompt"]:
+    """Last token of every prompt that the text loss reads: the end token, or edited padding."""
+    return positions(prompts, end, max(count, 2)).max(axis=-1)
+
+
 def rows(prompts: PromptRectangle, end: int, counts: Sequence[int]) -> SourcePrompts:
     """What Stage II writes: every request as often as it has edited tokens, each time another."""
     places = positions(prompts, end, max(counts))

@@ -117,9 +117,8 @@ def student_text(
 
     Only the blocks above L run. Rows are folded: leading axis `concept * prompt`.
     """
-    tokens = jnp.arange(inputs.hidden.shape[2])
     # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
-    here = (tokens == inputs.position[..., None]).astype(jnp.float32)
+    here = _marks(inputs.position, inputs.hidden.shape[2])
     offsets = here[..., None] * by_token(delta, config)[:, None, :, None]
     edited = _fold(inputs.hidden + offsets.sum(axis=2))
     output = text_model(pipeline).apply(
@@ -146,7 +145,7 @@ def text_features(
     if position.shape[1] == 1:
         return output.pooled.astype(jnp.float32)
     states = output.last_hidden_state.astype(jnp.float32)
-    here = (jnp.arange(states.shape[1]) == position[..., None]).astype(jnp.float32)
+    here = _marks(position, states.shape[1])
     found = jnp.einsum("ret,rtd->red", here, states, precision="highest")
     return found.reshape(len(states), -1)
 
@@ -247,6 +246,11 @@ def prompt_mean(
     """Mean over everything but the concept axis, of real prompts only; rows are folded."""
     per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
     return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)
+
+
+def _marks(position: Int[Array, "*rows"], tokens: int) -> Float[Array, "*rows token"]:
+    """1 where a position is, else 0."""
+    return (jnp.arange(tokens) == position[..., None]).astype(jnp.float32)
 
 
 def _fold(array: Array) -> Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from emcid_jax import parallel
 from emcid_jax.concepts.spans import PromptRectangle
@@ -62,25 +62,22 @@ def prepare(
     text = parallel.place(pipeline.params["text_encoder"], everywhere)
     encode = functools.partial(_encode, objective.text_model(pipeline), text, config.layer)
 
-    hidden, source_last, _ = _per_prompt(encode, source_ids, mesh)
     end, edited = pipeline.tokenizer.eos_token_id, config.edited_tokens
     position = edited_tokens.positions(source, end, edited)
+    hidden, source_last, _ = _per_prompt(encode, (source_ids, position), mesh)
     empty_text = None
     if config.objective == "esd":
         empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[None, :, :tokens]
-        _, empty_last, empty_pooled = _per_prompt(encode, empty, mesh)
         ends = np.ones((1, 1), np.int32)
         nothing = PromptRectangle(empty, ends, ends > 0)
-        features = _features(
-            empty_last, empty_pooled, edited_tokens.positions(nothing, end, edited)
-        )
+        places = edited_tokens.positions(nothing, end, edited)
+        _, empty_last, features = _per_prompt(encode, (empty, places), mesh)
         target_features = np.broadcast_to(features, (*source.mask.shape, features.shape[-1]))
         teacher_text = source_last
         empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
     else:
-        _, teacher_text, pooled = _per_prompt(encode, destination_ids, mesh)
         places = edited_tokens.positions(destination, end, edited)
-        target_features = _features(teacher_text, pooled, places)
+        _, teacher_text, target_features = _per_prompt(encode, (destination_ids, places), mesh)
     latent_mean, latent_std = None, None
     if objective.needs_images(config):
         assert images is not None
@@ -89,7 +86,7 @@ def prepare(
         posterior = functools.partial(_posterior, pipeline.vae, vae)
         latent_mean, latent_std = (
             part.reshape(*images.shape[:3], *part.shape[2:])
-            for part in _per_prompt(posterior, flat, mesh)
+            for part in _per_prompt(posterior, (flat,), mesh)
         )
     reads_teacher = config.objective not in ("sampled-noise", "text-only")
     arrays: dict[str, Any] = {
@@ -97,7 +94,7 @@ def prepare(
         "position": position,
         "prompt_mask": source.mask.astype(np.float32),
         "hidden": hidden,
-        "h0": _at(hidden[:, 0], position[:, 0]),
+        "h0": np.take_along_axis(hidden[:, 0], position[:, 0, :, None], 1).reshape(len(hidden), -1),
         "target_features": target_features,
         "seeds": _seed_words(seeds),
         "teacher_text": teacher_text if reads_teacher else None,
@@ -117,7 +114,7 @@ def check_lengths(
     says where the requests stand, `end` is the id of the end token.
     """
     tokens = config.text_tokens or prompts.ids.shape[-1]
-    places = edited_tokens.positions(prompts, end, max(config.edited_tokens, 2))
+    lengths = edited_tokens.last_read(prompts, end, config.edited_tokens).max(axis=-1) + 1
     padding = ", edited padding included" if config.edited_tokens > 2 else ""
     limit, fix = (
         (f"stage_one.text_tokens is {tokens}", "give {} or more, or 0 for all")
@@ -126,23 +123,10 @@ def check_lengths(
     )
     if problems := [
         f"{origin}: a prompt has {length} tokens{padding}, {limit}; {fix.format(length)}"
-        for origin, length in zip(origins, (places.max(axis=(1, 2)) + 1).tolist(), strict=True)
+        for origin, length in zip(origins, lengths.tolist(), strict=True)
         if length > tokens
     ]:
         raise UserError("\n".join(problems))
-
-
-def _features(last: np.ndarray, pooled: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """`objective.text_features` on the host, [concept, prompt, ...]."""
-    return pooled if position.shape[-1] == 1 else _at(last, position)
-
-
-def _at(
-    states: Float[np.ndarray, "*rows token dim"], position: Int[np.ndarray, "*rows edited"]
-) -> Float[np.ndarray, "*rows size"]:
-    """The states of some tokens, one after the other."""
-    found = np.take_along_axis(states, position[..., None], axis=-2)
-    return found.reshape(*position.shape[:-1], -1)
 
 
 def _seed_words(seeds: Sequence[int]) -> np.ndarray:
@@ -153,10 +137,10 @@ def _seed_words(seeds: Sequence[int]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("text", "layer"))
 def _encode(
-    text: ClipTextModel, params: Params, layer: int, ids: Array
+    text: ClipTextModel, params: Params, layer: int, ids: Array, position: Array
 ) -> tuple[Array, Array, Array]:
     out = cast(TextOutput, text.apply({"params": params}, ids))
-    parts = (out.hidden[layer], out.last_hidden_state, out.pooled)
+    parts = (out.hidden[layer], out.last_hidden_state, objective.text_features(out, position))
     return jax.tree.map(lambda part: part.astype(jnp.float32), parts)
 
 
@@ -169,15 +153,16 @@ def _posterior(vae: AutoencoderKL, params: Params, images: Array) -> tuple[Array
 
 
 def _per_prompt(
-    function: Callable[[Array], tuple[Array, ...]], array: np.ndarray, mesh: Mesh
+    function: Callable[..., tuple[Array, ...]], arrays: tuple[np.ndarray, ...], mesh: Mesh
 ) -> list[np.ndarray]:
-    """`function` of the rows [concept, prompt, ...] of `array`, in batches of one shape."""
-    rows = array.reshape(-1, *array.shape[2:])
-    size = min(PREPARE_BATCH * mesh.size, parallel.padded_size(len(rows), mesh.size))
+    """`function` of the rows [concept, prompt, ...] of `arrays`, in batches of one shape."""
+    concepts, prompts = arrays[0].shape[:2]
+    rows, count = [x.reshape(-1, *x.shape[2:]) for x in arrays], concepts * prompts
+    size = min(PREPARE_BATCH * mesh.size, parallel.padded_size(count, mesh.size))
     batches = []
-    for first in range(0, len(rows), size):
-        index = np.minimum(np.arange(first, first + size), len(rows) - 1)
-        batch = parallel.place(rows[index], parallel.sharded(mesh))
-        batches.append(parallel.fetch(function(batch)))
-    parts = [np.concatenate(part)[: len(rows)] for part in zip(*batches, strict=True)]
-    return [part.reshape(*array.shape[:2], *part.shape[1:]) for part in parts]
+    for first in range(0, count, size):
+        index = np.minimum(np.arange(first, first + size), count - 1)
+        batch = parallel.place(tuple(x[index] for x in rows), parallel.sharded(mesh))
+        batches.append(parallel.fetch(function(*batch)))
+    parts = [np.concatenate(part)[:count] for part in zip(*batches, strict=True)]
+    return [part.reshape(concepts, prompts, *part.shape[1:]) for part in parts]

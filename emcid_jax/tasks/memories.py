@@ -151,8 +151,10 @@ def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Promp
 
     The same for all requests, that one program may serve them. `end` is the end token's id.
     """
-    places = (edited_tokens.positions(part, end, max(config.edited_tokens, 2)) for part in prompts)
-    width = parallel.padded_size(1 + max(int(place.max()) for place in places), WIDTH_STEP)
+    last = max(
+        int(edited_tokens.last_read(part, end, config.edited_tokens).max()) for part in prompts
+    )
+    width = parallel.padded_size(last + 1, WIDTH_STEP)
     return Prompts(*(part._replace(ids=part.ids[..., :width]) for part in prompts))
 
 
