@@ -6,20 +6,16 @@ stay what they are.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from emcid_jax.editing.edit_file import WEIGHT, EditFile
 from emcid_jax.errors import UserError
 from emcid_jax.files import replacing
 from emcid_jax.models import ldm
-from emcid_jax.models.tensor_file import read_header
-
-_TYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+from emcid_jax.models.tensor_file import FLOATS, read_header, read_tensor
 
 
 def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
@@ -39,22 +35,18 @@ def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
         with temporary.open("r+b") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            entries = json.loads(file.read(start - 8))
             for layer, delta in content.deltas().items():
                 key = ldm.locate_text(WEIGHT.format(layer), version, header.shapes).key
-                if header.shapes.get(key) != delta.shape:
+                if header.shapes.get(key) != delta.shape or header.kinds[key] not in FLOATS:
                     raise UserError(
                         f"{source}: has no {key} of shape {delta.shape}; apply the edit to the "
                         "model it was made for"
                     )
-                kind = np.dtype(_TYPES[header.kinds[key]])
-                first, last = entries[key]["data_offsets"]
-                file.seek(start + first)
-                weight = np.frombuffer(file.read(last - first), kind).reshape(delta.shape)
+                kind = np.dtype(FLOATS[header.kinds[key]])
+                weight = read_tensor(source, header, key)
                 with np.errstate(over="ignore"):  # Said below.
                     edited = (weight.astype(np.float64) + delta).astype(kind)
                 if not np.isfinite(edited.astype(np.float32)).all():
                     raise UserError(f"{source}: {key} with the edit does not fit {kind}")
-                file.seek(start + first)
+                file.seek(header.offsets[key])
                 file.write(edited.tobytes())
