@@ -143,7 +143,7 @@ def test_what_the_library_refuses_is_refused_and_the_rest_reads_alike(
     content = mutated(data)
     file.write_bytes(content)
     try:
-        expected = {name: found for name, found in deserialize(content)}
+        expected = dict(deserialize(content))
     except SafetensorError:
         with pytest.raises(UserError) as error:
             read_header(file)
