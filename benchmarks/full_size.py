@@ -24,9 +24,9 @@ from benchmarks import full_size_models, machine, results
 from benchmarks.released import model
 from benchmarks.results import Check, Row
 from benchmarks.timing import take_turns
-from emcid_jax.generation import generate, initial_noise
-from emcid_jax.models.tokenizer import tokenize
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.pipelines.generate import generate, initial_noise
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 
 DESCENT = 3
 """Gradients in one program: Stage I takes a hundred."""

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 
 from benchmarks.timing import take_turns
-from emcid_jax import checkpoints
 from emcid_jax.config import ModelConfig
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime import checkpoints
 from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.tasks import convert
 

@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emcid_jax import generation
-from emcid_jax.editing import objective
-from emcid_jax.models import attention, ldm, weights
-from emcid_jax.models.unet import UNet2DCondition, UNetConfig
-from emcid_jax.models.vae import AutoencoderKL, VaeConfig
+from emcid_jax.editing.stage_one import loss
+from emcid_jax.models.image import attention
+from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
+from emcid_jax.models.weights import params as weights
+from emcid_jax.pipelines import generate, ldm_keys
 
 SIDE, TOKENS, PROMPTS = 64, 77, 3
 """Latents of a 512-pixel image; tokens of a prompt; prompts of a concept."""
 AT_ONCE = 2**40
-CONFIGS = ldm.default_configs(1, "epsilon")
+CONFIGS = ldm_keys.default_configs(1, "epsilon")
 Program = tuple[str, Callable[..., Any], tuple[Any, ...], Any]
 """A name, the function, its abstract arguments, and what to change while it is compiled."""
 
@@ -92,7 +93,7 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
     def error(params: Any, latents: Any, times: Any, rematerialise: bool, text: Any) -> jax.Array:
         student = functools.partial(predict, params, latents, times)
         if rematerialise:
-            student = jax.checkpoint(student, policy=objective._is_kept)
+            student = jax.checkpoint(student, policy=loss._is_kept)
         return jnp.square(student(text).astype(jnp.float32) - latents).sum()
 
     ways = {
@@ -121,11 +122,11 @@ def _vae(dtype: DTypeLike) -> Iterator[Program]:
     params = weights.abstract_params(vae, pixels)
 
     def decode(params: Any, latents: Any) -> jax.Array:
-        return generation._decode(params, latents, vae, 1)
+        return generate._decode(params, latents, vae, 1)
 
     latents = jax.ShapeDtypeStruct((8, SIDE, SIDE, 4), jnp.float32)
     for images in (8, 4, 2, 1):
-        change = mock.patch.object(generation, "SLICE", images * (8 * SIDE) ** 2)
+        change = mock.patch.object(generate, "SLICE", images * (8 * SIDE) ** 2)
         yield f"VAE, 8 images of 512 pixels, {images} at a time", decode, (params, latents), change
     for images in (1, 4):
         batch = jax.ShapeDtypeStruct((images, *pixels.shape[1:]), jnp.float32)

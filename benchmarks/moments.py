@@ -13,11 +13,11 @@ from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 from emcid_jax.config import MomentConfig, StageTwoConfig
-from emcid_jax.editing import second_moment
-from emcid_jax.editing.caption_batches import canonical, make_batches
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.models.clip_text import end_positions
-from emcid_jax.pipeline import Pipeline, tokenize
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.caption_batches import canonical, make_batches
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.models.text.clip import end_positions
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 
 
 class Measured(NamedTuple):

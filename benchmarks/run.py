@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     from benchmarks import machine, moments, results, sampling, settings, stage_one, stage_two
     from benchmarks.released import model
-    from emcid_jax import parallel
-    from emcid_jax.pipeline import load_pipeline
+    from emcid_jax.pipelines.pipeline import load_pipeline
+    from emcid_jax.runtime import parallel
     from emcid_jax.sprites.bundled import model_folder
 
     torch.set_num_threads(options.threads)

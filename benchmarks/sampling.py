@@ -11,10 +11,10 @@ from benchmarks.released import model
 from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
-from emcid_jax import parallel
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.generation import generate, initial_noise
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.pipelines.generate import generate, initial_noise
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
 
 
 def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:

@@ -16,12 +16,14 @@ from benchmarks.released import stage_one as released
 from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import Timed, take_turns, timed
-from emcid_jax import parallel
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import loop, preparation, stage_one, training_images
-from emcid_jax.editing.loop import StageOneResult
-from emcid_jax.editing.objective import Params, StageOneInputs
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.editing.stage_one import adam_loop, training_images
+from emcid_jax.editing.stage_one import prepare as preparation
+from emcid_jax.editing.stage_one import run as stage_one
+from emcid_jax.editing.stage_one.adam_loop import StageOneResult
+from emcid_jax.editing.stage_one.loss import Params, StageOneInputs
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
 from emcid_jax.sprites.bundled import STAGE_ONE
 
 
@@ -110,6 +112,6 @@ def _held_out(
 
     @jax.jit
     def loss(params: Params, inputs: StageOneInputs, delta: Array) -> Array:
-        return loop.held_out_loss(pipeline, params, inputs, delta, config).total.mean()
+        return adam_loop.held_out_loss(pipeline, params, inputs, delta, config).total.mean()
 
     return float(loss(stage_one.model_params(pipeline), few, offsets))

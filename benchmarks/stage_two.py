@@ -14,11 +14,11 @@ from benchmarks.results import Check, Row
 from benchmarks.settings import Settings
 from benchmarks.timing import take_turns
 from emcid_jax.config import Residual, StageOneConfig, StageTwoConfig
-from emcid_jax.editing import stage_two
-from emcid_jax.editing.propagation import SourcePrompts
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.stage_two import WeightEdit
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.editing.encoder.blockwise import SourcePrompts
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.pipelines.pipeline import Pipeline
 
 
 def measure(pipeline: Pipeline, pipe: Any, settings: Settings, moments: SecondMoments) -> list[Row]:

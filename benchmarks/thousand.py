@@ -20,14 +20,17 @@ import jax
 import numpy as np
 
 from benchmarks import workload
-from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES
 from emcid_jax.config import RunConfig, StageOneConfig
-from emcid_jax.editing import bank, concept_bank, key_space, second_moment
-from emcid_jax.editing.bank import Memory
-from emcid_jax.editing.concept_bank import Concept
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank.concepts import Concept
+from emcid_jax.editing.bank.memories import Memory
+from emcid_jax.editing.diagnostics import predicted_conflicts
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
+from emcid_jax.runtime import parallel
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.tasks import text_report
@@ -50,17 +53,17 @@ def fill_bank(folder: Path, pipeline: Pipeline, count: int) -> None:
         for i, name in enumerate(names.artists[: count - objects])
     ]
     settings = StageOneConfig()
-    states = key_space.clean_run(pipeline, requests, (settings.layer,)).states
-    model, rng = bank.model_hashes(pipeline), np.random.default_rng(0)
+    states = predicted_conflicts.clean_run(pipeline, requests, (settings.layer,)).states
+    model, rng = memories.model_hashes(pipeline), np.random.default_rng(0)
     nothing = np.zeros(4, np.float32)
     concepts = []
     for request, state in zip(requests, states, strict=True):
         delta = rng.standard_normal(state.size)
         delta *= np.linalg.norm(state) / np.linalg.norm(delta)
         z, offset = (state + delta).astype(np.float32), delta.astype(np.float32)
-        about = bank.provenance(request, settings, model)
-        bank.write(folder, about, Memory(z, offset, nothing, nothing, nothing), {})
-        concepts.append(Concept(request, bank.key(about)))
+        about = memories.provenance(request, settings, model)
+        memories.write(folder, about, Memory(z, offset, nothing, nothing, nothing), {})
+        concepts.append(Concept(request, memories.key(about)))
     concept_bank.add(folder, concepts)
 
 

@@ -10,9 +10,9 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, fill
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing import second_moment
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.pipeline import Pipeline, tokenize
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 

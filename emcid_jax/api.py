@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from emcid_jax import pipeline as pipelines
 from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES
@@ -26,17 +25,20 @@ from emcid_jax.config import (
     StageOneConfig,
     StageTwoConfig,
 )
-from emcid_jax.editing import concept_bank, second_moment, stage_two
-from emcid_jax.editing import export as exports
-from emcid_jax.editing.concept_bank import ConceptBank
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.stage_two import WeightEdit
-from emcid_jax.generation import generate
-from emcid_jax.parallel import make_mesh
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.export import text_encoder as exports
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.pipelines import pipeline as pipelines
+from emcid_jax.pipelines.generate import generate
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.tasks import bank as bank_task
-from emcid_jax.tasks.inputs import require_model
-from emcid_jax.tasks.workdir import Log
+from emcid_jax.workflow.inputs import require_model
+from emcid_jax.workflow.workdir import Log
 
 STAGE_ONE, STAGE_TWO = StageOneConfig(), StageTwoConfig()
 QUIET = RunConfig(progress=False)
@@ -102,7 +104,7 @@ def solve(
     moments: SecondMoments,
     config: StageTwoConfig = STAGE_TWO,
 ) -> WeightEdit:
-    """Stage II over the whole bank, from pristine weights; see `concept_bank.solve`."""
+    """Stage II over the whole bank, from pristine weights; see `concepts.solve`."""
     return concept_bank.solve(bank, pipeline, moments, config)
 
 

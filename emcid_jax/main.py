@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from emcid_jax import config as settings
-from emcid_jax import preemption
-from emcid_jax.errors import UserError
+from emcid_jax.runtime import preemption
+from emcid_jax.runtime.errors import UserError
 
 TASKS = (
     "edit",
@@ -99,13 +99,13 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
     task = importlib.import_module(f"emcid_jax.tasks.{name}")
     config = settings.from_config_dict(values, task.Config)
     workdir = Path(_WORKDIR.value or _default_workdir())
-    from emcid_jax import parallel
+    from emcid_jax.runtime import parallel
 
     parallel.use_cpu_devices(cpu_devices)
     if not distributed:
         task.run(config, workdir)
         return
-    from emcid_jax.tasks.workdir import mirrored
+    from emcid_jax.workflow.workdir import mirrored
 
     parallel.start()
     shown = config.run.progress and parallel.is_first()

@@ -14,7 +14,7 @@ for argument in "$@"; do
 done
 [[ $workdir ]] || { echo "error: give --workdir=FOLDER, which is kept in $bucket" >&2 && exit 2; }
 
-# The first worker has the workdir; see emcid_jax/parallel.py.
+# The first worker has the workdir; see emcid_jax/runtime/parallel.py.
 [[ ${HOSTNAME:-$(hostname)} == *-w-0 ]] || exec "$@"
 
 save() { # what is being written has a name with a dot

@@ -23,10 +23,11 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.config import Count, Positive, StageOneConfig
-from emcid_jax.editing import draws, objective
-from emcid_jax.editing.objective import Params, Sample, StageOneInputs
-from emcid_jax.models.clip_text import TextOutput
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.editing.stage_one import loss as objective
+from emcid_jax.editing.stage_one import random_draws
+from emcid_jax.editing.stage_one.loss import Params, Sample, StageOneInputs
+from emcid_jax.models.text.clip import TextOutput
+from emcid_jax.pipelines.pipeline import Pipeline
 
 Part = Literal["text_encoder", "cross_attention"]
 Weights = dict[tuple[str, ...], Array]
@@ -64,7 +65,7 @@ def train(
 
     Args:
         pipeline: the clean model; also the teacher.
-        inputs: of all requests, see `editing.preparation.prepare`.
+        inputs: of all requests, see `prepare.prepare`.
         stage_one: the loss.
         config: settings.
 
@@ -140,8 +141,8 @@ def _step(
 ) -> tuple[Weights, optax.OptState, Array]:
     sample = None
     if objective.needs_images(config):
-        keys = draws.fold_in(draws.training_keys(inputs), index)
-        draw = draws.draw(pipeline, inputs, keys)
+        keys = random_draws.fold_in(random_draws.training_keys(inputs), index)
+        draw = random_draws.draw(pipeline, inputs, keys)
         sample = objective.make_sample(pipeline, clean, inputs, draw, config)
 
     def total(trained: Weights) -> Array:

@@ -25,9 +25,9 @@ from jaxtyping import Float64
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import NotNegative, Positive
-from emcid_jax.generation import encode_prompts
-from emcid_jax.models.clip_text import end_positions
-from emcid_jax.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.clip import end_positions
+from emcid_jax.pipelines.generate import encode_prompts
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 
 Path = tuple[str, ...]
 Value = Literal["replace", "tensor"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 Kind = Literal["contradiction", "self", "duplicate", "chain", "cycle"]
 Severity = Literal["error", "warning"]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from emcid_jax.concepts.templates import slot_count
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 Task = Literal["update", "erase", "rectify", "debias"]
 TASKS: tuple[str, ...] = get_args(Task)

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from emcid_jax.concepts.requests import EditRequest, Problem
 from emcid_jax.concepts.templates import fill
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 
 class PromptRectangle(NamedTuple):

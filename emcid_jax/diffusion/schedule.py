@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]

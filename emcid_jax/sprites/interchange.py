@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from emcid_jax.models.clip_text import ClipTextModel, TextOutput
+from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.sprites.factors import FACTORS
 from emcid_jax.sprites.text_training import caption_batches, read_loss, reading_loss
 from emcid_jax.sprites.training import Batch, Recipe, fit

@@ -18,8 +18,8 @@ import optax
 from jax import Array
 from jaxtyping import Float, Int, UInt8
 
-from emcid_jax.models.clip_vision import ClipVisionModelWithProjection, VisionOutput
-from emcid_jax.models.vit import ViTForImageClassification
+from emcid_jax.models.scoring.clip_vision import ClipVisionModelWithProjection, VisionOutput
+from emcid_jax.models.scoring.vit import ViTForImageClassification
 from emcid_jax.sprites.catalogue import GENDERS, PROFESSIONS, SCENES, catalogue
 from emcid_jax.sprites.drawing import to_float
 from emcid_jax.sprites.factors import FACTORS

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.sprites.captions import ART_PROMPTS
 from emcid_jax.sprites.catalogue import GENDERS, PROFESSIONS, SCENES, catalogue
 

@@ -17,7 +17,7 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from emcid_jax.models.clip_text import ClipTextModel, TextOutput
+from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.sprites.captions import Caption, sample_caption
 from emcid_jax.sprites.catalogue import PROFESSIONS, catalogue
 from emcid_jax.sprites.factors import LABELS, label_array, split_logits

@@ -20,8 +20,8 @@ from flax import serialization
 from jax import Array
 from tqdm import tqdm
 
-from emcid_jax import parallel
-from emcid_jax.files import write_atomically
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.files import write_atomically
 
 Batch = Any
 Loss = Callable[[Any, Batch, Array], Array]

@@ -18,9 +18,9 @@ from jaxtyping import Float, Float16, Int, UInt8
 from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
-from emcid_jax.models.clip_text import ClipTextModel, TextOutput
-from emcid_jax.models.unet import UNet2DCondition
-from emcid_jax.models.vae import AutoencoderKL
+from emcid_jax.models.image.unet import UNet2DCondition
+from emcid_jax.models.image.vae import AutoencoderKL
+from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.sprites.drawing import to_float
 from emcid_jax.sprites.training import Recipe, fit
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import UInt8
 
-from emcid_jax.models.vae import AutoencoderKL
+from emcid_jax.models.image.vae import AutoencoderKL
 from emcid_jax.sprites.drawing import to_float
 from emcid_jax.sprites.training import Recipe, fit
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.tasks import edit, environment, trial
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.overrides import override
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import variant as trial
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.overrides import override
 
 SECTIONS = ("stage_one", "stage_two")
 

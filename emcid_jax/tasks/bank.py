@@ -26,20 +26,23 @@ from emcid_jax.config import (
     StageOneConfig,
     StageTwoConfig,
 )
-from emcid_jax.editing import bank, concept_bank, key_space, preservation
-from emcid_jax.editing.concept_bank import Concept, ConceptBank
-from emcid_jax.editing.key_space import Prediction
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.text_page import conflicts_html
-from emcid_jax.files import write_atomically
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import Concept, ConceptBank
+from emcid_jax.editing.diagnostics import predicted_conflicts
+from emcid_jax.editing.diagnostics.predicted_conflicts import Prediction
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.reporting.pages.text_space import conflicts_html
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
 from emcid_jax.tasks import edit
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import read_requests
-from emcid_jax.tasks.memories import find_memories, read_prompts
-from emcid_jax.tasks.models import export_dtype
-from emcid_jax.tasks.port import port
-from emcid_jax.tasks.solvable import load, require_bank, solvable
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
+from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.inputs import read_requests
+from emcid_jax.workflow.open_model import export_dtype
+from emcid_jax.workflow.port_bank import port
 
 Operation = Literal[
     "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve", "port"
@@ -174,7 +177,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
 
 def _conflicts(config: BankConfig, workdir: Path) -> None:
     with solvable(config, workdir) as job:
-        found = key_space.predict(
+        found = predicted_conflicts.predict(
             job.concepts, job.pipeline, job.moments, config.stage_two, config.keep
         )
         folders.write_json(workdir / "conflicts.json", prediction_json(found))
@@ -257,7 +260,7 @@ def describe(found: ConceptBank, concept: Concept) -> dict[str, Any]:
 
 def prediction_json(found: Prediction) -> dict[str, Any]:
     """A prediction as JSON values; of the key map the most similar part."""
-    keys = key_space.most_similar(found.keys)
+    keys = predicted_conflicts.most_similar(found.keys)
     return {
         "contradictions": list(found.contradictions),
         "collisions": [pair._asdict() for pair in found.collisions],

@@ -16,15 +16,15 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool
 
-from emcid_jax import checkpoints, parallel
 from emcid_jax.config import ModelConfig
-from emcid_jax.editing.export import stored_dtype
-from emcid_jax.errors import UserError
-from emcid_jax.models.folder_layout import CONFIG_FILES, WEIGHT_FILES
-from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import load_pipeline
-from emcid_jax.tasks.inputs import require_model
-from emcid_jax.tasks.workdir import require_writable, write_json
+from emcid_jax.editing.export.text_encoder import stored_dtype
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES, WEIGHT_FILES
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime import checkpoints, parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow.inputs import require_model
+from emcid_jax.workflow.workdir import require_writable, write_json
 
 BESIDE = ("tokenizer", "judge", "image_tower")
 """Folders of a model that are copied as they are."""

@@ -11,37 +11,34 @@ from typing import Any
 
 import jax
 
-from emcid_jax import parallel
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EditConfig, EvaluationConfig, ExportDtype, StageTwoConfig
-from emcid_jax.editing import (
-    bank,
-    concept_bank,
-    debias,
-    edit_file,
-    export,
-    preservation,
-    stage_two,
-)
-from emcid_jax.editing.bank import Record, hash_of, model_hashes
-from emcid_jax.editing.concept_bank import Concept, ConceptBank
-from emcid_jax.editing.debias import Factors
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.stage_two import StageTwoReport, WeightEdit
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.benchmarks import evaluate_others, split
-from emcid_jax.evaluation.evaluate import evaluate, make_plan
-from emcid_jax.evaluation.judge import Judge, load_judge
-from emcid_jax.evaluation.labels import OBJECT
-from emcid_jax.evaluation.scoring import Models
-from emcid_jax.models.weights import params_hash, read_params
-from emcid_jax.pipeline import Pipeline, with_text_params
-from emcid_jax.tasks import environment, mixtures, results
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import read_requests, require_layers
-from emcid_jax.tasks.memories import Prompts, find_memories, read_prompts
-from emcid_jax.tasks.models import export_dtype, open_model
-from emcid_jax.tasks.moments import find_captions, find_moments
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import Concept, ConceptBank
+from emcid_jax.editing.bank.memories import Record, hash_of, model_hashes
+from emcid_jax.editing.debias import mixing as debias
+from emcid_jax.editing.debias.mixing import Factors
+from emcid_jax.editing.export import edit_file, text_encoder
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
+from emcid_jax.evaluation.benchmarks.aice import evaluate, make_plan
+from emcid_jax.evaluation.benchmarks.registry import evaluate_others, split
+from emcid_jax.evaluation.drawing.before_after import Models
+from emcid_jax.evaluation.judges.classifier import Judge, load_judge
+from emcid_jax.evaluation.judges.labels import OBJECT
+from emcid_jax.models.weights.params import params_hash, read_params
+from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow import debias_search, environment, write_report
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
+from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.inputs import read_requests, require_layers
+from emcid_jax.workflow.open_model import export_dtype, open_model
 
 Config = EditConfig
 
@@ -118,7 +115,7 @@ def prepare(config: EditConfig) -> Job:
     judge = None
     if config.evaluation.enabled or mixed:
         judge = _load_judge(config.evaluation, pipeline.folder)
-        mixtures.require_judgeable(mixed, judge, config.debias)
+        debias_search.require_judgeable(mixed, judge, config.debias)
     if judge and config.evaluation.enabled:
         scored = split(requests, judge.groups).aice
         for reason in make_plan(scored, judge.groups[OBJECT], config.evaluation).skipped:
@@ -190,7 +187,7 @@ def write_results(
     Args:
         concepts: what is written.
         pipeline: the base model.
-        model: its hashes, see `bank.model_hashes`.
+        model: its hashes, see `memories.model_hashes`.
         moments: its second moments.
         config: Stage II's settings.
         export_dtype: stored type of the text encoder.
@@ -205,7 +202,7 @@ def write_results(
         content = edit_file.pack(solved.deltas)
         stored = WeightEdit(content.deltas(), report)  # What is in the file is what is exported.
         edited = stage_two.apply_edit(pipeline.params["text_encoder"], stored)
-        export.write_text_encoder(
+        text_encoder.write_text_encoder(
             workdir / "text_encoder",
             edited,
             pipeline.folder / "text_encoder",
@@ -240,7 +237,7 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
             others = evaluate_others(
                 scored, models, config.evaluation, workdir, progress=config.run.progress
             )
-    mixing = workdir / mixtures.FILE
+    mixing = workdir / debias_search.FILE
     if mixing.exists():
         others["debias_search"] = folders.read_json(mixing)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
@@ -251,8 +248,8 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
             for part in parts
         ]
         count = len(job.requests)
-        results.write_page(workdir, config, count, memories, ledger["report"], evaluation, log)
-    results.write_metrics(workdir, count, ledger["report"], evaluation, others, log)
+        write_report.write_page(workdir, config, count, memories, ledger["report"], evaluation, log)
+    write_report.write_metrics(workdir, count, ledger["report"], evaluation, others, log)
 
 
 def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
@@ -288,7 +285,7 @@ def _mix(
         edit = concept_bank.solve(concepts, job.pipeline, moments, config.stage_two)
         return stage_two.with_edit(job.pipeline, edit)
 
-    search = mixtures.Search(
+    search = debias_search.Search(
         [job.requests[i] for i in places],
         [memories[i] for i in places],
         job.pipeline,
@@ -298,7 +295,7 @@ def _mix(
         parallel.make_mesh(),
         config.run.progress,
     )
-    found = mixtures.find_mixtures(search, solved, workdir, log)
+    found = debias_search.find_mixtures(search, solved, workdir, log)
     return dict(zip(places, found.factors, strict=True))
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcid_jax.config import CountOrZero, ModelConfig
-from emcid_jax.editing import checkpoint_edit, edit_file, export, folder_edit, lora
-from emcid_jax.editing.edit_file import StoredLayer
-from emcid_jax.errors import UserError
-from emcid_jax.tasks.inputs import require_model
+from emcid_jax.editing.export import edit_file, into_folder, into_single_file, lora, text_encoder
+from emcid_jax.editing.export.edit_file import StoredLayer
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow.inputs import require_model
 
 Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "checkpoint"]
 
@@ -74,29 +74,31 @@ def _show(config: EditFileConfig, workdir: Path) -> None:
 def _apply(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     folder = require_model(config.model)
-    folder_edit.apply(folder, content, ledger, config.force)
+    into_folder.apply(folder, content, ledger, config.force)
     _say(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
 
 
 def _undo(config: EditFileConfig, workdir: Path) -> None:
     folder = require_model(config.model)
-    folder_edit.undo(folder, config.force)
+    into_folder.undo(folder, config.force)
     _say(f"{folder} has its original text encoder again")
 
 
 def _folder(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     path = workdir / "model"
-    folder_edit.write_copy(path, require_model(config.model), content, ledger, config.force)
+    into_folder.write_copy(path, require_model(config.model), content, ledger, config.force)
     _say(f"wrote {path}")
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
-    arrays = folder_edit.read_weights(folder_edit.weight_file(require_model(config.model)))
-    folder_edit.require_base(arrays, ledger, config.model.path, config.force)
+    arrays = into_folder.read_weights(into_folder.weight_file(require_model(config.model)))
+    into_folder.require_base(arrays, ledger, config.model.path, config.force)
     path = workdir / "clip_l.safetensors"
-    export.write_clip(path, folder_edit.add_deltas(arrays, content), config.model.export_dtype)
+    text_encoder.write_clip(
+        path, into_folder.add_deltas(arrays, content), config.model.export_dtype
+    )
     _say(f"wrote {path}")
 
 
@@ -111,11 +113,11 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
 
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
-    arrays = folder_edit.read_weights(folder_edit.weight_file(require_model(config.model)))
-    folder_edit.require_base(arrays, ledger, config.model.path, config.force)
+    arrays = into_folder.read_weights(into_folder.weight_file(require_model(config.model)))
+    into_folder.require_base(arrays, ledger, config.model.path, config.force)
     source = Path(config.model.path)
     path = workdir / f"{source.stem}-edited.safetensors"
-    checkpoint_edit.write_checkpoint(path, source, content)
+    into_single_file.write_checkpoint(path, source, content)
     _say(f"wrote {path}")
 
 

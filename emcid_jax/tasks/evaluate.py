@@ -13,34 +13,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from emcid_jax import config as settings
-from emcid_jax import parallel
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
-from emcid_jax.editing.bank import hash_of
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation import (
-    comparison,
-    comparison_figures,
-    comparison_tables,
-    grids,
-    quality,
-)
-from emcid_jax.evaluation.comparison import Plan
-from emcid_jax.evaluation.comparison_report import ComparisonData, Gathered, report_html
-from emcid_jax.evaluation.gallery import slug
-from emcid_jax.evaluation.grids import Grid, make_grid
-from emcid_jax.evaluation.holdout import evenly
-from emcid_jax.evaluation.quality import QualityConfig
-from emcid_jax.evaluation.scoring import Models
-from emcid_jax.evaluation.spared import Spared, spare
-from emcid_jax.files import write_atomically
-from emcid_jax.tasks import edit, environment, methods, trial
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.gather import gather
-from emcid_jax.tasks.inputs import read_requests, require_layers
-from emcid_jax.tasks.methods import Edited, Method
-from emcid_jax.tasks.overrides import override
+from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.evaluation.benchmarks import mixed as comparison
+from emcid_jax.evaluation.benchmarks import quality
+from emcid_jax.evaluation.benchmarks.aice_gallery import slug
+from emcid_jax.evaluation.benchmarks.aice_holdout import evenly
+from emcid_jax.evaluation.benchmarks.mixed import Plan
+from emcid_jax.evaluation.benchmarks.quality import QualityConfig
+from emcid_jax.evaluation.benchmarks.untouched_names import Spared, spare
+from emcid_jax.evaluation.drawing.before_after import Models
+from emcid_jax.reporting import tables
+from emcid_jax.reporting.pages.collected import gather
+from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, report_html
+from emcid_jax.reporting.plots import before_after
+from emcid_jax.reporting.plots import comparison as comparison_figures
+from emcid_jax.reporting.plots.before_after import Grid, make_grid
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment, methods, variant
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.inputs import read_requests, require_layers
+from emcid_jax.workflow.methods import Edited, Method
+from emcid_jax.workflow.overrides import override
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +121,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
         rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
         log = folders.Log(workdir / "metrics.jsonl")
         for count in sorted(config.counts):
-            first = trial.first(job, count)
+            first = variant.first(job, count)
             plan = _plan(first, spared, config)
             for text in config.rows:
                 name, chosen = varied(config, text)
@@ -183,7 +182,7 @@ def varied(config: EvaluateConfig, row: str) -> tuple[str, EvaluateConfig]:
 def write(rows: list[dict[str, Any]], workdir: Path) -> None:
     """The figures as JSON, CSV and Markdown."""
     folders.write_json(workdir / "evaluation.json", {"rows": rows})
-    for name, made in (("csv", comparison_tables.as_csv), ("md", comparison_tables.as_markdown)):
+    for name, made in (("csv", tables.as_csv), ("md", tables.as_markdown)):
         write_atomically(workdir / f"evaluation.{name}", made(rows).encode())
 
 
@@ -197,7 +196,7 @@ def _report(
     write(rows, workdir)
     grid = _grid(config, rows, workdir)
     if grid is not None:
-        write_atomically(workdir / "grid.png", grids.sheet(grid))
+        write_atomically(workdir / "grid.png", before_after.sheet(grid))
     if rows:
         write_atomically(workdir / "curves.png", comparison_figures.curves(rows, "png"))
     data = ComparisonData(
@@ -239,7 +238,7 @@ def _edited(
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
     most = min(config.most or len(job.requests), len(job.requests))
-    job = dataclasses.replace(trial.first(job, most), config=config.base)
+    job = dataclasses.replace(variant.first(job, most), config=config.base)
     keep: tuple[str, ...] = ()
     if config.keep:
         goals = (request.dests[0] for request in job.requests[:count])

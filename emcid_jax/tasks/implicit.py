@@ -16,29 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from emcid_jax import parallel
-from emcid_jax.concepts.implicit import Choice, ImplicitEdit, read_implicit
+from emcid_jax.concepts.readers.implicit import Choice, ImplicitEdit, read_implicit
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.editing import stage_two
-from emcid_jax.editing.bank import Memory, hash_of, model_hashes
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.evaluation.aice import drawn_seeds
-from emcid_jax.evaluation.chunks import drawing
-from emcid_jax.evaluation.clip import Clip, find_clip
-from emcid_jax.evaluation.gallery import slug
-from emcid_jax.evaluation.images import Generate, png
-from emcid_jax.evaluation.implicit import CONFIDENT, choice, implicit_scores
-from emcid_jax.evaluation.text_image import clip_scores
-from emcid_jax.files import write_atomically
-from emcid_jax.pipeline import Pipeline
-from emcid_jax.tasks import edit, environment
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import require_layers
-from emcid_jax.tasks.memories import find_memories, read_prompts
-from emcid_jax.tasks.models import open_model
-from emcid_jax.tasks.moments import find_captions, find_moments
+from emcid_jax.editing.bank.memories import Memory, hash_of, model_hashes
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.evaluation.benchmarks.aice_gallery import slug
+from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
+from emcid_jax.evaluation.benchmarks.implicit import CONFIDENT, choice, implicit_scores
+from emcid_jax.evaluation.drawing.batches import drawing
+from emcid_jax.evaluation.drawing.cache import Generate, png
+from emcid_jax.evaluation.judges.clip import Clip, find_clip
+from emcid_jax.evaluation.statistics.clip_score import clip_scores
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.open_model import open_model
 
 MODELS = ("edited", "base", "oracle")
 

@@ -15,15 +15,16 @@ import numpy as np
 
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
-from emcid_jax.editing import stage_two
-from emcid_jax.editing.bank import hash_of
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.heat_maps import Panel, heat_maps
-from emcid_jax.evaluation.reading import make_reader
-from emcid_jax.files import write_atomically
-from emcid_jax.tasks import edit, environment, trial
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import names_to_keep
+from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.evaluation.text_space.nearest_name import make_reader
+from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment, variant
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.inputs import names_to_keep
 
 TEXT = {
     "edited": "edited names that read as the destination",
@@ -101,7 +102,7 @@ def run(config: LayerPairsConfig, workdir: Path) -> None:
                 row["both"] = read.both
                 row["left"] = solved.report.distance_after / solved.report.distance_before
                 if config.images:
-                    result = trial.judged(varied, edited, workdir)
+                    result = variant.judged(varied, edited, workdir)
                     row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
                 figures |= {"first": pair[0], "last": pair[1]}
             rows.append(row)
@@ -156,12 +157,12 @@ def _tried(
     rows: Sequence[Mapping[str, Any]],
     workdir: Path,
     log: folders.Log,
-) -> Iterator[tuple[tuple[int, int], edit.Job, trial.Found]]:
+) -> Iterator[tuple[tuple[int, int], edit.Job, variant.Found]]:
     """Every (first, last) that `rows` lack, the job with these layers, and what Stage II reads."""
     done = {(row["first"], row["last"]) for row in rows}
     for last in lasts:
         firsts = [first for first in range(last + 1) if (first, last) not in done]
-        found = trial.find(_varied(job, firsts[0], last), workdir, log) if firsts else None
+        found = variant.find(_varied(job, firsts[0], last), workdir, log) if firsts else None
         for first in firsts:
             assert found is not None
             yield (first, last), _varied(job, first, last), found

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from emcid_jax.evaluation.judge import load_judge
-from emcid_jax.generation import generate
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.evaluation.judges.classifier import load_judge
+from emcid_jax.pipelines.generate import generate
+from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.sprites.drawing import contact_sheet
 from emcid_jax.sprites.measure import measure, probes

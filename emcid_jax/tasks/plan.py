@@ -18,27 +18,23 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from emcid_jax import architectures, cost, parallel, topology
-from emcid_jax.config import (
-    Count,
-    ModelConfig,
-    MomentConfig,
-    Range,
-    RunConfig,
-    StageOneConfig,
-)
-from emcid_jax.cost import Cost
-from emcid_jax.editing import abstract, objective, stage_one, training_images
-from emcid_jax.editing.concept_batch import ConceptBatch, needed_memory, refused_memory
-from emcid_jax.errors import UserError
-from emcid_jax.pipeline import Pipeline
+from emcid_jax.config import Count, ModelConfig, MomentConfig, Range, RunConfig, StageOneConfig
+from emcid_jax.editing.stage_one import loss, training_images
+from emcid_jax.editing.stage_one import run as stage_one
+from emcid_jax.editing.stage_one.concept_batch import ConceptBatch, needed_memory, refused_memory
+from emcid_jax.pipelines import abstract as architectures
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.planning import plan_table, tpu_topology, traced_programs
+from emcid_jax.planning.machines import GIB, Target, find_target
+from emcid_jax.planning.plan_table import Part, PartName
+from emcid_jax.runtime import parallel, program_cost
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.program_cost import Cost
 from emcid_jax.sprites.bundled import BUNDLED
-from emcid_jax.targets import GIB, Target, find_target
-from emcid_jax.tasks import environment, plan_table
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.memories import IMAGE_BATCH
-from emcid_jax.tasks.models import find_folder
-from emcid_jax.tasks.plan_table import Part, PartName
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_memories import IMAGE_BATCH
+from emcid_jax.workflow.open_model import find_folder
 
 TURNS = 10_000
 """Steps that Stage I is counted at: enough that its loop is the one in which most is done."""
@@ -101,8 +97,8 @@ def run(config: PlanConfig, workdir: Path) -> None:
 def mesh_of(target: Target) -> Mesh:
     """Devices to compile for; for a GPU, one to trace on."""
     if target.kind == "tpu":
-        return topology.tpu_mesh(target)
-    topology.set_environment()  # JAX loads libtpu if it is there, whatever for.
+        return tpu_topology.tpu_mesh(target)
+    tpu_topology.set_environment()  # JAX loads libtpu if it is there, whatever for.
     return parallel.make_mesh(jax.devices("cpu")[:1])
 
 
@@ -118,10 +114,10 @@ def open_abstract(config: ModelConfig) -> Pipeline:
 
 
 def plan_stage_one(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh) -> Part:
-    """Stage I with the largest batch that fits, as `stage_one.compile_program` chooses it."""
+    """Stage I with the largest batch that fits, as `run.compile_program` chooses it."""
     settings = config.stage_one
     _require_layer(settings, pipeline)
-    inputs = abstract.stage_one_inputs(pipeline, config.concepts, config.prompts, settings)
+    inputs = traced_programs.stage_one_inputs(pipeline, config.concepts, config.prompts, settings)
     memory = int(stage_one.MEMORY_SHARE * target.chip.memory)
 
     @functools.cache
@@ -140,7 +136,7 @@ def plan_stage_one(config: PlanConfig, pipeline: Pipeline, target: Target, mesh:
             )
         batch = program.batch
         text = program.run.as_text()  # pyright: ignore[reportFunctionMemberAccess]
-        built = Built(program.bytes_per_device, cost.collectives(text), program.seconds)
+        built = Built(program.bytes_per_device, program_cost.collectives(text), program.seconds)
     whole, step = stage_one_cost(pipeline, config)
     runs = -(-config.concepts // batch.concepts)
     total = Cost(0.0, 0.0).plus(whole, runs * batch.concepts)
@@ -163,21 +159,21 @@ def stage_one_cost(pipeline: Pipeline, config: PlanConfig) -> tuple[Cost, Cost]:
     settings = config.stage_one
     pool = min(settings.teacher_pool, settings.steps)
     many = dataclasses.replace(settings, steps=TURNS, teacher_pool=pool)
-    inputs = abstract.stage_one_inputs(pipeline, 1, config.prompts, settings)
+    inputs = traced_programs.stage_one_inputs(pipeline, 1, config.prompts, settings)
     mesh = parallel.make_mesh(jax.devices("cpu")[:1])
     jaxpr = stage_one.trace(pipeline, inputs, many, mesh, ConceptBatch(1)).jaxpr.jaxpr
-    turns, step = cost.main_loop(jaxpr)
-    return cost.cost(jaxpr).plus(step, settings.steps - turns), step
+    turns, step = program_cost.main_loop(jaxpr)
+    return program_cost.cost(jaxpr).plus(step, settings.steps - turns), step
 
 
 def plan_images(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh) -> Part:
     """Drawing Stage I's training images, `IMAGE_BATCH` per device."""
     settings = config.stage_one
     count = config.concepts * config.prompts * settings.samples_per_prompt
-    if not objective.needs_images(settings) or training_images.reads_files(settings):
+    if not loss.needs_images(settings) or training_images.reads_files(settings):
         count = 0
     batch = IMAGE_BATCH * target.devices
-    program = abstract.trace_sampling(
+    program = traced_programs.trace_sampling(
         pipeline, batch, settings.image_steps, settings.image_guidance, mesh
     )
     return _plan_program(config, target, program, "images", "images", count, batch)
@@ -188,7 +184,7 @@ def plan_moments(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: M
     _require_layer(config.stage_one, pipeline)
     layers = tuple(range(config.stage_one.layer + 1))
     batch = parallel.padded_size(config.moments.batch, target.devices)
-    program = abstract.trace_moments(pipeline, layers, batch, mesh)
+    program = traced_programs.trace_moments(pipeline, layers, batch, mesh)
     count = config.moments.count
     return _plan_program(config, target, program, "moments", "captions", count, batch)
 
@@ -212,13 +208,13 @@ def _plan_program(
     """A program whose batch is given."""
     jaxpr = program.jaxpr.jaxpr
     if target.kind == "gpu":
-        built = Built(cost.memory(jaxpr))
+        built = Built(program_cost.memory(jaxpr))
     else:
         lowered = program.lower()
         began = time.perf_counter()
         with _compiling(name, target):
             built = _compile(lowered, _options(config, target), began)
-    total = Cost(0.0, 0.0).plus(cost.cost(jaxpr), -(-count // batch))
+    total = Cost(0.0, 0.0).plus(program_cost.cost(jaxpr), -(-count // batch))
     return _part(config, target, built, name=name, unit=unit, count=count, batch=batch, total=total)
 
 
@@ -229,7 +225,9 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any], began: float)
     except jax.errors.JaxRuntimeError as error:
         return Built(refused_memory(error), None, time.perf_counter() - began)
     seconds = time.perf_counter() - began
-    return Built(needed_memory(compiled), cost.collectives(compiled.as_text() or ""), seconds)
+    return Built(
+        needed_memory(compiled), program_cost.collectives(compiled.as_text() or ""), seconds
+    )
 
 
 def _part(

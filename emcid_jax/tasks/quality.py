@@ -7,21 +7,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from emcid_jax import parallel
 from emcid_jax.config import EvaluationConfig, ModelConfig
-from emcid_jax.editing import edit_file
-from emcid_jax.editing.bank import hash_of, model_hashes
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation import artists, quality
-from emcid_jax.evaluation.both import Both
-from emcid_jax.evaluation.judge import load_judge
-from emcid_jax.evaluation.perceptual import load_lpips
-from emcid_jax.evaluation.quality import QualityConfig
-from emcid_jax.files import write_atomically
-from emcid_jax.pipeline import with_text_params
-from emcid_jax.tasks import environment
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.models import open_model, read_edited
+from emcid_jax.editing.bank.memories import hash_of, model_hashes
+from emcid_jax.editing.export import edit_file
+from emcid_jax.evaluation.benchmarks import artists, quality
+from emcid_jax.evaluation.benchmarks.quality import QualityConfig
+from emcid_jax.evaluation.drawing.both import Both
+from emcid_jax.evaluation.judges.classifier import load_judge
+from emcid_jax.evaluation.judges.lpips import load_lpips
+from emcid_jax.pipelines.pipeline import with_text_params
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.open_model import open_model, read_edited
 
 
 @dataclasses.dataclass(frozen=True)

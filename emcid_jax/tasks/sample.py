@@ -17,19 +17,20 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from emcid_jax import parallel
 from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
 from emcid_jax.diffusion.samplers import make_sampler
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.gallery import slug
-from emcid_jax.evaluation.quality_captions import captions_in_file
-from emcid_jax.files import write_atomically
-from emcid_jax.generation import image_batches
-from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import Pipeline, with_text_params
-from emcid_jax.tasks import environment, pictures
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.models import open_model, read_edited
+from emcid_jax.evaluation.benchmarks.aice_gallery import slug
+from emcid_jax.evaluation.benchmarks.quality_captions import captions_in_file
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.generate import image_batches
+from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
+from emcid_jax.reporting.plots import sample_grids
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.open_model import open_model, read_edited
 
 Scheduler = Literal["", "ddim", "pndm", "euler", "euler_ancestral"]
 SCHEDULERS: Mapping[str, Mapping[str, Any]] = {
@@ -129,7 +130,9 @@ def run(config: SampleConfig, workdir: Path) -> None:
             _draw_missing(config, pipeline, found, settings)
             files.update((d[:], path) for d, path in found.items())
         _write_list(workdir / "images.csv", files)
-        grids = pictures.write_grids(workdir, files, prompts, config.sampling.seeds, list(models))
+        grids = sample_grids.write_grids(
+            workdir, files, prompts, config.sampling.seeds, list(models)
+        )
         logging.info("%d images in %s; %s", len(files), workdir / "images", ", ".join(grids))
 
 
@@ -210,7 +213,7 @@ def _draw_missing(
         said = {"prompt": drawing.prompt, "seed": drawing.seed, **settings}
         return json.dumps(said, sort_keys=True, ensure_ascii=True)
 
-    missing = [d for d, path in files.items() if pictures.read_note(path) != about(d)]
+    missing = [d for d, path in files.items() if sample_grids.read_note(path) != about(d)]
     sampling = config.sampling
     batches = image_batches(
         pipeline,
@@ -234,4 +237,4 @@ def _draw_missing(
 
 
 def _save(path: Path, image: UInt8[np.ndarray, "height width 3"], note: str) -> None:
-    write_atomically(path, pictures.png(image, note))
+    write_atomically(path, sample_grids.png(image, note))

@@ -16,19 +16,20 @@ import numpy as np
 from jaxtyping import Float64
 
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.editing import stage_two
-from emcid_jax.editing.bank import hash_of, model_hashes
-from emcid_jax.editing.second_moment import SecondMoments
-from emcid_jax.editing.text_pass import Prompts, end_features, text_changes
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.retention import retention
-from emcid_jax.evaluation.text_space import names_any
-from emcid_jax.models.weights import params_hash
-from emcid_jax.pipeline import Pipeline, tokenize
-from emcid_jax.tasks import edit, environment
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.memories import find_memories, read_prompts
-from emcid_jax.tasks.moments import find_moments, find_other_captions
+from emcid_jax.editing.bank.memories import hash_of, model_hashes
+from emcid_jax.editing.encoder.whole_prompts import Prompts, end_features, text_changes
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.evaluation.statistics.retention import retention
+from emcid_jax.evaluation.text_space.measure import names_any
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.find_moments import find_moments, find_other_captions
 
 Way = Literal["edited", "bank"]
 CHECKPOINTS = 10

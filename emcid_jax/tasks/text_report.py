@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from emcid_jax.config import Count, ModelConfig, MomentConfig, RunConfig, StageTwoConfig
-from emcid_jax.editing import concept_bank, preservation
-from emcid_jax.evaluation import text_space
-from emcid_jax.evaluation.text_page import write_text_report
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import names_to_keep
-from emcid_jax.tasks.moments import find_other_captions
-from emcid_jax.tasks.solvable import require_bank, solvable
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.evaluation.text_space import measure as text_space
+from emcid_jax.reporting.pages.text_space import write_text_report
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.bank_inputs import require_bank, solvable
+from emcid_jax.workflow.find_moments import find_other_captions
+from emcid_jax.workflow.inputs import names_to_keep
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,18 +17,18 @@ from tqdm import tqdm
 
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, slot_count
 from emcid_jax.config import Count, CountOrZero, ModelConfig, Positive, RunConfig, Seed
-from emcid_jax.editing.bank import hash_of, model_hashes
-from emcid_jax.editing.tracing import Site
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation import tracer
-from emcid_jax.evaluation.corruption import read_subjects, with_noise, with_partners
-from emcid_jax.evaluation.heat_maps import Panel, heat_maps
-from emcid_jax.evaluation.recovery import Recovery, whole_windows
-from emcid_jax.files import write_atomically
-from emcid_jax.tasks import environment
-from emcid_jax.tasks import workdir as folders
-from emcid_jax.tasks.inputs import names_to_keep
-from emcid_jax.tasks.models import open_model
+from emcid_jax.editing.bank.memories import hash_of, model_hashes
+from emcid_jax.editing.encoder.causal_tracing import Site
+from emcid_jax.evaluation.text_space import trace_runs
+from emcid_jax.evaluation.text_space.trace_prompts import read_subjects, with_noise, with_partners
+from emcid_jax.evaluation.text_space.trace_scores import Recovery, whole_windows
+from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.inputs import names_to_keep
+from emcid_jax.workflow.open_model import open_model
 
 MEASURES = {
     "end": "recovered, end token",
@@ -103,7 +103,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
-        traced = tracer.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
+        traced = trace_runs.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
         key = hash_of([model_hashes(pipeline), subjects.ids.tolist(), _settings(config)])
         content = folders.read_json(path) if path.exists() else {}
         rows = content["rows"] if content.get("settings") == key else []
@@ -116,7 +116,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
         ]
         for site, first, size in tqdm(left, "Tracing", disable=not config.run.progress):
             with log.timed("trace"):
-                found = _plain(tracer.measure(traced, site, range(first, first + size)))
+                found = _plain(trace_runs.measure(traced, site, range(first, first + size)))
             rows.append({"site": site, "first": first, "size": size, **found})
             content = {"settings": key, "names": list(subjects.names), "blocks": blocks}
             content |= {"corrupted": _plain(traced.nothing), "rows": rows}

@@ -15,16 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
-from emcid_jax.files import replacing
-from emcid_jax.models import weights
-from emcid_jax.models.clip_text import ClipTextConfig, ClipTextModel
-from emcid_jax.models.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
-from emcid_jax.models.folder_layout import write_json
-from emcid_jax.models.tokenizer import load_tokenizer, tokenize
-from emcid_jax.models.unet import UNet2DCondition, UNetConfig
-from emcid_jax.models.vae import AutoencoderKL, VaeConfig
-from emcid_jax.models.vit import ViTConfig, ViTForImageClassification
-from emcid_jax.pipeline import make_pipeline, save_pipeline
+from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
+from emcid_jax.models.scoring.clip_vision import ClipVisionConfig, ClipVisionModelWithProjection
+from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
+from emcid_jax.models.weights import params as weights
+from emcid_jax.pipelines.diffusers_layout import write_json
+from emcid_jax.pipelines.pipeline import make_pipeline, save_pipeline
+from emcid_jax.runtime.files import replacing
 from emcid_jax.sprites import judge_training as judges
 from emcid_jax.sprites import recipe as sizes
 from emcid_jax.sprites.captions import Caption, sample_captions

@@ -15,9 +15,11 @@ from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import draws, objective, preparation
-from emcid_jax.editing.objective import StageOneInputs
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.editing.stage_one import loss as objective
+from emcid_jax.editing.stage_one import prepare as preparation
+from emcid_jax.editing.stage_one import random_draws
+from emcid_jax.editing.stage_one.loss import StageOneInputs
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 
 REQUESTS = [
     EditRequest("dog", "goldfish", ("a photo of a {}", "{} in the snow")),
@@ -56,7 +58,7 @@ def test_the_clean_models_loss_is_stage_ones_at_offset_zero(
 
     @jax.jit
     def both(inputs: StageOneInputs):
-        draw = draws.draw(pipeline, inputs, draws.training_keys(inputs))
+        draw = random_draws.draw(pipeline, inputs, random_draws.training_keys(inputs))
         sample = objective.make_sample(pipeline, params, inputs, draw, CONFIG)
         zeros = jnp.zeros(inputs.h0.shape)
         expected = objective.loss(pipeline, params, inputs, zeros, sample, CONFIG)

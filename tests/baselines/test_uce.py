@@ -11,8 +11,8 @@ import pytest
 from emcid_jax.baselines import uce
 from emcid_jax.baselines.uce import Pair, UceConfig
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.generation import encode_prompts
-from emcid_jax.pipeline import Pipeline, load_pipeline
+from emcid_jax.pipelines.generate import encode_prompts
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 
 DIM, OUT = 6, 4
 

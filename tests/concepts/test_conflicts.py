@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from emcid_jax.concepts.conflicts import find_conflicts, normalised, require_consistent
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 NAMES = "abcdef"
 

@@ -5,14 +5,8 @@ from typing import Any
 
 import pytest
 
-from emcid_jax.concepts.requests import (
-    EditRequest,
-    Problem,
-    RequestError,
-    shown,
-    with_validation,
-)
-from emcid_jax.errors import UserError
+from emcid_jax.concepts.requests import EditRequest, Problem, RequestError, shown, with_validation
+from emcid_jax.runtime.errors import UserError
 
 GOOD: dict[str, Any] = {
     "source": "cat",

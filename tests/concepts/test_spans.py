@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts, subject_span
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES, fill
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 
 def byte_of_letter() -> dict[str, int]:

@@ -19,7 +19,7 @@ from diffusers import (
 from emcid_jax.diffusion.euler import Euler
 from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler
 from emcid_jax.diffusion.sampling import sample
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 # diffusers' Euler schedulers turn tensors into arrays the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

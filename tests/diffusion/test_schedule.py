@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 
 SD1 = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 CONFIGS = {

@@ -11,10 +11,11 @@ import pytest
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing import bank, concept_bank
-from emcid_jax.editing.bank import Memory, Record
-from emcid_jax.editing.concept_bank import ConceptBank
-from emcid_jax.models.clip_text import ClipTextConfig
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.bank.memories import Memory, Record
+from emcid_jax.models.text.clip import ClipTextConfig
 
 START, END, VOCAB, TOKENS = 57, 58, 59, 16
 
@@ -139,7 +140,7 @@ def random_bank() -> Callable[..., ConceptBank]:
         none = np.zeros(4, np.float32)
         records = [
             Record(
-                bank.provenance(request, StageOneConfig(layer=block), model),
+                memories.provenance(request, StageOneConfig(layer=block), model),
                 Memory(z.astype(np.float32), d.astype(np.float32), none, none, none),
                 {},
             )

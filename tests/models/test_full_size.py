@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
-from emcid_jax.generation import generate, initial_noise
-from emcid_jax.models import ldm
-from emcid_jax.models.clip_text import ClipTextConfig
-from emcid_jax.models.unet import UNet2DCondition, UNetConfig
-from emcid_jax.models.vae import AutoencoderKL, VaeConfig, rename_vae_key
-from emcid_jax.models.weights import abstract_params, read_params
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
+from emcid_jax.models.text.clip import ClipTextConfig
+from emcid_jax.models.weights.params import abstract_params, read_params
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.generate import generate, initial_noise
+from emcid_jax.pipelines.pipeline import load_pipeline
 
 # The published folders' own files (CompVis/stable-diffusion-v1-4, stabilityai/stable-diffusion-2-1
 # and its base model), less what names versions and places.
@@ -123,7 +123,7 @@ MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
 def test_single_files_get_the_published_configs(name: str) -> None:
     published = MODELS[name]
     velocity = "v_prediction" if name == "sd2-v" else "epsilon"
-    ours = ldm.default_configs(1 if name == "sd1" else 2, velocity)
+    ours = ldm_keys.default_configs(1 if name == "sd1" else 2, velocity)
     for part, cls in (("text_encoder", ClipTextConfig), ("unet", UNetConfig), ("vae", VaeConfig)):
         assert cls.from_dict(ours[part]) == cls.from_dict(published[part])
     theirs = NoiseSchedule.from_dict(published["scheduler"])

@@ -11,14 +11,14 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPVisionModelWithProjection, ViTForImageClassification
 
-from emcid_jax.evaluation.judge import load_judge
-from emcid_jax.generation import generate, initial_noise
-from emcid_jax.models import clip_vision
-from emcid_jax.models.clip_text import TextOutput
-from emcid_jax.models.clip_vision import ClipVisionConfig
-from emcid_jax.models.tokenizer import tokenize
-from emcid_jax.models.weights import abstract_params, read_params
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.evaluation.judges.classifier import load_judge
+from emcid_jax.models.scoring import clip_vision
+from emcid_jax.models.scoring.clip_vision import ClipVisionConfig
+from emcid_jax.models.text.clip import TextOutput
+from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.models.weights.params import abstract_params, read_params
+from emcid_jax.pipelines.generate import generate, initial_noise
+from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.catalogue import Picture, catalogue
 from emcid_jax.sprites.drawing import draw, to_float

@@ -1,7 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from emcid_jax.evaluation.labels import label_groups
+from emcid_jax.evaluation.judges.labels import label_groups
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.sprites.factors import FACTORS, LABELS
 from emcid_jax.sprites.judge_training import fold_classifier

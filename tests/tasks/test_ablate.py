@@ -1,7 +1,7 @@
 import pytest
 
 from emcid_jax.config import EditConfig, RequestsConfig
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import ablate
 
 BASE = EditConfig(requests=RequestsConfig(path="requests.json"))

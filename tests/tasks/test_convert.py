@@ -12,15 +12,15 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax import checkpoints, parallel
 from emcid_jax.config import ModelConfig
-from emcid_jax.editing import export
-from emcid_jax.editing.bank import model_hashes
-from emcid_jax.errors import UserError
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.editing.bank.memories import model_hashes
+from emcid_jax.editing.export import text_encoder
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime import checkpoints, parallel
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import convert
 from emcid_jax.tasks.convert import ConvertConfig
-from emcid_jax.tasks.inputs import require_model
+from emcid_jax.workflow.inputs import require_model
 
 
 def test_the_converted_folder_is_the_same_model_on_any_mesh(
@@ -43,7 +43,7 @@ def test_the_converted_folder_is_the_same_model_on_any_mesh(
     assert leaf.sharding.is_equivalent_to(parallel.replicated(mesh), leaf.ndim)
 
     text = found.params["text_encoder"]
-    export.write_text_encoder(tmp_path / "text_encoder", text, folder / "text_encoder")
+    text_encoder.write_text_encoder(tmp_path / "text_encoder", text, folder / "text_encoder")
     stored = load_file(tiny_pipeline_folder / "text_encoder" / "model.safetensors")
     for name, array in load_file(tmp_path / "text_encoder" / "model.safetensors").items():
         wanted = stored.get(name, stored.get(name.removeprefix("text_model.")))
@@ -66,7 +66,7 @@ def test_the_stored_type_is_that_of_the_variant_that_is_read(
     assert model_hashes(load_pipeline(folder)) == model_hashes(
         load_pipeline(source, variant="fp16")
     )
-    assert export.stored_dtype(folder / "text_encoder") == "float16"
+    assert text_encoder.stored_dtype(folder / "text_encoder") == "float16"
     metadata: Any = ocp.metadata(str(folder / checkpoints.WEIGHTS)).metadata
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(metadata)}
     assert kinds == {"float16"}

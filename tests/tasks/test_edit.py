@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import config as settings
 from emcid_jax import main
 from emcid_jax.config import EditConfig, from_config_dict
-from emcid_jax.editing.edit_file import WEIGHT, read_edit
+from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
@@ -59,12 +59,17 @@ run()
 """
 KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)
 KILLS = [
-    ("emcid_jax.editing.bank", "write", KILL, 3),  # Stage I, between the records of a chunk
-    ("emcid_jax.editing.bank", "write", TERM, 0),
-    ("emcid_jax.checkpoints", "save", KILL, 2),  # statistics
-    ("emcid_jax.editing.second_moment", "_add", TERM, 0),
-    ("emcid_jax.editing.edit_file", "write_edit", KILL, 0),  # between the two exports
-    ("emcid_jax.evaluation.images", "write_atomically", KILL, 9),  # evaluation
+    (
+        "emcid_jax.editing.bank.memories",
+        "write",
+        KILL,
+        3,
+    ),  # Stage I, between the records of a chunk
+    ("emcid_jax.editing.bank.memories", "write", TERM, 0),
+    ("emcid_jax.runtime.checkpoints", "save", KILL, 2),  # statistics
+    ("emcid_jax.editing.moments.second_moment", "_add", TERM, 0),
+    ("emcid_jax.editing.export.edit_file", "write_edit", KILL, 0),  # between the two exports
+    ("emcid_jax.evaluation.drawing.cache", "write_atomically", KILL, 9),  # evaluation
 ]
 # What SIGTERM lets the run finish: the second chunk of two; the third batch of captions.
 SAVED = {"write": ("bank/*.safetensors", 4), "_add": ("moments/progress/3", 1)}

@@ -13,14 +13,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import ModelConfig
-from emcid_jax.editing import edit_file, folder_edit
-from emcid_jax.errors import UserError
-from emcid_jax.models import ldm
-from emcid_jax.models.folder_layout import WEIGHT_FILES
-from emcid_jax.models.unet import UNetConfig
-from emcid_jax.models.vae import VaeConfig
-from emcid_jax.pipeline import load_pipeline
-from emcid_jax.sources import find_model
+from emcid_jax.editing.export import edit_file, into_folder
+from emcid_jax.models.image.unet import UNetConfig
+from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.pipelines.sources import find_model
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks.edit_file import EditFileConfig, run
 
 
@@ -36,7 +36,7 @@ def edit(model: Path, tmp_path: Path) -> Path:
     up, down = rng.standard_normal((32, 4)), rng.standard_normal((4, 64))
     request = {"source": "dog", "dest": ["cat"], "task": "update", "weight": 1.0}
     ledger: dict[str, Any] = {
-        "base": {"text_encoder": folder_edit.weights_hash(arrays)},
+        "base": {"text_encoder": into_folder.weights_hash(arrays)},
         "edited": "?",
         "stage_two": {"layers": [1, 2]},
         "report": {
@@ -90,11 +90,13 @@ def write_single_file(folder: Path, path: Path) -> None:
     for part, file in WEIGHT_FILES.items():
         for name, array in load_file(folder / part / file).items():
             if part == "text_encoder":
-                key = ldm.locate_text(f"text_model.{name.removeprefix('text_model.')}", 1, ()).key
+                key = ldm_keys.locate_text(
+                    f"text_model.{name.removeprefix('text_model.')}", 1, ()
+                ).key
             elif part == "unet":
-                key = ldm.locate_unet(name, unet).key
+                key = ldm_keys.locate_unet(name, unet).key
             else:
-                key = ldm.locate_vae(name, vae).key
+                key = ldm_keys.locate_vae(name, vae).key
             # Old autoencoders have attention as 1x1 convolutions.
             square = part == "vae" and "attn_1" in key and array.ndim == 2
             arrays[key] = array[:, :, None, None] if square else array

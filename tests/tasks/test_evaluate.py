@@ -12,11 +12,12 @@ import pytest
 
 from emcid_jax import config as settings
 from emcid_jax.baselines import uce
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation import quality
-from emcid_jax.tasks import edit, evaluate, methods
+from emcid_jax.evaluation.benchmarks import quality
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks import edit, evaluate
 from emcid_jax.tasks.evaluate import EvaluateConfig
-from emcid_jax.tasks.methods import Edited
+from emcid_jax.workflow import methods
+from emcid_jax.workflow.methods import Edited
 
 NAMES = ["dog, hound", "cat", "goldfish", "snow", "beach", "nurse"]
 ROWS = (

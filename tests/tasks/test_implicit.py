@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.aice import drawn_seeds
-from emcid_jax.evaluation.clip import load_clip
-from emcid_jax.evaluation.implicit import implicit_scores
-from emcid_jax.generation import generate
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
+from emcid_jax.evaluation.benchmarks.implicit import implicit_scores
+from emcid_jax.evaluation.judges.clip import load_clip
+from emcid_jax.pipelines.generate import generate
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import implicit as task
 from emcid_jax.tasks.implicit import ImplicitConfig
 

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.reading import make_reader
-from emcid_jax.tasks import edit, layer_pairs, trial
-from emcid_jax.tasks import workdir as folders
+from emcid_jax.evaluation.text_space.nearest_name import make_reader
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks import edit, layer_pairs
 from emcid_jax.tasks.layer_pairs import LayerPairsConfig
+from emcid_jax.workflow import variant
+from emcid_jax.workflow import workdir as folders
 
 PAIRS = (("dog", "cat"), ("goldfish", "beach"))
 
@@ -70,7 +71,7 @@ def test_every_range_once(
     job = edit.prepare(
         dataclasses.replace(config.base, stage_one=stage_one, stage_two=layers, evaluation=off)
     )
-    edited, report = trial.written(job, workdir, folders.Log(tmp_path / "log"))
+    edited, report = variant.written(job, workdir, folders.Log(tmp_path / "log"))
     row = rows[0]
     assert row["left"] == pytest.approx(report.distance_after / report.distance_before, rel=1e-4)
     reader = make_reader(job.pipeline, job.requests, config.keep, "the {}")

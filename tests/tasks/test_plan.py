@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import pytest
 
-from emcid_jax import cost, parallel
-from emcid_jax.architectures import abstract_pipeline
 from emcid_jax.config import ModelConfig, MomentConfig, StageOneConfig
-from emcid_jax.editing import abstract, stage_one
-from emcid_jax.editing.concept_batch import ConceptBatch
-from emcid_jax.errors import UserError
-from emcid_jax.targets import find_target
+from emcid_jax.editing.stage_one import run as stage_one
+from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
+from emcid_jax.pipelines.abstract import abstract_pipeline
+from emcid_jax.planning import traced_programs
+from emcid_jax.planning.machines import find_target
+from emcid_jax.runtime import parallel, program_cost
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import plan
 from emcid_jax.tasks.plan import PlanConfig
 
@@ -47,9 +48,9 @@ def test_what_a_concept_and_a_step_cost(tiny_pipeline_folder: Path) -> None:
         settings = StageOneConfig(layer=2, steps=5, teacher_pool=pool)
         config = config_for(tiny_pipeline_folder, stage_one=settings)
         whole, step = plan.stage_one_cost(pipeline, config)
-        inputs = abstract.stage_one_inputs(pipeline, 1, 2, settings)
+        inputs = traced_programs.stage_one_inputs(pipeline, 1, 2, settings)
         jaxpr = stage_one.trace(pipeline, inputs, settings, mesh, ConceptBatch(1)).jaxpr.jaxpr
-        wanted = cost.cost(jaxpr)
+        wanted = program_cost.cost(jaxpr)
         assert whole.flops == pytest.approx(wanted.flops, rel=1e-9)
         assert whole.bytes == pytest.approx(wanted.bytes, rel=1e-9)
         assert 0 < step.flops < whole.flops / 5
@@ -72,7 +73,7 @@ def test_a_plan_for_this_machine(
 
     # The batch is the one that a real run takes, and so is its memory.
     pipeline = abstract_pipeline(tiny_pipeline_folder)
-    inputs = abstract.stage_one_inputs(pipeline, 20, 2, config.stage_one)
+    inputs = traced_programs.stage_one_inputs(pipeline, 20, 2, config.stage_one)
     mesh = parallel.make_mesh(jax.devices()[:1])
     program = stage_one.compile_program(pipeline, inputs, config.stage_one, mesh)
     assert parts["stage_one"]["batch"] == program.batch.concepts == 20

@@ -15,18 +15,18 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import EvaluationConfig, ModelConfig
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation.artists import read_artists
-from emcid_jax.evaluation.clip import load_clip
-from emcid_jax.evaluation.perceptual import load_lpips
-from emcid_jax.evaluation.quality import QualityConfig
-from emcid_jax.generation import generate
-from emcid_jax.models.lpips import Lpips
-from emcid_jax.models.weights import write_params
-from emcid_jax.pipeline import load_pipeline, with_text_params
+from emcid_jax.evaluation.benchmarks.artists import read_artists
+from emcid_jax.evaluation.benchmarks.quality import QualityConfig
+from emcid_jax.evaluation.judges.clip import load_clip
+from emcid_jax.evaluation.judges.lpips import load_lpips
+from emcid_jax.models.scoring.lpips import Lpips
+from emcid_jax.models.weights.params import write_params
+from emcid_jax.pipelines.generate import generate
+from emcid_jax.pipelines.pipeline import load_pipeline, with_text_params
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import quality as task
-from emcid_jax.tasks.models import read_edited
 from emcid_jax.tasks.quality import QualityTaskConfig
+from emcid_jax.workflow.open_model import read_edited
 
 ROWS = """,case_number,prompt,evaluation_seed,artist,type
 0,0,Art by Monet,3,Monet,erased

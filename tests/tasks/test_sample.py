@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from emcid_jax.config import ModelConfig
-from emcid_jax.errors import UserError
-from emcid_jax.tasks import pictures
+from emcid_jax.reporting.plots import sample_grids
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import sample as task
 from emcid_jax.tasks.sample import SampleConfig, SamplingConfig
 
@@ -120,7 +120,7 @@ def test_draws_what_diffusers_draws_from_the_same_noise(
     if edited:
         assert np.abs(drawn(tmp_path, "base").astype(int) - drawn(tmp_path, "edited")).max() > 10
         grid = np.asarray(Image.open(tmp_path / "grid-1.png"))
-        assert grid.shape[1] > pictures.LABEL + 4 * pictures.CELL
+        assert grid.shape[1] > sample_grids.LABEL + 4 * sample_grids.CELL
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_only_what_is_missing_is_drawn(plain: SampleConfig, tmp_path: Path) -> N
     difference = np.abs(drawn(tmp_path, "base").astype(int) - before)
     assert difference.max(axis=(1, 2, 3)).min() > 10
 
-    note = json.loads(pictures.read_note(tmp_path / gone) or "")
+    note = json.loads(sample_grids.read_note(tmp_path / gone) or "")
     assert note["prompt"] in PROMPTS
     assert note["noise"] == "jax"
     assert note["scheduler"]["_class_name"] == "DDIMScheduler"
@@ -178,22 +178,24 @@ def test_names_stay_inside_and_differ(tmp_path: Path) -> None:
 
 def test_a_grid_shows_each_picture_at_its_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    prompts = [f"prompt {i} \N{GREEK SMALL LETTER ALPHA} " * 20 for i in range(pictures.ROWS + 1)]
+    prompts = [
+        f"prompt {i} \N{GREEK SMALL LETTER ALPHA} " * 20 for i in range(sample_grids.ROWS + 1)
+    ]
     files = {}
     for i, prompt in enumerate(prompts):
         for model in ("base", "edited"):
             picture = rng.integers(0, 256, (8, 16, 3), np.uint8)
             files[model, prompt, 5] = tmp_path / f"{model}-{i}.png"
-            files[model, prompt, 5].write_bytes(pictures.png(picture, "note"))
-    names = pictures.write_grids(tmp_path, files, prompts, [5], ["base", "edited"])
+            files[model, prompt, 5].write_bytes(sample_grids.png(picture, "note"))
+    names = sample_grids.write_grids(tmp_path, files, prompts, [5], ["base", "edited"])
     assert names == ["grid-1.png", "grid-2.png"]
     last = np.asarray(Image.open(tmp_path / "grid-2.png"))
-    assert len(last) == pictures.HEADER + pictures.CELL + 4
-    shown = last[pictures.HEADER :][:128, pictures.LABEL + pictures.CELL + 4 :][:, :256]
+    assert len(last) == sample_grids.HEADER + sample_grids.CELL + 4
+    shown = last[sample_grids.HEADER :][:128, sample_grids.LABEL + sample_grids.CELL + 4 :][:, :256]
     edited = np.asarray(Image.open(files["edited", prompts[-1], 5]))
     np.testing.assert_array_equal(shown, edited.repeat(16, 0).repeat(16, 1))
-    assert last[: pictures.HEADER].min() < 100  # the header's letters
-    assert last[pictures.HEADER :, : pictures.LABEL].min() < 100  # the prompt's
+    assert last[: sample_grids.HEADER].min() < 100  # the header's letters
+    assert last[sample_grids.HEADER :, : sample_grids.LABEL].min() < 100  # the prompt's
 
 
 def test_prompts_come_from_settings_and_file(tmp_path: Path) -> None:
@@ -244,7 +246,7 @@ def test_a_tables_rows_bring_their_own_seeds(tiny_pipeline_folder: Path, tmp_pat
     assert lines[1].startswith('base,"a dog, a cat",7,images/base/a-dog-a-cat-')
     assert [line.split(",")[-2] for line in lines[1:]] == ["7", "8", "7"]
     for line in lines[1:]:
-        note = pictures.read_note(tmp_path / "out" / line.split(",")[-1])
+        note = sample_grids.read_note(tmp_path / "out" / line.split(",")[-1])
         assert note is not None
         assert json.loads(note)["seed"] == int(line.split(",")[-2])
     assert not list((tmp_path / "out").glob("grid-*.png"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.errors import UserError
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import sequential
 from emcid_jax.tasks.sequential import SequentialConfig
 

@@ -11,11 +11,12 @@ import pytest
 
 from emcid_jax import config as settings
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.editing import bank, concept_bank
-from emcid_jax.editing.bank import Memory
-from emcid_jax.editing.concept_bank import Concept
-from emcid_jax.errors import UserError
-from emcid_jax.pipeline import load_pipeline
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank.concepts import Concept
+from emcid_jax.editing.bank.memories import Memory
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks.text_report import TextReportConfig, read_names, run
 
 WORDS = ["a dog", "the snow", "a doctor", "the city", "art"]
@@ -27,15 +28,15 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> TextReportConfig:
     (tmp_path / "captions.txt").write_text("\n".join(captions))
     (tmp_path / "names.txt").write_text("cat\n\nbeach \ndog\n")
     rng = np.random.default_rng(0)
-    model = bank.model_hashes(load_pipeline(tiny_pipeline_folder))
+    model = memories.model_hashes(load_pipeline(tiny_pipeline_folder))
     folder, concepts = tmp_path / "bank", []
     for name in ("dog", "snow"):
         request = EditRequest(name, "goldfish", ("a photo of {}",))
-        about = bank.provenance(request, settings.StageOneConfig(layer=2), model)
+        about = memories.provenance(request, settings.StageOneConfig(layer=2), model)
         none = np.zeros(4, np.float32)
         z, delta = rng.standard_normal((2, 32)).astype(np.float32)
-        bank.write(folder, about, Memory(z, delta, none, none, none), {})
-        concepts.append(Concept(request, bank.key(about)))
+        memories.write(folder, about, Memory(z, delta, none, none, none), {})
+        concepts.append(Concept(request, memories.key(about)))
     concept_bank.add(folder, concepts)
     return TextReportConfig(
         bank=str(folder),

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.errors import UserError
-from emcid_jax.evaluation import tracer
+from emcid_jax.evaluation.text_space import trace_runs
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import trace
 from emcid_jax.tasks.trace import TraceConfig
 
@@ -30,13 +30,13 @@ def config(tiny_pipeline_folder: Path) -> TraceConfig:
 
 
 def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, measure = [], tracer.measure
+    made, measure = [], trace_runs.measure
 
     def counted(*arguments: Any) -> Any:
         made.append(arguments[1:])
         return measure(*arguments)
 
-    monkeypatch.setattr(tracer, "measure", counted)
+    monkeypatch.setattr(trace_runs, "measure", counted)
     trace.run(dataclasses.replace(config, sites=("block",)), tmp_path)
     first = json.loads((tmp_path / "trace.json").read_text())
     assert [(row["first"], row["size"]) for row in first["rows"]] == [
@@ -64,7 +64,7 @@ def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def refuse(*arguments: object) -> None:
         raise AssertionError("a row was made again")
 
-    monkeypatch.setattr(tracer, "measure", refuse)
+    monkeypatch.setattr(trace_runs, "measure", refuse)
     with pytest.raises(AssertionError, match="made again"):  # Other noise, other rows.
         trace.run(dataclasses.replace(config, noise=1.0), tmp_path)
 

@@ -1,0 +1,400 @@
+"""The settings of a run: frozen dataclasses, each field documented, validated where it enters.
+
+Imports nothing heavy, so that `--help` and a config file with a mistake answer at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from emcid_jax.runtime.errors import UserError
+
+Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
+ImageSource = Literal["destination", "source", "files"]
+Residual = Literal["memit", "released"]
+Solve = Literal["host", "device"]
+SolverName = Literal["ridge", "ridge+preserve", "nullspace"]
+Dtype = Literal["float32", "bfloat16"]
+ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
+Benchmark = Literal["aice"]
+Prediction = Literal["", "epsilon", "v_prediction"]
+
+Config = TypeVar("Config")
+
+
+class Range(NamedTuple):
+    """Limits of a number, both included unless `open`."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        """Whether `value` lies inside; NaN does not."""
+        number = typing.cast(float, value)
+        return self.low < number < self.high if self.open else self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        """The limits in words, for messages."""
+        low, high = (">", "<") if self.open else (">=", "<=")
+        parts = [f"{low} {self.low:g}"] if self.low > -math.inf else []
+        return " and ".join([*parts, f"{high} {self.high:g}"] if self.high < math.inf else parts)
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Positive = Annotated[float, Range(0.0, open=True)]
+NotNegative = Annotated[float, Range(0.0)]
+
+
+@dataclasses.dataclass(frozen=True)
+class RequestsConfig:
+    """What is asked."""
+
+    path: str = ""
+    """Manifest (JSON, YAML or CSV), a published request file, or `sprites`: 2,000 requests of mixed
+    kind of the sprite world."""
+    count: CountOrZero = 0
+    """Only the first `count` requests of the file; 0 takes all."""
+    templates: tuple[str, ...] = ()
+    """Templates, each with one {}, of requests that name none; empty: those of the file's kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What is edited."""
+
+    path: str = "sprites"
+    """`sprites` (the bundled model), a Stable Diffusion folder in diffusers' layout, a single
+    .safetensors file in the original key names, or a Hub id."""
+    revision: str = ""
+    """Branch, tag or commit of a Hub id; empty: its main branch."""
+    variant: str = ""
+    """Weight files of a folder or Hub id: e.g. `fp16` for *.fp16.safetensors; empty: the plain."""
+    prediction: Prediction = ""
+    """What the UNet of a single Stable Diffusion 2 file predicts, for the file does not say."""
+    dtype: Dtype = "float32"
+    """Computation of the networks; parameters, losses and solves keep float32 or better."""
+    export_dtype: ExportDtype = "source"
+    """Stored type of the edited text encoder; `source` keeps the base model's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageOneConfig:
+    """Stage I: one offset per concept by dual self-distillation (reference, section 3)."""
+
+    layer: CountOrZero = 10
+    """Block L whose output receives the offsets."""
+    steps: Count = 100
+    """Adam steps per concept."""
+    learning_rate: Positive = 0.2
+    """Constant Adam learning rate."""
+    clamp_norm_factor: Positive = 1.5
+    """Offsets are projected onto |delta| <= factor * |h0|."""
+    weight_decay: NotNegative = 5e-4
+    """Weight of |delta| / |h0|^2."""
+    text_loss_scale: NotNegative = 0.01
+    """Weight of the text alignment: of pooled features or, if several, edited tokens' states."""
+    objective: Objective = "ablate-dest"
+    """Target of the noise loss; `text-only` drops it."""
+    esd_guidance: float = 1.0
+    """Strength mu of the `esd` objective."""
+    image_source: ImageSource = "destination"
+    """Which prompts draw the training images, or `files`."""
+    samples_per_prompt: Count = 1
+    """Training images per prompt."""
+    image_steps: Count = 20
+    """Sampler steps of a training image."""
+    image_guidance: NotNegative = 4.0
+    """Classifier-free guidance of a training image."""
+    teacher_pool: CountOrZero = 0
+    """Fixed samples per prompt that the steps take in turn; 0 draws a new one in every step."""
+    edited_tokens: Count = 1
+    """Tokens that receive offsets: the last subject token, then the end token, then padding."""
+    text_tokens: CountOrZero = 0
+    """Tokens of a prompt that the loss reads, so many of the padding included; 0: all, as images
+    are drawn. A prompt that does not end within them is refused."""
+    concept_batch: CountOrZero = 0
+    """Concepts optimised together; 0 chooses from the compiled program's memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MomentConfig:
+    """Second moments of the keys over captions (reference, section 5.4)."""
+
+    captions: str = "sprites"
+    """`sprites`, a JSONL/text file of captions, or `tfds:<name>`."""
+    count: Count = 20_000
+    """Number of captions."""
+    batch: Count = 256
+    """Captions per device batch."""
+    seed: Seed = 1
+    """Seed that picks the captions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTwoConfig:
+    """Stage II: the closed-form solve (reference, section 5.1)."""
+
+    layers: tuple[CountOrZero, ...] = tuple(range(11))
+    """Edited blocks, ascending; the last must be Stage I's `layer`."""
+    residual: Residual = "memit"
+    """Residual convention."""
+    moment_weight: Positive = 4000.0
+    """lambda (mom2_update_weight)."""
+    edit_weight: Annotated[float, Range(0.0, 1.0, open=True)] = 0.5
+    """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
+    solve: Solve = "host"
+    """Linear systems in float64 on the host, or in refined float32 on the device."""
+    solver: SolverName = "ridge"
+    """`ridge`; `ridge+preserve` keeps named concepts too; `nullspace` writes only into directions
+    that captions hardly use, and leaves the empty prompt exactly as it is."""
+    preserve: tuple[str, ...] = ()
+    """Names of concepts to keep: `ridge+preserve` needs some, `nullspace` may have some."""
+    preserve_path: str = ""
+    """File of more such names, one a line."""
+    preserve_templates: tuple[str, ...] = ()
+    """Templates, each with one {}, of their prompts; empty: all templates of the requests."""
+    preserve_weight: Positive = 10.0
+    """How much a kept concept counts, an edit of weight 1 counting 1."""
+    nullspace_energy: Annotated[float, Range(0.0, open=True), Range(high=1.0)] = 0.1
+    """`nullspace`: share of the captions' key energy in the directions that are written into."""
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        named = bool(self.preserve or self.preserve_path)
+        if self.solver == "ridge+preserve" and not named:
+            raise UserError(
+                "config.stage_two.preserve and preserve_path are empty; name the concepts that "
+                "'ridge+preserve' shall keep, or set config.stage_two.solver to 'ridge'"
+            )
+        if self.solver == "ridge" and named:
+            raise UserError(
+                "config.stage_two.preserve names concepts, but config.stage_two.solver 'ridge' "
+                "keeps none; set it to 'ridge+preserve' or 'nullspace'"
+            )
+        if not all(name.strip() for name in self.preserve):
+            raise UserError(f"config.stage_two.preserve is {self.preserve}; remove empty names")
+        for i, template in enumerate(self.preserve_templates):
+            if template.count("{}") != 1:
+                raise UserError(
+                    f"config.stage_two.preserve_templates[{i}] is {template!r}; a template holds "
+                    "one {}"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """The benchmark before and after the edit. May change between runs of one workdir."""
+
+    enabled: bool = True
+    """Whether the run ends with an evaluation."""
+    benchmark: Benchmark = "aice"
+    """Which benchmark."""
+    steps: Count = 20
+    """Sampler steps of an image."""
+    guidance: NotNegative = 4.0
+    """Classifier-free guidance."""
+    prompts_per_request: CountOrZero = 0
+    """Prompts per request and image set; 0 takes all."""
+    holdout: CountOrZero = 0
+    """Hold-out classes; 0 takes all."""
+    batch: Count = 64
+    """Images drawn together."""
+    aliases: bool = True
+    """Whether the sources' other names are drawn too."""
+    holdout_path: str = ""
+    """The benchmark's hold-out file (`imgnet_aug_test.json`); empty: every class nobody edits."""
+    judge: str = ""
+    """Folder of the ViT classifier that judges images; empty: `judge` in the model's folder."""
+    debias_seeds: Count = 10
+    """`debias` requests: sets of images, of which the spread is told."""
+    debias_images: Count = 12
+    """`debias` requests: images per prompt in each set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DebiasConfig:
+    """How the factors that mix a `debias` request's destinations are found (docs/debias.md)."""
+
+    images: Count = 48
+    """Images per request and candidate."""
+    tolerance: Annotated[float, Range(0.0, 1.0)] = 0.1
+    """A request is done when every share is so near to the asked one."""
+    candidates: Count = 3
+    """Candidates per request in the first round of the search."""
+    rounds: CountOrZero = 1
+    """Most further rounds of the search, each request on its own, without Stage II."""
+    refinements: CountOrZero = 4
+    """Most rounds after the joint Stage II, each followed by another solve."""
+    steps: Count = 20
+    """Sampler steps of an image."""
+    guidance: NotNegative = 4.0
+    """Classifier-free guidance."""
+    batch: Count = 64
+    """Images drawn together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a run proceeds; changes rounding at most, so it may differ between runs of a workdir."""
+
+    save_every: Count = 16
+    """Concepts per chunk of Stage I: a killed run loses at most the chunk in flight."""
+    save_every_batches: Count = 20
+    """Caption batches between two saves of the second moments."""
+    compile_cache: bool = True
+    """Keep compiled programs in the user's cache folder for the next run."""
+    progress: bool = True
+    """Progress bars on stderr."""
+    cpu_devices: CountOrZero = 1
+    """Without an accelerator: devices that the CPU's cores are shared out to, 0 one per core. Each
+    holds a copy of the weights; for small models that is much faster than one device of all."""
+    distributed: bool = False
+    """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
+    say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EditConfig:
+    """The main job: requests in, edited text encoder and report out."""
+
+    task: Literal["edit"] = "edit"
+    """Which task of `emcid_jax.tasks` runs."""
+    requests: RequestsConfig = RequestsConfig()
+    model: ModelConfig = ModelConfig()
+    stage_one: StageOneConfig = StageOneConfig()
+    moments: MomentConfig = MomentConfig()
+    stage_two: StageTwoConfig = StageTwoConfig()
+    debias: DebiasConfig = DebiasConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    run: RunConfig = RunConfig()
+
+    def check(self) -> None:
+        """Rules between fields; UserError names the field, the value and the fix."""
+        if not self.requests.path:
+            raise UserError(
+                "config.requests.path is empty; give a manifest or request file, "
+                "e.g. --config.requests.path=requests.json"
+            )
+        for i, template in enumerate(self.requests.templates):
+            if template.count("{}") != 1:
+                raise UserError(
+                    f"config.requests.templates[{i}] is {template!r}; a template holds one {{}}"
+                )
+        layers = self.stage_two.layers
+        if not layers or list(layers) != sorted(set(layers)):
+            raise UserError(
+                f"config.stage_two.layers is {layers}; give different block numbers in "
+                "ascending order, e.g. (7, 8, 9, 10)"
+            )
+        if layers[-1] != self.stage_one.layer:
+            raise UserError(
+                f"config.stage_two.layers is {layers}; its last block must be "
+                f"config.stage_one.layer, which is {self.stage_one.layer}"
+            )
+
+
+def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "config") -> Config:
+    """`values` as the frozen dataclass `cls`.
+
+    Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
+    of every section that has one. UserError names the field, the value and what is allowed.
+    """
+    return _convert(values, cls, name)
+
+
+def to_config_dict(config: Any) -> Any:
+    """A dataclass of this file as the ConfigDict that a config file's `get_config` returns."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(dataclasses.asdict(config))
+
+
+def describe(cls: type, name: str = "config") -> str:
+    """Every field with its default and its documentation, one a line, for `--help`."""
+    lines = []
+    documents = _field_documents(cls)
+    for field in dataclasses.fields(cls):
+        label = f"{name}.{field.name}"
+        if dataclasses.is_dataclass(field.default):
+            lines.append(f"\n{label}: {inspect.getdoc(type(field.default))}")
+            lines.append(describe(type(field.default), label))
+        else:
+            lines.append(f"  {label} = {field.default!r}")
+            lines.append(f"      {documents.get(field.name, '')}")
+    return "\n".join(lines)
+
+
+def _field_documents(cls: type) -> dict[str, str]:
+    """Field name -> the string under it; Python keeps these only in the source."""
+    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
+
+
+def _convert(value: Any, kind: Any, name: str) -> Any:
+    """`value` checked against the annotation `kind`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return _convert_section(value, kind, name)
+    if origin is Annotated:
+        result = _convert(value, arguments[0], name)
+        for limits in arguments[1:]:
+            if result not in limits:
+                raise UserError(f"{name} is {value!r}; it must be {limits}")
+        return result
+    if origin is Literal:
+        if value not in arguments:
+            raise UserError(f"{name} is {value!r}; allowed: {', '.join(map(repr, arguments))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise UserError(f"{name} is {value!r}; it must be a tuple")
+        return tuple(_convert(x, arguments[0], f"{name}[{i}]") for i, x in enumerate(value))
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else _convert(value, arguments[0], name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise UserError(f"{name} is {value!r}; it must be {_WORDS[kind]}")
+    if kind is float and not math.isfinite(value):
+        raise UserError(f"{name} is {value!r}; it must be finite")
+    return value
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _convert_section(value: Any, cls: type, name: str) -> Any:
+    """A nested section; unknown names are answered with the nearest known one."""
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} is {value!r}; it must be a section of settings")
+    kinds = typing.get_type_hints(cls, include_extras=True)
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in value:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise UserError(f"{name}.{key} is unknown; {hint}allowed: {', '.join(known)}")
+    section = cls(**{key: _convert(value[key], kinds[key], f"{name}.{key}") for key in value})
+    if hasattr(section, "check"):
+        section.check()
+    return section

@@ -1,0 +1,396 @@
+"""The concept bank: which concepts an edit consists of, how strongly, and their memories.
+
+A bank is a folder of memories (`bank`) with one list, `concepts.json`, of those that are in it.
+Every change of the list is one rename under a lock, and memories are written before the list names
+them: whenever a process dies the folder is a valid bank, and several processes may read and change
+it at the same time. Removing a concept leaves its memory behind, so adding it again costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fcntl
+import fnmatch
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from emcid_jax.concepts import spans
+from emcid_jax.concepts.conflicts import normalised, require_consistent
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing.bank import memories, pack_file
+from emcid_jax.editing.bank.memories import Memory, Record
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_one import edited_tokens
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import checksums as seals
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+LIST = "concepts.json"
+FORMAT = 1
+PACKED = 256
+"""So many memories outside the pack make a change of the list write a new one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """A member of a bank."""
+
+    request: EditRequest
+    memory: str
+    """Name of its memory, see `memories.key`."""
+    strength: float = 1.0
+    """How much of the memory's offset is written: the target is h0 + strength * delta. 0 leaves
+    the concept out of the edit but in the bank."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ConceptBank:
+    """Concepts with their memories, ordered by the memories' names: no history is left in it."""
+
+    concepts: tuple[Concept, ...]
+    records: Mapping[str, Record]
+    """By name: the record of every concept."""
+
+    @property
+    def active(self) -> tuple[Concept, ...]:
+        """The concepts that an edit writes: those of strength > 0."""
+        return tuple(concept for concept in self.concepts if concept.strength > 0)
+
+
+def of_requests(requests: Sequence[EditRequest], records: Sequence[Record]) -> ConceptBank:
+    """The bank of requests and their records, in memory. UserError if they contradict."""
+    names = [memories.key(record.provenance) for record in records]
+    concepts = map(Concept, requests, names)
+    return ConceptBank(united(concepts), dict(zip(names, records, strict=True)))
+
+
+class Records(Mapping[str, Record]):
+    """Records by name, parsed when they are asked for; their bytes are known to be intact."""
+
+    def __init__(self, contents: Mapping[str, bytes]) -> None:
+        self._contents = contents
+
+    def __getitem__(self, name: str) -> Record:
+        return memories.parse_record(self._contents[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._contents)
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+
+def open_bank(folder: Path) -> ConceptBank:
+    """Reads a bank and checks every byte of it.
+
+    UserError naming every file that is missing or damaged.
+    """
+    concepts = read_list(folder)
+    return ConceptBank(concepts, Records(_contents(folder, concepts)))
+
+
+def read_list(folder: Path) -> tuple[Concept, ...]:
+    """The concepts of the bank in `folder`, in canonical order; memories are not read."""
+    path = folder / LIST
+    try:
+        content = path.read_bytes()
+        if not seals.is_intact(content):
+            raise ValueError("its checksum does not fit")
+        return tuple(_from_json(entry, str(folder)) for entry in json.loads(content)["concepts"])
+    except FileNotFoundError:
+        raise UserError(f"{folder} is no concept bank (it has no {LIST}); give another") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); restore it") from error
+
+
+def update(
+    folder: Path, change: Callable[[tuple[Concept, ...]], Iterable[Concept]]
+) -> tuple[Concept, ...]:
+    """Replaces the list of the bank in `folder` (made if there is none) by `change` of it.
+
+    One process at a time, by one rename; gives the new list. UserError, with nothing changed, if
+    the new concepts contradict each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        old = read_list(folder) if (folder / LIST).exists() else ()
+        new = united(change(old))
+        lines = ",\n".join(json.dumps(_to_json(c), ensure_ascii=False) for c in new)
+        head = f'{{"format": {FORMAT}, "checksum": "{seals.UNSEALED}", "concepts": [\n'
+        write_atomically(folder / LIST, seals.sealed(f"{head}{lines}\n]}}\n".encode()))
+        if len({c.memory for c in new} - pack_file.names(folder)) >= PACKED:
+            pack_file.write(folder, _contents(folder, new))
+    return new
+
+
+def add(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+    """Adds concepts whose memories lie in `folder`; those that are there already stay.
+
+    UserError, with nothing changed, if one is there already with another memory.
+    """
+    added = list(concepts)
+    return update(folder, lambda old: _added(old, added))
+
+
+def require_addable(folder: Path, concepts: Iterable[Concept]) -> None:
+    """UserError if `add` would refuse the concepts."""
+    old = read_list(folder) if (folder / LIST).exists() else ()
+    united(_added(old, list(concepts)))
+
+
+def merge(folder: Path, other: Path) -> tuple[Concept, ...]:
+    """Adds all concepts of the bank `other`, with their memories, to the bank in `folder`."""
+    concepts = read_list(other)
+    require_addable(folder, concepts)
+    for concept in concepts:
+        memories.copy_record(other, folder, concept.memory)
+    return add(folder, concepts)
+
+
+def remove(folder: Path, chosen: Iterable[Concept]) -> tuple[Concept, ...]:
+    """Takes concepts out of the bank in `folder`; their memories stay on disk."""
+    names = {concept.memory for concept in chosen}
+    return update(folder, lambda old: [c for c in old if c.memory not in names])
+
+
+def set_strength(folder: Path, chosen: Iterable[Concept], strength: float) -> tuple[Concept, ...]:
+    """Gives concepts of the bank in `folder` another strength (>= 0)."""
+    if not (np.isfinite(strength) and strength >= 0):
+        raise UserError(f"strength is {strength}; give a number >= 0")
+    names = {concept.memory for concept in chosen}
+    return update(
+        folder,
+        lambda old: [
+            dataclasses.replace(c, strength=strength) if c.memory in names else c for c in old
+        ],
+    )
+
+
+def united(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+    """The concepts as a set, in canonical order: by the memories' names.
+
+    UserError naming those that contradict: one source with several destinations, or one memory
+    with several weights or strengths.
+    """
+    found: dict[str, Concept] = {}
+    problems = []
+    for concept in concepts:
+        first = found.setdefault(concept.memory, concept)
+        for field, now, before in (
+            ("weight", concept.request.weight, first.request.weight),
+            ("strength", concept.strength, first.strength),
+        ):
+            if now != before:
+                problems.append(
+                    f"{concept.request.origin}: {field} of {concept.request.source!r} is {now}, "
+                    f"but {first.request.origin} has {before}; make them equal"
+                )
+    if problems:
+        raise UserError("\n".join(problems))
+    ordered = tuple(found[name] for name in sorted(found))
+    require_consistent([concept.request for concept in ordered])
+    return ordered
+
+
+def select(
+    concepts: Sequence[Concept],
+    names: Sequence[str] = (),
+    query: str = "",
+    requests: Sequence[EditRequest] = (),
+) -> list[Concept]:
+    """The concepts that any of the criteria picks; case and white space do not matter.
+
+    Args:
+        concepts: what to pick from.
+        names: sources. UserError for one that is not there.
+        query: a pattern with `*`, `?` and `[...]` that source or destination matches.
+        requests: concepts of the same source and destinations.
+    """
+    sources = [normalised(concept.request.source) for concept in concepts]
+    wanted = {normalised(name) for name in names}
+    unknown = sorted(wanted.difference(sources))
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], sources, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else "; list the bank to see its concepts"
+        raise UserError(f"{', '.join(map(repr, unknown))} is not in the bank{hint}")
+    asked = {_identity(request) for request in requests}
+    pattern = normalised(query)
+    return [
+        concept
+        for concept, source in zip(concepts, sources, strict=True)
+        if source in wanted
+        or _identity(concept.request) in asked
+        or any(
+            fnmatch.fnmatchcase(normalised(name), pattern)
+            for name in (concept.request.source, *concept.request.dests)
+        )
+    ]
+
+
+def diff(ours: Sequence[Concept], theirs: Sequence[Concept]) -> dict[str, list[str]]:
+    """How two banks differ: sources `only_here`, `only_there`, and `changed` with what changed."""
+    here, there = (
+        {normalised(c.request.source): c for c in concepts} for concepts in (ours, theirs)
+    )
+    changed = []
+    for source in sorted(here.keys() & there.keys()):
+        a, b = _shown(here[source]), _shown(there[source])
+        fields = [f"{name} {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
+        if fields:
+            changed.append(f"{here[source].request.source}: {', '.join(fields)}")
+    return {
+        "only_here": sorted(here[s].request.source for s in here.keys() - there.keys()),
+        "only_there": sorted(there[s].request.source for s in there.keys() - here.keys()),
+        "changed": changed,
+    }
+
+
+def solve(
+    concepts: ConceptBank, pipeline: Pipeline, moments: SecondMoments, config: StageTwoConfig
+) -> WeightEdit:
+    """Stage II over all concepts of strength > 0, from pristine weights, in canonical order.
+
+    The same concepts give the same bits, whatever the order they were added and removed in.
+
+    Raises:
+        UserError: no concept to write, memories of another text encoder or tokenizer, memories of
+            different blocks, and what `solve.solve` raises.
+    """
+    require_base(concepts, pipeline)
+    return solve_relative(concepts, pipeline, moments, config)
+
+
+def solve_relative(
+    concepts: ConceptBank, pipeline: Pipeline, moments: SecondMoments, config: StageTwoConfig
+) -> WeightEdit:
+    """As `solve`, on a relative of the model that the memories were found with."""
+    active = concepts.active
+    if not active:
+        raise UserError("the bank has no concept of strength > 0; add one")
+    records = [concepts.records[concept.memory] for concept in active]
+    requests = [concept.request for concept in active]
+    prompts = spans.source_prompts(pipeline.tokenizer, requests)
+    counts = [memories.edited_tokens(record.provenance) for record in records]
+    targets = [target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]
+    return stage_two.solve(
+        pipeline.text,
+        pipeline.params["text_encoder"],
+        np.concatenate([z.reshape(count, -1) for z, count in zip(targets, counts, strict=True)]),
+        edited_tokens.rows(prompts, pipeline.tokenizer.eos_token_id, counts),
+        moments,
+        config,
+        block=common_block(records),
+        weights=np.repeat([request.weight for request in requests], counts),
+        protection=preservation.protect(pipeline, requests, config),
+    )
+
+
+def target(memory: Memory, strength: float) -> Float64[np.ndarray, " dim"]:
+    """h0 + strength * delta; z itself at strength 1. All edited tokens', one after the other."""
+    return memory.z.astype(np.float64) - (1 - strength) * memory.delta.astype(np.float64)
+
+
+def common_block(records: Sequence[Record]) -> int:
+    """The block L that all memories were found at. UserError if there are several."""
+    blocks = sorted({record.provenance["stage_one"]["layer"] for record in records})
+    if len(blocks) != 1:
+        raise UserError(
+            f"the bank's memories are of blocks {blocks}; an edit takes one: remove the others"
+        )
+    return blocks[0]
+
+
+def require_base(concepts: ConceptBank, pipeline: Pipeline) -> None:
+    """UserError unless all active memories were found with this text encoder and tokenizer."""
+    model = {
+        "text_encoder": params_hash(pipeline.params["text_encoder"]),
+        "tokenizer": memories.tokenizer_hash(pipeline.folder),
+    }
+    for part, wanted in model.items():
+        others = [
+            concept.request.source
+            for concept in concepts.active
+            if concepts.records[concept.memory].provenance["model"][part] != wanted
+        ]
+        if others:
+            raise UserError(
+                f"{len(others)} memories, the first of {others[0]!r}, were found with another "
+                f"{part} than that of {pipeline.folder}; give the model they were made for, take "
+                "the bank to a fine-tuned one (task bank, operation port), or add the requests to "
+                "a new bank with this one"
+            )
+
+
+def _contents(folder: Path, concepts: Sequence[Concept]) -> dict[str, bytes]:
+    """Memory -> its bytes, from the pack or its own file; UserError naming all that are damaged."""
+    packed = pack_file.read(folder)
+    contents: dict[str, bytes] = {}
+    damaged = []
+    for name in (concept.memory for concept in concepts):
+        try:
+            contents[name] = packed.get(name) or memories.read_content(folder, name)
+        except UserError as error:
+            damaged.append(str(error))
+    if damaged:
+        raise UserError("\n".join(damaged))
+    return contents
+
+
+def _added(old: Sequence[Concept], added: Sequence[Concept]) -> list[Concept]:
+    """Both; UserError if a new one asks what an old one does, but has another memory."""
+    known = {_identity(concept.request): concept for concept in old}
+    for concept in added:
+        request = concept.request
+        if known.get(_identity(request), concept).memory != concept.memory:
+            raise UserError(
+                f"{request.origin}: {request.source!r} is in the bank with other templates, seed, "
+                "settings or model; remove it first, or add it with the same"
+            )
+    return [*old, *added]
+
+
+def _identity(request: EditRequest) -> tuple[str, ...]:
+    return (normalised(request.source), *(normalised(dest) for dest in request.dests))
+
+
+def _shown(concept: Concept) -> dict[str, Any]:
+    """What `diff` compares."""
+    request = concept.request
+    return {
+        "dest": " | ".join(request.dests),
+        "task": request.task,
+        "weight": request.weight,
+        "strength": concept.strength,
+        "memory": concept.memory[:12],
+    }
+
+
+def _to_json(concept: Concept) -> dict[str, Any]:
+    """Without the request's defaults and origin."""
+    asked = {
+        field.name: getattr(concept.request, field.name)
+        for field in dataclasses.fields(EditRequest)
+        if field.compare and getattr(concept.request, field.name) != field.default
+    }
+    return {"memory": concept.memory, "strength": concept.strength, "request": asked}
+
+
+def _from_json(entry: Mapping[str, Any], origin: str) -> Concept:
+    asked: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in entry["request"].items()
+    }
+    return Concept(EditRequest(**asked, origin=origin), entry["memory"], entry["strength"])

@@ -1,0 +1,239 @@
+"""Memories on disk, each filed under all that determines it.
+
+One safetensors file per concept, named by the hash of its provenance. A memory is found again only
+when request, settings, model and tokenizer are all the same, so nothing stale can be reused. Every
+record carries a checksum over all its bytes: damage is found when it is read. Which memories a bank
+consists of is said in `concept_bank`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import save
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.bank import pack_file
+from emcid_jax.editing.stage_one.training_images import reads_files
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import checksums
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+FORMAT = 1
+"""Raised whenever Stage I computes something else from the same inputs."""
+
+LATER: Mapping[str, Any] = {"text_tokens": 0, "edited_tokens": 1}
+"""Settings added since, with the value that does what was done before: at it they are left out of
+the provenance, so memories of older versions are still found."""
+
+SUFFIX = ".safetensors"
+
+Provenance = Mapping[str, Any]
+
+
+class Memory(NamedTuple):
+    """What Stage I found for one concept, float32."""
+
+    z: Float[np.ndarray, " dim"]
+    """Wanted outputs of block L at the edited tokens, one after the other."""
+    delta: Float[np.ndarray, " dim"]
+    """z minus the clean states."""
+    curve: Float[np.ndarray, " step"]
+    """Training loss of every step."""
+    start: Float[np.ndarray, 4]
+    """Held-out loss at delta = 0: total, noise, text, decay."""
+    end: Float[np.ndarray, 4]
+    """The same at the final delta."""
+
+
+class Record(NamedTuple):
+    """A memory with all that is filed with it."""
+
+    provenance: Provenance
+    """All that determines the memory, see `provenance`."""
+    memory: Memory
+    details: Mapping[str, Any]
+    """What else is worth knowing about it (JSON)."""
+    code: str = ""
+    """Version of emcid_jax that filed it; empty while it is not on disk."""
+
+
+def provenance(
+    request: EditRequest, config: StageOneConfig, model: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that determines a request's memory, as JSON values.
+
+    Image files count by content, where the settings read them. `model` holds hashes of the model's
+    parts. The request's weight and evaluation fields do not matter, nor does, up to rounding, the
+    number of concepts optimised together: they are left out.
+    """
+    settings = {
+        name: value
+        for name, value in dataclasses.asdict(config).items()
+        if name != "concept_batch" and LATER.get(name, ...) != value
+    }
+    files = request.image_paths if reads_files(config) else ()
+    return {
+        "format": FORMAT,
+        "source": request.source,
+        "dest": list(request.dests),
+        "templates": list(request.templates),
+        "seed": request.seed,
+        "images": [_file_hash(Path(path)) for path in files],
+        "stage_one": settings,
+        "model": dict(sorted(model.items())),
+    }
+
+
+def edited_tokens(about: Provenance) -> int:
+    """How many tokens' states a memory with this provenance holds."""
+    return about["stage_one"].get("edited_tokens", LATER["edited_tokens"])
+
+
+def key(about: Provenance) -> str:
+    """Name of the memory with this provenance: 64 hex digits."""
+    return hashlib.sha256(_dumped(about).encode()).hexdigest()
+
+
+def model_hashes(pipeline: Pipeline) -> dict[str, str]:
+    """What a memory depends on beside its request: every part of the model, and its precision."""
+    hashes = {name: params_hash(params) for name, params in pipeline.params.items()}
+    return hashes | {
+        "tokenizer": tokenizer_hash(pipeline.folder),
+        "scheduler": hash_of(dict(pipeline.scheduler_config)),
+        "dtype": jnp.dtype(pipeline.text.dtype).name,
+    }
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 (hex) over names and bytes of the tokenizer's files of a model folder."""
+    digest = hashlib.sha256()
+    for file in sorted((folder / "tokenizer").iterdir()):
+        if file.is_file():
+            digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def hash_of(content: Any) -> str:
+    """SHA-256 (hex) of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read(folder: Path, about: Provenance) -> Memory | None:
+    """The memory with this provenance, or None if the folder has no intact record of it."""
+    record = _read_if_intact(_path(folder, key(about)))
+    return record.memory if record else None
+
+
+def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
+    """The details that `write` stored beside the memory; empty without an intact record."""
+    record = _read_if_intact(_path(folder, key(about)))
+    return dict(record.details) if record else {}
+
+
+def read_record(folder: Path, name: str) -> Record:
+    """The record called `name` (a `key`), every byte of it checked.
+
+    UserError naming the file if it is missing or damaged.
+    """
+    return parse_record(read_content(folder, name))
+
+
+def read_content(folder: Path, name: str) -> bytes:
+    """The bytes of the record called `name`, checked; UserError as `read_record`."""
+    path = f"{folder}/{name}{SUFFIX}"  # No Path: making one costs as much as hashing the file.
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+        if not checksums.is_intact(content):
+            raise ValueError("its checksum does not fit")
+        about = _head(content)[0]["__metadata__"]["provenance"]
+        if hashlib.sha256(about.encode()).hexdigest() != name:
+            raise ValueError("the name is not that of its content")
+        return content
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such memory; restore it or add its concept again") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: damaged ({error}); restore it, or delete it and add its concept again"
+        ) from error
+
+
+def parse_record(content: bytes) -> Record:
+    """The record in the bytes that `read_content` gave."""
+    header, start = _head(content)
+    said = header["__metadata__"]
+    memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
+    about, details = json.loads(said["provenance"]), json.loads(said["details"])
+    return Record(about, memory, details, said["code"])
+
+
+def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
+    """Files a memory, by one rename; `details` (JSON) are what else is worth knowing about it."""
+    arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
+    said = {
+        "provenance": _dumped(about),
+        "details": json.dumps(dict(details)),
+        "code": _code_version(),
+        "checksum": checksums.UNSEALED,
+    }
+    content = checksums.sealed(save(arrays, metadata=said))
+    pack_file.forget(folder, key(about))
+    write_atomically(_path(folder, key(about)), content)
+
+
+def copy_record(source: Path, target: Path, name: str) -> None:
+    """Copies a record, byte by byte, after checking it. UserError if it is damaged."""
+    write_atomically(_path(target, name), read_content(source, name))
+
+
+def _head(content: bytes) -> tuple[dict[str, Any], int]:
+    """Header of a safetensors file, and where its data begin."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:start]), start
+
+
+def _array(content: bytes, start: int, entry: Mapping[str, Any]) -> np.ndarray:
+    """A tensor of a safetensors file whose data begin at `start`."""
+    if entry["dtype"] != "F32":
+        raise ValueError(f"holds {entry['dtype']}")
+    first, last = entry["data_offsets"]
+    return np.frombuffer(content, "<f4", (last - first) // 4, start + first)
+
+
+def _read_if_intact(path: Path) -> Record | None:
+    try:
+        return read_record(path.parent, path.name.removesuffix(SUFFIX))
+    except UserError:
+        return None
+
+
+def _code_version() -> str:
+    try:
+        return metadata.version("emcid_jax")
+    except metadata.PackageNotFoundError:  # Run from a checkout.
+        return "unknown"
+
+
+def _dumped(about: Provenance) -> str:
+    return json.dumps(about, sort_keys=True, ensure_ascii=False)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / f"{name}{SUFFIX}"
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,199 @@
+"""The weight edit as a file: the change of every layer, and the ledger of what is in it.
+
+A layer's change dW is stored in float32 under the name of the weight that it changes, or, where
+that is smaller and as accurate, as two factors `.up` and `.down` with dW = up @ down: an edit of
+few requests has low rank. What is stored is the edit: exports add what the file holds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Float64
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save
+
+from emcid_jax.config import StageTwoConfig
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two.solve import LayerReport, StageTwoReport
+from emcid_jax.runtime import checksums
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
+"""Name on disk of the weight that block {} gets changed."""
+
+FORMAT = 2
+
+ACCURACY = 2.0**-22
+"""Largest relative Frobenius error of factors: that of rounding to float32 is 2^-25 to 2^-24."""
+
+_ENERGY = 2.0**-46
+"""Share of |dW|^2 that factors may leave out: (ACCURACY / 2)^2."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredLayer:
+    """How one layer is stored."""
+
+    layer: int
+    form: Literal["dense", "factors"]
+    rank: int
+    """Columns of `up`; for `dense` the largest rank that such a matrix can have."""
+    error: float
+    """|stored - dW| / |dW| (Frobenius)."""
+    norm: float
+    """|dW| (Frobenius)."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EditFile:
+    """The content of an edit file."""
+
+    arrays: dict[str, Float[np.ndarray, "_ _"]]
+    """float32, by name."""
+    layers: tuple[StoredLayer, ...]
+    """Ascending."""
+
+    def deltas(self) -> dict[int, Float64[np.ndarray, "out inner"]]:
+        """Layer -> dW, to be added to the base model's weights."""
+        return {stored.layer: _restored(self.arrays, stored.layer) for stored in self.layers}
+
+
+def pack(deltas: Mapping[int, Float[np.ndarray, "out inner"]]) -> EditFile:
+    """Every layer in its smaller form."""
+    arrays: dict[str, np.ndarray] = {}
+    layers = []
+    for layer, delta in sorted(deltas.items()):
+        exact = np.asarray(delta, np.float64)
+        norm = float(np.linalg.norm(exact))
+        name = WEIGHT.format(layer)
+        dense = {name: np.ascontiguousarray(exact, np.float32)}
+        stored = StoredLayer(layer, "dense", min(exact.shape), 0.0, norm)
+        factors = _factors(exact, name)
+        if factors is not None and _error(factors, layer, exact, norm) <= ACCURACY:
+            dense = factors
+            stored = StoredLayer(layer, "factors", factors[f"{name}.up"].shape[1], 0.0, norm)
+        layers.append(dataclasses.replace(stored, error=_error(dense, layer, exact, norm)))
+        arrays |= dense
+    return EditFile(arrays, tuple(layers))
+
+
+def write_edit(path: Path, content: EditFile, ledger: Mapping[str, Any]) -> None:
+    """Writes an edit as one safetensors file, by one rename; a checksum covers all its bytes."""
+    metadata = {
+        "format": "pt",
+        "layers": json.dumps([dataclasses.asdict(stored) for stored in content.layers]),
+        "ledger": json.dumps(dict(ledger), ensure_ascii=False),
+        "checksum": checksums.UNSEALED,
+    }
+    write_atomically(path, checksums.sealed(save(content.arrays, metadata=metadata)))
+
+
+def read_edit(path: Path) -> tuple[EditFile, dict[str, Any]]:
+    """Content and ledger. UserError if `path` is no edit file or damaged."""
+    layers, ledger = read_ledger(path)
+    content = path.read_bytes()
+    if not checksums.is_intact(content):
+        raise UserError(f"{path}: damaged (its checksum does not fit); make it again")
+    return EditFile(load(content), layers), ledger
+
+
+def read_ledger(path: Path) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
+    """How layers are stored and the ledger, from the head of the file alone."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata()
+        layers = tuple(StoredLayer(**entry) for entry in json.loads(metadata["layers"]))
+        return layers, json.loads(metadata["ledger"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: not a weight edit ({error}); make it again") from error
+
+
+def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:
+    """What Stage II did, from the ledger."""
+    about = dict(ledger["report"])
+    layers = tuple(LayerReport(**layer) for layer in about.pop("layers"))
+    return StageTwoReport(layers, **about)
+
+
+def make_ledger(
+    concepts: ConceptBank,
+    base: Mapping[str, str],
+    moments: SecondMoments,
+    config: StageTwoConfig,
+    report: StageTwoReport,
+    edited: str,
+) -> dict[str, Any]:
+    """All that is in an edit, as JSON values.
+
+    Args:
+        concepts: what was solved; those of strength 0 are not in the edit.
+        base: hashes of the base model, see `memories.model_hashes`.
+        moments: the second moments used.
+        config: Stage II's settings.
+        report: what Stage II did.
+        edited: hash of the edited text encoder's float32 parameters.
+    """
+    records = [concepts.records[concept.memory] for concept in concepts.active]
+    return {
+        "format": FORMAT,
+        "base": dict(base),
+        "edited": edited,
+        "stage_one": _distinct([record.provenance["stage_one"] for record in records]),
+        "moments": dataclasses.asdict(moments.provenance) | {"tokens": moments.count},
+        "stage_two": dataclasses.asdict(config),
+        "report": dataclasses.asdict(report),
+        "requests": [
+            {
+                "source": concept.request.source,
+                "dest": list(concept.request.dests),
+                "task": concept.request.task,
+                "weight": concept.request.weight,
+                "strength": concept.strength,
+                "memory": concept.memory,
+            }
+            for concept in concepts.active
+        ],
+    }
+
+
+def _factors(
+    delta: Float64[np.ndarray, "out inner"], name: str
+) -> dict[str, Float[np.ndarray, "_ _"]] | None:
+    """Up and down with balanced norms, or None if they are no smaller than `delta` itself."""
+    # Eigenvectors of dW dW^T: several times faster than an SVD, and the part they leave out is
+    # measured on dW itself.
+    energies, vectors = np.linalg.eigh(delta @ delta.T)
+    energies = np.maximum(energies, 0.0)
+    dropped = int(np.searchsorted(np.cumsum(energies), _ENERGY * energies.sum(), "right"))
+    rank = max(delta.shape[0] - dropped, 1)
+    if rank * sum(delta.shape) >= delta.size:
+        return None
+    up = vectors[:, -rank:]
+    scale = np.sqrt(np.sqrt(np.maximum(energies[-rank:], np.finfo(np.float32).tiny)))
+    return {
+        f"{name}.up": np.ascontiguousarray(up * scale, np.float32),
+        f"{name}.down": np.ascontiguousarray((up.T @ delta) / scale[:, None], np.float32),
+    }
+
+
+def _restored(arrays: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
+    name = WEIGHT.format(layer)
+    if name in arrays:
+        return arrays[name].astype(np.float64)
+    return arrays[f"{name}.up"].astype(np.float64) @ arrays[f"{name}.down"].astype(np.float64)
+
+
+def _error(arrays: Mapping[str, np.ndarray], layer: int, exact: np.ndarray, norm: float) -> float:
+    return float(np.linalg.norm(_restored(arrays, layer) - exact)) / norm if norm else 0.0
+
+
+def _distinct(items: Sequence[Any]) -> list[Any]:
+    return [item for index, item in enumerate(items) if item not in items[:index]]

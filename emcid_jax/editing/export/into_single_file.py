@@ -1,0 +1,52 @@
+"""An edit written into a copy of a single-file checkpoint in LDM's key names.
+
+The file is copied and the edited tensors are changed in place: header, types and every other byte
+stay what they are.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
+from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import replacing
+
+
+def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
+    """Writes `source` with the edit in it to `path`, by one rename.
+
+    Args:
+        path: the new file.
+        source: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
+        content: the edit.
+
+    Raises:
+        UserError: `source` is damaged or another kind of model, the edit does not fit it, or new
+            values do not fit the type of a weight.
+    """
+    header = read_header(source)
+    version = ldm_keys.version_of(header.shapes, source)
+    with replacing(path) as temporary:
+        shutil.copyfile(source, temporary)
+        with temporary.open("r+b") as file:
+            for layer, delta in content.deltas().items():
+                key = ldm_keys.locate_text(WEIGHT.format(layer), version, header.shapes).key
+                if header.shapes.get(key) != delta.shape or header.kinds[key] not in FLOATS:
+                    raise UserError(
+                        f"{source}: has no {key} of shape {delta.shape}; apply the edit to the "
+                        "model it was made for"
+                    )
+                kind = np.dtype(FLOATS[header.kinds[key]])
+                weight = read_tensor(source, header, key)
+                with np.errstate(over="ignore"):  # Said below.
+                    edited = (weight.astype(np.float64) + delta).astype(kind)
+                if not np.isfinite(edited.astype(np.float32)).all():
+                    raise UserError(f"{source}: {key} with the edit does not fit {kind}")
+                file.seek(header.offsets[key])
+                file.write(edited.tobytes())

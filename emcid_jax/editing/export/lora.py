@@ -1,0 +1,75 @@
+"""A weight edit as a text-encoder LoRA in kohya's names, which most tools load.
+
+dW of every layer is cut to a rank by its singular values: what is lost is stated, not hidden.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.linalg
+from safetensors.numpy import save
+
+from emcid_jax.editing.export.edit_file import EditFile
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+NAME = "lora_te_text_model_encoder_layers_{}_mlp_fc2"
+"""kohya's name of the `mlp.fc2` of block {}."""
+
+
+class LoraLayer(NamedTuple):
+    """What became of one layer."""
+
+    layer: int
+    rank: int
+    error: float
+    """|up @ down - dW| / |dW| (Frobenius), of the values as stored."""
+
+
+def write_lora(
+    path: Path, content: EditFile, rank: int, dtype: str = "float32"
+) -> tuple[LoraLayer, ...]:
+    """Writes the LoRA, by one rename; at strength 1 it adds the edit's best rank-`rank` part.
+
+    Args:
+        path: the file.
+        content: the edit.
+        rank: columns of every `lora_up`, at most those that dW has; 0 takes the rank of each
+            layer as the edit stores it, so that nothing is cut.
+        dtype: stored type, float32 or float16.
+
+    Raises:
+        UserError: the values do not fit `dtype`.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    layers = []
+    deltas = content.deltas()
+    for stored in content.layers:
+        delta = deltas[stored.layer]
+        size = min(rank or stored.rank, stored.rank)
+        left, values, right = scipy.linalg.svd(delta, full_matrices=False)
+        root = np.sqrt(values[:size])
+        with np.errstate(over="ignore"):  # Said below.
+            up = np.ascontiguousarray(left[:, :size] * root, dtype)
+            down = np.ascontiguousarray(root[:, None] * right[:size], dtype)
+        if not (np.isfinite(up).all() and np.isfinite(down).all()):
+            raise UserError(f"{path}: layer {stored.layer} does not fit {dtype}; use float32")
+        name = NAME.format(stored.layer)
+        arrays[f"{name}.lora_up.weight"] = up
+        arrays[f"{name}.lora_down.weight"] = down
+        arrays[f"{name}.alpha"] = np.array(size, dtype)  # Loaders scale by alpha / rank.
+        norm = np.linalg.norm(delta)
+        lost = np.linalg.norm(up.astype(np.float64) @ down.astype(np.float64) - delta)
+        layers.append(LoraLayer(stored.layer, size, float(lost / norm) if norm else 0.0))
+    largest = str(max(layer.rank for layer in layers))
+    metadata = {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": largest,
+        "ss_network_alpha": largest,
+    }
+    write_atomically(path, save(arrays, metadata=metadata))
+    return tuple(layers)

@@ -1,0 +1,95 @@
+"""The edited text encoder as files that other tools load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save
+
+from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.weights.params import write_params
+from emcid_jax.models.weights.safetensors_files import read_header
+from emcid_jax.models.weights.shards import weight_files
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+
+def stored_dtype(folder: Path, variant: str = "") -> str:
+    """Type of the weights of a text encoder folder: float32, float16 or bfloat16.
+
+    `variant` chooses its files, e.g. `fp16`; float64 counts as float32, the most that is written.
+    """
+    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    if not any(folder.glob("*.safetensors")):  # Orbax's: `tasks.convert` says in the config what.
+        return json.loads((folder / "config.json").read_text())["dtype"]
+    kinds = read_header(weight_files(folder, variant)[0]).kinds.values()
+    # Files may keep integer position_ids beside the weights.
+    return next(names[kind] for kind in sorted(kinds) if kind in names)
+
+
+def write_text_encoder(
+    target: Path, params: Mapping[str, Any], source: Path, dtype: str = "source"
+) -> None:
+    """Writes a drop-in `text_encoder` folder, complete or absent whenever the process dies.
+
+    Args:
+        target: the folder; an earlier one is replaced.
+        params: the edited parameters.
+        source: the base model's text encoder folder, whose other files (config.json) are copied.
+        dtype: stored type; `source` keeps that of the base model.
+    """
+    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        for file in source.glob("*.json"):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, staging / file.name)
+        stored = stored_dtype(source) if dtype == "source" else dtype
+        write_params(staging / "model.safetensors", params, stored)
+        _set_dtype(staging / "config.json", stored)
+        if target.exists():
+            shutil.rmtree(target)
+        staging.rename(target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "source") -> None:
+    """Writes a text encoder as the one file that ComfyUI and Forge keep under `models/clip`.
+
+    They know the kind (`clip_l`, or `clip_h` of Stable Diffusion 2) by the names, those of
+    transformers' `CLIPTextModel` with `text_model.` before them all.
+
+    Args:
+        path: the file, e.g. `clip_l.safetensors`; written by one rename.
+        arrays: the edited tensors under the names of their folder.
+        dtype: stored type; `source` keeps that of the tensors.
+
+    Raises:
+        UserError: a value does not fit `dtype`.
+    """
+    named = {}
+    for name, array in arrays.items():
+        if not name.endswith(".position_ids"):
+            with np.errstate(over="ignore"):  # Said below.
+                stored = array if dtype == "source" else array.astype(jnp.dtype(dtype))
+            if not np.isfinite(stored.astype(np.float32)).all():
+                raise UserError(f"{path}: {name} does not fit {stored.dtype}; use float32")
+            named[disk_name(name)] = stored
+    write_atomically(path, save(named, metadata={"format": "pt"}))
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    """Says the stored type in config.json where the base model's says one (old and new name)."""
+    content = json.loads(path.read_text())
+    said = [name for name in ("dtype", "torch_dtype") if name in content]
+    if any(content[name] != dtype for name in said):
+        path.write_text(json.dumps(content | dict.fromkeys(said, dtype), indent=2) + "\n")

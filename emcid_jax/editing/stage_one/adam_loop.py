@@ -1,0 +1,135 @@
+"""Stage I's loop as a pure function: Adam on the offsets of a batch of concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jaxtyping import Float
+
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.stage_one import loss as objective
+from emcid_jax.editing.stage_one import random_draws
+from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs
+from emcid_jax.pipelines.pipeline import Pipeline
+
+AdamState = Any  # optax's own tree of arrays
+
+HELD_OUT_DRAWS = 4
+"""Samples of the held-out loss per prompt, one from each quarter of the timesteps."""
+
+
+class StageOneResult(NamedTuple):
+    """What Stage I found, float32, leading axis concept; size = edited tokens * dim."""
+
+    z: Float[Array, "concept size"]
+    """The memory: h0 + delta, wanted outputs of block L at the edited tokens."""
+    delta: Float[Array, "concept size"]
+    h0: Float[Array, "concept size"]
+    curve: Float[Array, "concept step"]
+    """Training loss of every step, each on its own sample."""
+    start: Losses
+    """Loss at delta = 0; its noise part is on the held-out draws, which no step sees."""
+    end: Losses
+    """Loss at the final delta, on the same held-out draws."""
+
+
+def run(
+    pipeline: Pipeline,
+    config: StageOneConfig,
+    rematerialise: bool,
+    params: Params,
+    inputs: StageOneInputs,
+    zeros: Float[Array, "concept size"],
+) -> StageOneResult:
+    """All steps from delta = 0, and the held-out loss before and after them.
+
+    `zeros` are the offsets to start from, given so that their buffer can be donated. For
+    `rematerialise` see `loss.loss`.
+    """
+    sample = training_samples(pipeline, params, inputs, config)
+
+    def step(carry: tuple[Array, AdamState], index: Array) -> tuple[tuple[Array, AdamState], Array]:
+        delta, state = carry
+        losses, gradient = objective.loss_and_gradient(
+            pipeline, params, inputs, delta, sample(index), config, rematerialise
+        )
+        return adam_step(delta, state, gradient, inputs.h0, config), losses.total
+
+    begin = (zeros, optax.adam(config.learning_rate).init(zeros))
+    (delta, _), curve = jax.lax.scan(step, begin, jnp.arange(config.steps))
+    # Both ends in one mapped body: the program holds one more copy of the UNet, not two.
+    ends = jax.lax.map(
+        lambda offset: held_out_loss(pipeline, params, inputs, offset, config),
+        jnp.stack([jnp.zeros_like(delta), delta]),
+    )
+    start, end = (jax.tree.map(lambda part, i=i: part[i], ends) for i in range(2))
+    return StageOneResult(inputs.h0 + delta, delta, inputs.h0, curve.T, start, end)
+
+
+def training_samples(
+    pipeline: Pipeline, params: Params, inputs: StageOneInputs, config: StageOneConfig
+) -> Callable[[Array], Sample | None]:
+    """The sample of each step: a fresh one, or with `teacher_pool` = n the one of step i mod n.
+
+    The pool's samples, teacher's predictions included, are computed here, once.
+    """
+    if not objective.needs_images(config):
+        return lambda _: None
+    keys = random_draws.training_keys(inputs)
+
+    def fresh(index: Array) -> Sample:
+        draw = random_draws.draw(pipeline, inputs, random_draws.fold_in(keys, index))
+        return objective.make_sample(pipeline, params, inputs, draw, config)
+
+    size = min(config.teacher_pool, config.steps)
+    if not size:
+        return fresh
+    pool = jax.lax.map(fresh, jnp.arange(size))
+    return lambda index: jax.tree.map(lambda part: part[index % size], pool)
+
+
+def adam_step(
+    delta: Float[Array, "concept size"],
+    state: AdamState,
+    gradient: Float[Array, "concept size"],
+    h0: Float[Array, "concept size"],
+    config: StageOneConfig,
+) -> tuple[Float[Array, "concept size"], AdamState]:
+    """One Adam step, then each token's projection onto |delta| <= clamp_norm_factor |h0|."""
+    updates, state = optax.adam(config.learning_rate).update(gradient, state)
+    moved = objective.by_token(delta + cast(Array, updates), config)
+    radius = config.clamp_norm_factor * jnp.linalg.norm(objective.by_token(h0, config), axis=-1)
+    project = jax.vmap(jax.vmap(optax.projections.projection_l2_ball))
+    return project(moved, radius).reshape(delta.shape), state
+
+
+def held_out_loss(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept size"],
+    config: StageOneConfig,
+) -> Losses:
+    """The loss on fixed samples that training does not see: what offsets are judged by.
+
+    Per prompt `HELD_OUT_DRAWS` images, noises and timesteps, one timestep per equal part of them.
+    """
+    if not objective.needs_images(config):
+        return objective.loss(pipeline, params, inputs, delta, None, config)
+    keys = random_draws.held_out_keys(inputs)
+    edges = np.linspace(0, pipeline.schedule.num_train_timesteps, HELD_OUT_DRAWS + 1).astype(int)
+
+    def one(index: Array) -> Losses:
+        low, high = jnp.asarray(edges)[index], jnp.asarray(edges)[index + 1]
+        draw = random_draws.draw(pipeline, inputs, random_draws.fold_in(keys, index), low, high)
+        sample = objective.make_sample(pipeline, params, inputs, draw, config)
+        return objective.loss(pipeline, params, inputs, delta, sample, config)
+
+    losses = jax.lax.map(one, jnp.arange(HELD_OUT_DRAWS))
+    return jax.tree.map(lambda part: part.mean(axis=0), losses)

@@ -1,0 +1,267 @@
+"""Stage I's loss at given latents, noise and timesteps (reference, section 3.2).
+
+An offset `delta` at the edited tokens of the *source* prompts is good when the UNet, reading
+the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
+text features match those of the destination. Everything here is a pure function of its
+arguments; drawing the noise is `draws`' job, taking the steps `loop`'s.
+
+Concepts and prompts are folded into one batch axis for the models (DESIGN, section 4, last point),
+and losses are kept per concept: their sum has, for each concept, exactly that concept's gradient.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.extend.core import Primitive
+from jax.extend.core.primitives import conv_general_dilated_p
+from jaxtyping import Float, Int, UInt32
+
+from emcid_jax.config import StageOneConfig
+from emcid_jax.models.text.clip import ClipTextModel, TextOutput
+from emcid_jax.pipelines.pipeline import Pipeline
+
+Params = Mapping[str, Any]
+
+
+class StageOneInputs(NamedTuple):
+    """All that the loop reads, computed once per concept; every leaf has a leading concept axis.
+
+    `prompt` pads to the longest request; `prompt_mask` is 1 for real prompts, 0 for padding.
+    `None` marks what the objective does not need.
+    """
+
+    source_ids: Int[Array, "concept prompt token"]
+    """Token ids of the source prompts, padded to the tokenizer's maximum length, of which the first
+    `text_tokens` are left."""
+    position: Int[Array, "concept prompt edited"]
+    """Edited tokens of each source prompt, the last subject token first."""
+    prompt_mask: Float[Array, "concept prompt"]
+    hidden: Float[Array, "concept prompt token dim"]
+    """Clean source states: outputs of block L."""
+    h0: Float[Array, "concept size"]
+    """`hidden` at the edited tokens of prompt 0, one after the other: size = edited * dim."""
+    target_features: Float[Array, "concept prompt size"]
+    """`text_features` of the destination prompts (`esd`: of the empty prompt)."""
+    seeds: UInt32[Array, "concept 2"]
+    """The request's own seed as two 32-bit words: all randomness of the concept comes from it."""
+    teacher_text: Float[Array, "concept prompt token dim"] | None = None
+    """Text the teacher reads: destination prompts; for `esd` the clean source prompts."""
+    empty_text: Float[Array, "concept token dim"] | None = None
+    """Text state of the empty prompt, for `esd`."""
+    latent_mean: Float[Array, "concept sample prompt height width channel"] | None = None
+    """Posterior mean of the training images' latents, times the scaling factor."""
+    latent_std: Float[Array, "concept sample prompt height width channel"] | None = None
+    """Posterior standard deviation, same units."""
+
+
+class Draw(NamedTuple):
+    """The random part of a sample, per concept and prompt."""
+
+    latents: Float[Array, "concept prompt height width channel"]
+    """Clean latents, times the scaling factor."""
+    noise: Float[Array, "concept prompt height width channel"]
+    timesteps: Int[Array, "concept prompt"]
+
+
+class Sample(NamedTuple):
+    """What the loss is evaluated on: noisy latents and what the student should predict on them.
+
+    Rows are folded: leading axis `concept * prompt`.
+    """
+
+    noisy: Float[Array, "row height width channel"]
+    timesteps: Int[Array, " row"]
+    target: Float[Array, "row height width channel"]
+    """In the model's own prediction space (noise or velocity), float32."""
+
+
+class Losses(NamedTuple):
+    """The parts of the loss, per concept, in float32."""
+
+    total: Float[Array, " concept"]
+    """noise + text_loss_scale * text + decay."""
+    noise: Float[Array, " concept"]
+    text: Float[Array, " concept"]
+    """Before scaling by `text_loss_scale`."""
+    decay: Float[Array, " concept"]
+
+
+def needs_images(config: StageOneConfig) -> bool:
+    """Whether the objective has a noise loss, and with it UNet, latents and training images."""
+    return config.objective != "text-only"
+
+
+def text_model(pipeline: Pipeline) -> ClipTextModel:
+    """The text encoder in float32, whatever the pipeline computes in.
+
+    It is a small part of the work, and a memory is a state of it that Stage II must reproduce.
+    """
+    return ClipTextModel(pipeline.text.config, jnp.float32)
+
+
+def student_text(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept size"],
+    config: StageOneConfig,
+) -> TextOutput:
+    """Text states of the source prompts with `delta` added to the output of block L.
+
+    Only the blocks above L run. Rows are folded: leading axis `concept * prompt`.
+    """
+    # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
+    here = _marks(inputs.position, inputs.hidden.shape[2])
+    offsets = here[..., None] * by_token(delta, config)[:, None, :, None]
+    edited = _fold(inputs.hidden + offsets.sum(axis=2))
+    output = text_model(pipeline).apply(
+        {"params": params["text_encoder"]},
+        _fold(inputs.source_ids),
+        hidden=edited,
+        start=config.layer + 1,
+    )
+    return cast(TextOutput, output)
+
+
+def by_token(
+    states: Float[Array, "concept size"], config: StageOneConfig
+) -> Float[Array, "concept edited dim"]:
+    """Offsets or states of concepts, taken apart into those of single tokens."""
+    return states.reshape(len(states), config.edited_tokens, -1)
+
+
+def text_features(
+    output: TextOutput, position: Int[Array, "row edited"]
+) -> Float[Array, "row size"]:
+    """What the text loss compares, float32: the pooled features, or, with several edited tokens,
+    their final states."""
+    if position.shape[1] == 1:
+        return output.pooled.astype(jnp.float32)
+    states = output.last_hidden_state.astype(jnp.float32)
+    here = _marks(position, states.shape[1])
+    found = jnp.einsum("ret,rtd->red", here, states, precision="highest")
+    return found.reshape(len(states), -1)
+
+
+def make_sample(
+    pipeline: Pipeline, params: Params, inputs: StageOneInputs, draw: Draw, config: StageOneConfig
+) -> Sample:
+    """A draw with its noise added and the teacher asked.
+
+    The target of `ablate-dest` and `ablate-source` is the clean model's prediction on
+    `teacher_text`; of `sampled-noise` the noise that was drawn, or its velocity; of `esd`
+    eps(empty) - mu (eps(source) - eps(empty)).
+    """
+    latents, noise, timesteps = map(_fold, draw)
+    noisy = pipeline.schedule.add_noise(latents, noise, timesteps)
+    if config.objective == "sampled-noise":
+        target = pipeline.schedule.training_target(latents, noise, timesteps)
+        return Sample(noisy, timesteps, target)
+    assert inputs.teacher_text is not None
+    target = predict(pipeline, params, noisy, timesteps, _fold(inputs.teacher_text))
+    if config.objective == "esd":
+        assert inputs.empty_text is not None
+        empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
+        free = predict(pipeline, params, noisy, timesteps, empty)
+        target = free - config.esd_guidance * (target - free)
+    return Sample(noisy, timesteps, target)
+
+
+def loss(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept size"],
+    sample: Sample | None,
+    config: StageOneConfig,
+    rematerialise: bool = False,
+) -> Losses:
+    """Stage I's loss per concept on a given sample (`None` only for `text-only`).
+
+    noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
+    features of (features(edited source) - features(destination))^2. decay: weight_decay |delta| /
+    |h0|^2, summed over the edited tokens, with gradient 0 at delta = 0.
+
+    With `rematerialise` only the results of the UNet's convolutions and dense layers are kept for
+    its backward pass, and the rest, above all the attention weights, is computed again.
+    """
+    student = student_text(pipeline, params, inputs, delta, config)
+    features = text_features(student, _fold(inputs.position))
+    text = prompt_mean(jnp.square(features - _fold(inputs.target_features)), inputs.prompt_mask)
+    noise = jnp.zeros_like(text)
+    if sample is not None:
+        student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
+        if rematerialise:
+            student_unet = jax.checkpoint(student_unet, policy=_is_kept)
+        error = student_unet(student.last_hidden_state) - sample.target
+        noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
+    # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
+    offsets, states = by_token(delta, config), by_token(inputs.h0, config)
+    sizes = optax.safe_norm(offsets, 0.0, axis=-1) / jnp.sum(jnp.square(states), axis=-1)
+    decay = config.weight_decay * sizes.sum(axis=-1)
+    return Losses(noise + config.text_loss_scale * text + decay, noise, text, decay)
+
+
+def loss_and_gradient(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    delta: Float[Array, "concept size"],
+    sample: Sample | None,
+    config: StageOneConfig,
+    rematerialise: bool = False,
+) -> tuple[Losses, Float[Array, "concept size"]]:
+    """The loss and, for each concept, the gradient of its own total with respect to its `delta`."""
+
+    def summed(offset: Array) -> tuple[Array, Losses]:
+        parts = loss(pipeline, params, inputs, offset, sample, config, rematerialise)
+        return parts.total.sum(), parts
+
+    gradient, parts = jax.grad(summed, has_aux=True)(delta)
+    return parts, gradient
+
+
+def predict(
+    pipeline: Pipeline,
+    params: Params,
+    noisy: Float[Array, "row height width channel"],
+    timesteps: Int[Array, " row"],
+    text: Float[Array, "row token dim"],
+) -> Float[Array, "row height width channel"]:
+    """What the UNet with `params` predicts on noisy latents, reading `text`; float32."""
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, text)
+    return cast(Array, predicted).astype(jnp.float32)
+
+
+def prompt_mean(
+    values: Float[Array, "row ..."], mask: Float[Array, "concept prompt"]
+) -> Float[Array, " concept"]:
+    """Mean over everything but the concept axis, of real prompts only; rows are folded."""
+    per_prompt = values.reshape((*mask.shape, -1)).mean(axis=-1)
+    return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)
+
+
+def _marks(position: Int[Array, "*rows"], tokens: int) -> Float[Array, "*rows token"]:
+    """1 where a position is, else 0."""
+    return (jnp.arange(tokens) == position[..., None]).astype(jnp.float32)
+
+
+def _fold(array: Array) -> Array:
+    """Concept and prompt axes as one batch axis."""
+    return array.reshape((-1, *array.shape[2:]))
+
+
+def _is_kept(primitive: Primitive, *arguments: Any, **options: Any) -> bool:
+    """Policy of `jax.checkpoint`: keeps products with weights, which cost most per number.
+
+    Products of activations with each other, i.e. attention, have batch dimensions.
+    """
+    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive is conv_general_dilated_p or dense(primitive, *arguments, **options)

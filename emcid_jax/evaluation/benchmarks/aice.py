@@ -1,0 +1,143 @@
+"""Run AICE: draw with the clean and the edited model, judge, score, keep a gallery of pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.evaluation.benchmarks.aice_gallery import (
+    HOLDOUT_PICTURES,
+    Evaluation,
+    Pair,
+    Seen,
+    claim,
+    picture_files,
+    shown_draws,
+    slug,
+)
+from emcid_jax.evaluation.benchmarks.aice_holdout import (
+    evenly,
+    holdout_from_labels,
+    limited,
+    read_holdout,
+)
+from emcid_jax.evaluation.benchmarks.aice_protocol import (
+    AicePlan,
+    Scores,
+    plan_requests,
+    score_plan,
+)
+from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
+from emcid_jax.evaluation.drawing.cache import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.drawing.sentences import SENTENCES
+from emcid_jax.evaluation.judges.classifier import Judge
+from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.parallel import even_chunk
+
+FORMAT = 1
+"""Raised whenever stored probabilities would come out differently from the same inputs."""
+
+
+def make_plan(
+    requests: Sequence[EditRequest], labels: LabelGroup, config: EvaluationConfig
+) -> AicePlan:
+    """Requests, aliases and hold-out classes of an evaluation; draws nothing.
+
+    Raises `UserError` if the hold-out file cannot be used.
+    """
+    scored, skipped = plan_requests(
+        requests,
+        labels,
+        SENTENCES,
+        prompts_per_request=config.prompts_per_request,
+        aliases=config.aliases,
+    )
+    if config.holdout_path:
+        holdout = read_holdout(Path(config.holdout_path), labels)
+    else:
+        named = (labels.find(request.source) for request in requests)
+        edited = {one.source_id for one in scored} | {i for i in named if i is not None}
+        holdout = holdout_from_labels(labels, edited, SENTENCES)
+    holdout = limited(holdout, classes=config.holdout, prompts=config.prompts_per_request)
+    return AicePlan(scored, holdout, skipped)
+
+
+def evaluate(
+    requests: Sequence[EditRequest],
+    base: Pipeline,
+    edited: Pipeline,
+    judge: Judge,
+    config: EvaluationConfig,
+    workdir: Path,
+    *,
+    base_hash: str,
+    mesh: Mesh | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Evaluate `edited` against `base` on the requests; goes on where a killed run stopped.
+
+    Args:
+        requests: what was edited, in order.
+        base, edited: the same model, of which one part (or more) is another tree of parameters.
+        judge: classifier with an `object` label group.
+        config: benchmark settings.
+        workdir: probabilities go to `evaluation/`, pictures to `images/{before,after}/`.
+        base_hash: identifies every part of the base model.
+        mesh: devices that share each batch.
+        progress: bars on stderr.
+
+    Raises `UserError` if the judge knows no objects or the hold-out file cannot be used.
+    """
+    if OBJECT not in judge.groups:
+        raise UserError(f"judge: none of its labels is an object; groups are {list(judge.groups)}")
+    labels = judge.groups[OBJECT]
+    plan = make_plan(requests, labels, config)
+    shown = {one.index: shown_draws(one) for one in plan.requests}
+    held = evenly(plan.holdout, HOLDOUT_PICTURES)
+    names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, (draw, _) in shown.items()}
+    names |= {one.draws[0]: f"holdout-{one.class_id:04d}-{slug(one.name)}" for one in held}
+    wanted = {draw: f"{i + 1:04d}-wanted-{slug(draw.prompt)}" for i, (_, draw) in shown.items()}
+    pictures = {
+        "before": picture_files(workdir / "images" / "before", wanted | names),
+        "after": picture_files(workdir / "images" / "after", names),
+    }
+    clean = fingerprint(FORMAT, base_hash, judge.fingerprint, config.steps, config.guidance)
+    changed = edited_fingerprint(clean, base, edited)
+    draws = plan.draws()
+    batch = even_chunk(len(draws), config.batch)
+    scores: dict[str, Scores] = {}
+    for side, pipeline, depends_on in (("before", base, clean), ("after", edited, changed)):
+        claim(workdir / "images" / side, depends_on)
+        with tqdm(total=len(draws), desc=f"draw {side}", unit="img", disable=not progress) as bar:
+            scores[side] = scored_images(
+                draws,
+                *chunked(pipeline, judge, [OBJECT], config, batch, mesh),
+                batch,
+                workdir / "evaluation" / side,
+                depends_on,
+                keep=pictures[side],
+                progress=bar.update,
+            )
+
+    def seen(side: str, draw: Draw) -> Seen:
+        vector = scores[side][draw]
+        top = int(np.argmax(vector))
+        return Seen(pictures[side][draw], labels.labels[top][0], float(vector[top]))
+
+    def pair(name: str, draw: Draw, dest: Draw | None = None) -> Pair:
+        goal = seen("before", dest) if dest else None
+        return Pair(name, *draw, seen("before", draw), seen("after", draw), goal)
+
+    return Evaluation(
+        score_plan(plan, scores["before"], scores["after"]),
+        {one.index: pair(one.source, *shown[one.index]) for one in plan.requests},
+        tuple(pair(one.name, one.draws[0]) for one in held),
+    )

@@ -1,0 +1,62 @@
+"""A model and a judge as `scored_images` wants them: equal chunks, one compiled program each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.evaluation.drawing.cache import Classify, Generate, fingerprint
+from emcid_jax.evaluation.judges.classifier import Judge
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.generate import generate
+from emcid_jax.pipelines.pipeline import Pipeline
+
+
+def chunked(
+    pipeline: Pipeline,
+    judge: Judge,
+    groups: Sequence[str],
+    config: EvaluationConfig,
+    batch: int,
+    mesh: Mesh | None,
+) -> tuple[Generate, Classify]:
+    """Drawing by `pipeline` and judging in the label groups `groups`, one after the other.
+
+    Chunks of fewer than `batch` images are padded to it: one compiled program each.
+    """
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        read = judge.classify(images, batch=batch)
+        return np.concatenate([read[group] for group in groups], axis=-1)
+
+    return drawing(pipeline, config, batch, mesh), classify
+
+
+def drawing(
+    pipeline: Pipeline, config: EvaluationConfig, batch: int, mesh: Mesh | None
+) -> Generate:
+    """Drawing by `pipeline`, `batch` images at a time."""
+
+    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
+        missing = batch - len(prompts)
+        images = generate(
+            pipeline,
+            prompts + prompts[-1:] * missing,
+            seeds + seeds[-1:] * missing,
+            steps=config.steps,
+            guidance=config.guidance,
+            batch=batch,
+            mesh=mesh,
+        )
+        return images[: len(prompts)]
+
+    return draw
+
+
+def edited_fingerprint(clean: str, base: Pipeline, edited: Pipeline) -> str:
+    """What images of `edited` depend on: what those of `base` do, and every part that differs."""
+    changed = (part for name, part in edited.params.items() if part is not base.params[name])
+    return fingerprint(clean, *map(params_hash, changed))

@@ -1,0 +1,152 @@
+"""The same prompts and seeds drawn by the clean and by the edited model, read in label groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+from tqdm import tqdm
+
+from emcid_jax.concepts.templates import fill
+from emcid_jax.config import EvaluationConfig
+from emcid_jax.evaluation.benchmarks.aice_gallery import claim, picture_files, slug
+from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
+from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
+from emcid_jax.evaluation.drawing.cache import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.judges.classifier import Judge
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.parallel import even_chunk
+
+FORMAT = 1
+"""Raised whenever stored probabilities would come out differently from the same inputs."""
+
+Reading = Mapping[str, Float[np.ndarray, " label"]]
+"""Probabilities of one image by label group."""
+
+
+class Readings(NamedTuple):
+    """What the judge reads in every draw."""
+
+    before: Mapping[Draw, Reading]
+    """Clean model."""
+    after: Mapping[Draw, Reading]
+    """Edited model."""
+
+
+class Models(NamedTuple):
+    """What draws and what reads: one model before and after its edit, and the judge."""
+
+    base: Pipeline
+    edited: Pipeline
+    judge: Judge
+    base_hash: str
+    """Identifies every part of the base model."""
+    mesh: Mesh | None = None
+    """Devices that share each batch."""
+
+
+def draws_of(
+    name: str, templates: Sequence[str], seeds: Sequence[int] = (), seed: int = 0
+) -> tuple[Draw, ...]:
+    """One draw per template, about `name`; seeds that are missing follow from name and `seed`."""
+    drawn = [*seeds, *drawn_seeds(name, seed, len(templates))[len(seeds) :]]
+    prompts = [fill(template, name).prompt for template in templates]
+    return tuple(Draw(*pair) for pair in zip(prompts, drawn, strict=False))
+
+
+def read_both(
+    draws: Sequence[Draw],
+    groups: Sequence[str],
+    models: Models,
+    config: EvaluationConfig,
+    workdir: Path,
+    benchmark: str,
+    *,
+    shown: Sequence[Draw] = (),
+    pictures: Mapping[str, Mapping[Draw, Path]] | None = None,
+    batch: int = 0,
+    progress: bool = True,
+) -> Readings:
+    """Draws what is not stored yet, with both models, and gives what the judge reads in it.
+
+    Args:
+        draws: the images; duplicates are drawn once.
+        groups: label groups of the judge that are read.
+        models: what draws and reads.
+        config: sampler settings and batch.
+        workdir: probabilities go to `evaluation/BENCHMARK-{before,after}/`.
+        benchmark: name of the benchmark.
+        shown: draws whose pictures are kept, in `images/BENCHMARK/{before,after}/`.
+        pictures: instead of `shown`, files of the pictures kept `before` and `after`; a folder
+            holds pictures of one model alone.
+        batch: images drawn together, whatever their number; 0: equal batches.
+        progress: bars on stderr.
+    """
+    unique = list(dict.fromkeys(draws))
+    sizes = [len(models.judge.groups[group].labels) for group in groups]
+    base = fingerprint(
+        FORMAT, models.base_hash, models.judge.fingerprint, config.steps, config.guidance, *groups
+    )
+    changed = edited_fingerprint(base, models.base, models.edited)
+    if pictures is None:
+        names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
+        root = workdir / "images" / benchmark
+        pictures = {side: picture_files(root / side, names) for side in Readings._fields}
+    batch = batch or even_chunk(len(unique), config.batch)
+    found = []
+    for side, pipeline, depends_on in (
+        ("before", models.base, base),
+        ("after", models.edited, changed),
+    ):
+        for folder in {path.parent for path in pictures[side].values()}:
+            claim(folder, depends_on)
+        label = f"{benchmark}, {side}"
+        with tqdm(total=len(unique), desc=label, unit="img", disable=not progress) as bar:
+            scores = scored_images(
+                unique,
+                *chunked(pipeline, models.judge, groups, config, batch, models.mesh),
+                batch,
+                workdir / "evaluation" / f"{benchmark}-{side}",
+                depends_on,
+                keep=pictures[side],
+                progress=bar.update,
+            )
+        found.append({one: _by_group(scores[one], groups, sizes) for one in unique})
+    return Readings(*found)
+
+
+def label_means(
+    readings: Readings, rows: Sequence[tuple[Sequence[Draw], int]], group: str
+) -> list[Float[np.ndarray, " row"]]:
+    """Means over each row's draws, clean and edited model: the label's probability, then its share.
+
+    A row is draws and a label of `group`; its share is how often that is the most probable one.
+    """
+    return [
+        np.array([of(side, draws, group, label).mean() for draws, label in rows], np.float64)
+        for of in (probability, is_top)
+        for side in readings
+    ]
+
+
+def probability(
+    readings: Mapping[Draw, Reading], draws: Sequence[Draw], group: str, label: int
+) -> Float[np.ndarray, " draw"]:
+    """The label's probability in every draw."""
+    return np.array([readings[draw][group][label] for draw in draws], np.float64)
+
+
+def is_top(
+    readings: Mapping[Draw, Reading], draws: Sequence[Draw], group: str, label: int
+) -> Bool[np.ndarray, " draw"]:
+    """Whether the label is the group's most probable one, draw by draw."""
+    return np.array([int(np.argmax(readings[draw][group])) == label for draw in draws], bool)
+
+
+def _by_group(scores: np.ndarray, groups: Sequence[str], sizes: Sequence[int]) -> Reading:
+    parts = np.split(scores, np.cumsum(sizes)[:-1])
+    return dict(zip(groups, parts, strict=True))

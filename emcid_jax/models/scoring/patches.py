@@ -1,0 +1,62 @@
+"""What image towers share: their config's image fields, and images as tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import DTypeLike, Float
+
+from emcid_jax.models.text.transformer import BlockConfig
+from emcid_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageTowerConfig(BlockConfig):
+    """The fields of a `config.json` that size a transformer over the patches of an image."""
+
+    image_size: int
+    """Height and width of the input in pixels."""
+    patch_size: int
+    """Height and width of a patch in pixels."""
+    num_channels: int
+    """Channels of the input."""
+
+    def check(self) -> None:
+        """Raise `UserError` for a field this package cannot serve."""
+        super().check()
+        if min(self.image_size, self.patch_size) < 1 or self.image_size % self.patch_size:
+            raise UserError(
+                f"{type(self).__name__}: image_size {self.image_size} is not a multiple of "
+                f"patch_size {self.patch_size}"
+            )
+
+    def check_images(self, pixels: Float[Array, "image height width channel"]) -> None:
+        """Raise `ValueError` unless the images have the config's size."""
+        wanted = (self.image_size, self.image_size, self.num_channels)
+        if pixels.shape[1:] != wanted:
+            raise ValueError(f"images are {pixels.shape[1:]}; the model takes {wanted}")
+
+
+def patch_tokens(
+    pixels: Float[Array, "image height width channel"],
+    first: Float[Array, " dim"],
+    patch_size: int,
+    *,
+    bias: bool,
+    name: str,
+    dtype: DTypeLike,
+) -> Float[Array, "image token dim"]:
+    """Token `first`, then every patch, row by row, through one linear map.
+
+    That map is the convolution `name` of the module that calls this.
+    """
+    (dim,), patch = first.shape, (patch_size, patch_size)
+    convolution = nn.Conv(
+        dim, patch, strides=patch, padding="VALID", use_bias=bias, dtype=dtype, name=name
+    )
+    patches = convolution(pixels).reshape(len(pixels), -1, dim)
+    first_tokens = jnp.broadcast_to(first.astype(dtype), (len(pixels), 1, dim))
+    return jnp.concatenate([first_tokens, patches], axis=1)

@@ -1,0 +1,150 @@
+"""The ViT image classifier that scores what a model draws (google/vit-base-patch16-224)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from emcid_jax.models.scoring.patches import ImageTowerConfig, patch_tokens
+from emcid_jax.models.text.transformer import ACTIVATIONS, attention, layer_norm
+from emcid_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig(ImageTowerConfig):
+    """`config.json` of a ViT classifier; the defaults are those of transformers."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-12
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    qkv_bias: bool = True
+    """Whether query, key and value have biases."""
+    num_labels: int = 2
+    """Classes; counted from `id2label` when the file has that instead."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ViTConfig:
+        """From the parsed JSON file; keys that are no field are ignored.
+
+        Raises `UserError` naming the field if the model cannot be built from the values.
+        """
+        labels = values.get("id2label")
+        return super().from_dict({"num_labels": len(labels), **values} if labels else values)
+
+    def check(self) -> None:
+        """Raise `UserError` for a field this package cannot serve."""
+        super().check()
+        if self.num_labels < 1:
+            raise UserError(f"ViTConfig: num_labels is {self.num_labels}; a classifier needs one")
+
+
+def disk_name(stored: str) -> str | None:
+    """Name expected here of a tensor on disk, None for one a classifier does not use."""
+    unused = ("vit.pooler.", "vit.embeddings.mask_token")
+    return None if stored.startswith(unused) else stored
+
+
+class ViTBlock(nn.Module):
+    """Pre-norm transformer block under ViT's names."""
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "image token dim"]) -> Float[Array, "image token dim"]:
+        """One block."""
+        config = self.config
+
+        def dense(size: int, name: str, bias: bool = True) -> nn.Dense:
+            return nn.Dense(size, use_bias=bias, dtype=self.dtype, name=name)
+
+        def project(name: str) -> nn.Dense:
+            return dense(config.hidden_size, f"attention.attention.{name}", config.qkv_bias)
+
+        normed = layer_norm(config.layer_norm_eps, self.dtype, "layernorm_before")(hidden)
+        mixed = attention(
+            project("query")(normed),
+            project("key")(normed),
+            project("value")(normed),
+            config.num_attention_heads,
+        )
+        hidden = hidden + dense(config.hidden_size, "attention.output.dense")(mixed)
+        normed = layer_norm(config.layer_norm_eps, self.dtype, "layernorm_after")(hidden)
+        inner = dense(config.intermediate_size, "intermediate.dense")(normed)
+        inner = ACTIVATIONS[config.hidden_act](inner)
+        return hidden + dense(config.hidden_size, "output.dense")(inner)
+
+
+class ViTEmbeddings(nn.Module):
+    """Patches, a class token in front, plus learned positions."""
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "image height width channel"]
+    ) -> Float[Array, "image token dim"]:
+        """Input of block 0."""
+        dim, init = self.config.hidden_size, nn.initializers.normal(0.02)
+        tokens = patch_tokens(
+            pixels,
+            self.param("cls_token", init, (1, 1, dim))[0, 0],
+            self.config.patch_size,
+            bias=True,
+            name="patch_embeddings.projection",
+            dtype=self.dtype,
+        )
+        places = self.param("position_embeddings", init, (1, *tokens.shape[1:]))
+        return tokens + places.astype(self.dtype)
+
+
+class ViT(nn.Module):
+    """Embeddings, blocks and final norm (`vit` on disk)."""
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "image height width channel"]
+    ) -> Float[Array, "image token dim"]:
+        """Normed final states, class token first."""
+        config = self.config
+        hidden = ViTEmbeddings(config, self.dtype, name="embeddings")(pixels)
+        for index in range(config.num_hidden_layers):
+            hidden = ViTBlock(config, self.dtype, name=f"encoder.layer.{index}")(hidden)
+        return layer_norm(config.layer_norm_eps, self.dtype, "layernorm")(hidden)
+
+
+class ViTForImageClassification(nn.Module):
+    """ViT with a linear classifier on the class token."""
+
+    config: ViTConfig
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, pixels: Float[Array, "image height width channel"]
+    ) -> Float[Array, "image label"]:
+        """Logits of images whose values are in [-1, 1].
+
+        Raises:
+            ValueError: the images do not have the config's size.
+        """
+        config = self.config
+        config.check_images(pixels)
+        states = ViT(config, self.dtype, name="vit")(pixels)
+        return nn.Dense(config.num_labels, dtype=self.dtype, name="classifier")(states[:, 0])

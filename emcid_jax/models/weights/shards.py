@@ -1,0 +1,58 @@
+"""Which safetensors files in a folder hold a model's weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from emcid_jax.runtime.errors import UserError
+
+_SHARD = re.compile(r"-\d+-of-\d+")
+
+
+def weight_files(source: Path, variant: str = "") -> list[Path]:
+    """The files that make up `source`.
+
+    Args:
+        source: one file, or a folder with one file or one sharded set (`*.index.json`) per variant.
+        variant: which; empty takes the plain one, or the only one there is.
+
+    Raises:
+        UserError: there is none, several fit, or a shard is missing.
+    """
+    if not source.is_dir():
+        return [source]
+    names = sorted(path.name for path in source.iterdir() if ".safetensors" in path.name)
+    indices = [name for name in names if name.endswith(".json") and ".index." in name]
+    singles = [name for name in names if name.endswith(".safetensors") and not _SHARD.search(name)]
+    every = indices + singles
+    chosen = [name for name in every if _variant_of(name) == variant]
+    if not chosen and not variant:
+        chosen = every
+    if not chosen:
+        what = f"*.{variant}.safetensors" if variant else "*.safetensors"
+        there = f"there are {', '.join(every)}" if every else "pickled weights are not read"
+        raise UserError(f"{source}: holds no {what} file ({there})")
+    if len({_variant_of(name) for name in chosen}) > 1 or len(set(chosen) & set(singles)) > 1:
+        raise UserError(f"{source}: holds several weight files ({', '.join(chosen)}); name one")
+    # A sharded set comes first, as in diffusers.
+    return _shards(source / chosen[0]) if chosen[0] in indices else [source / chosen[0]]
+
+
+def _variant_of(name: str) -> str:
+    """`fp16` of `model.fp16.safetensors` or `model.safetensors.index.fp16.json`."""
+    known = ("safetensors", "index", "json")
+    return ".".join(part for part in name.split(".")[1:] if part not in known)
+
+
+def _shards(index: Path) -> list[Path]:
+    try:
+        places = dict(json.loads(index.read_text())["weight_map"])
+        files = {index.parent / file: key for key, file in sorted(places.items(), reverse=True)}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UserError(f"{index}: not a weight index; download it again") from None
+    for file, key in sorted(files.items()):
+        if not file.is_file():
+            raise UserError(f"{file}: no such file, but {index.name} says it holds {key}")
+    return sorted(files)

@@ -1,0 +1,94 @@
+"""Models without weights: a pipeline whose parameters are shapes, for compiling and counting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from emcid_jax.models.weights.params import abstract_params
+from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.ldm_keys import default_configs
+from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline
+from emcid_jax.runtime.errors import UserError
+
+NAMES = {
+    "sd-1.4": (1, "epsilon"),
+    "sd-1.5": (1, "epsilon"),
+    "sd-2.1-base": (2, "epsilon"),
+    "sd-2.1": (2, "v_prediction"),
+}
+"""Published architectures: version, and what the UNet predicts."""
+
+Configs = Mapping[str, Mapping[str, Any]]
+
+
+@dataclasses.dataclass(eq=False)
+class NoTokenizer:
+    """Stands where a pipeline has its tokenizer; knows how long prompts are, and no words."""
+
+    model_max_length: int
+    bos_token_id: int = 0
+    eos_token_id: int = 0
+    backend_tokenizer: Any = None
+
+    def __len__(self) -> int:
+        """No tokens."""
+        return 0
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        """Not available: there are only shapes."""
+        raise NotImplementedError(f"no tokenizer for {text}")
+
+    def save_pretrained(self, save_directory: str) -> Any:
+        """Not available: there are only shapes."""
+        raise NotImplementedError(f"no tokenizer for {save_directory}")
+
+
+def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipeline:
+    """A pipeline with `jax.ShapeDtypeStruct`s for parameters.
+
+    Args:
+        model: a name in NAMES, or a folder in diffusers' layout; its JSON files are enough.
+        dtype: of the computation.
+
+    Raises:
+        UserError: a JSON file is missing, unreadable or of an unsupported model.
+    """
+    if model in NAMES:
+        folder, configs = Path(str(model)), default_configs(*NAMES[str(model)])  # type: ignore[arg-type]
+    else:
+        folder = Path(model)
+        configs = {part: _read(folder / part / file) for part, file in CONFIG_FILES.items()}
+    positions = configs["text_encoder"].get("max_position_embeddings", 77)
+    empty = make_pipeline(configs, {}, NoTokenizer(positions), folder, dtype)
+    height, width = empty.image_size
+    shape = jax.ShapeDtypeStruct
+    states = shape((1, positions, empty.text.config.hidden_size), jnp.float32)
+    latents = shape((1, *empty.latent_size), jnp.float32)
+    images = shape((1, height, width, empty.vae.config.in_channels), jnp.float32)
+    params = {
+        "text_encoder": abstract_params(empty.text, shape((1, positions), jnp.int32)),
+        "unet": abstract_params(empty.unet, latents, shape((1,), jnp.int32), states),
+        "vae": abstract_params(empty.vae, images),
+    }
+    return dataclasses.replace(empty, params=params)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"config.model.path: {path} is not readable ({error}); give a diffusers folder, of "
+            f"which the JSON files are enough, or one of {', '.join(NAMES)}"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"config.model.path: {path} holds no JSON object")
+    return content

@@ -1,0 +1,258 @@
+"""Drawing with a pipeline: one compiled program per shape, text states and noise in, bytes out."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+
+from emcid_jax.diffusion.euler import Euler
+from emcid_jax.diffusion.noise import NoiseSource, seeded_noise
+from emcid_jax.diffusion.samplers import Ddim, Pndm, Sampler, make_sampler
+from emcid_jax.diffusion.sampling import guided, sample
+from emcid_jax.models.image.unet import UNet2DCondition
+from emcid_jax.models.image.vae import AutoencoderKL
+from emcid_jax.models.text.clip import ClipTextModel
+from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
+
+Params = dict[str, Any]
+
+TEXT_BATCH = 64
+"""Prompts per call of the text encoder."""
+SLICE = 512 * 512
+"""Pixels that a device decodes at once: the decoder needs a hundred times what its image does."""
+
+
+def encode_prompts(
+    pipeline: Pipeline, prompts: Sequence[str], params: Params | None = None
+) -> Float[np.ndarray, "prompt token dim"]:
+    """Text states after the final layer norm, on the host.
+
+    Args:
+        pipeline: the model.
+        prompts: texts; longer ones are cut to the tokenizer's `model_max_length`.
+        params: used in place of `pipeline.params` (the same tree of three parts).
+    """
+    params = pipeline.params if params is None else params
+    ids = tokenize(pipeline.tokenizer, prompts)
+    # Few sizes, so that few programs are compiled: 1, 2, 4, ... TEXT_BATCH.
+    size = min(TEXT_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
+    padded = np.resize(ids, (parallel.padded_size(max(len(ids), 1), size), ids.shape[1]))
+    chunks = [
+        np.asarray(_encode(params["text_encoder"], padded[i : i + size], text=pipeline.text))
+        for i in range(0, len(padded), size)
+    ]
+    return np.concatenate(chunks)[: len(ids)]
+
+
+def initial_noise(
+    pipeline: Pipeline, seeds: Sequence[int]
+) -> Float[np.ndarray, "image height width channel"]:
+    """Unit-variance latents, each drawn by NumPy from its own seed: no image depends on others."""
+    return seeded_noise(pipeline.latent_size, seeds)[:, 0]
+
+
+def generate(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    params: Params | None = None,
+    batch: int = 16,
+    mesh: Mesh | None = None,
+    noise: NoiseSource = "numpy",
+) -> UInt8[np.ndarray, "image height width 3"]:
+    """Draws one image per prompt and seed; arguments as in `image_batches`."""
+    batches = image_batches(
+        pipeline,
+        prompts,
+        seeds,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        params=params,
+        batch=batch,
+        mesh=mesh,
+        noise=noise,
+    )
+    height, width = pipeline.image_size
+    return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *batches])
+
+
+def image_batches(
+    pipeline: Pipeline,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int,
+    guidance: float,
+    negative: str = "",
+    params: Params | None = None,
+    batch: int = 16,
+    mesh: Mesh | None = None,
+    noise: NoiseSource = "numpy",
+) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
+    """Draws one image per prompt and seed, batch by batch and in order.
+
+    An image is a function of its prompt, seed and the settings, not of its neighbours. Each unique
+    prompt is encoded once.
+
+    Args:
+        pipeline: the model.
+        prompts: one per image.
+        seeds: one per image.
+        steps: denoising steps; PNDM calls the UNet once more.
+        guidance: strength of classifier-free guidance; at 1 the negative prompt is not run.
+        negative: the prompt to guide away from.
+        params: used in place of `pipeline.params` (the same tree of three parts).
+        batch: images per call; rounded up to a multiple of the devices, the last one is padded.
+        mesh: devices that share each batch; None computes where the parameters are.
+        noise: who draws the noise of a seed, see `seeded_noise`.
+
+    Raises:
+        UserError: the scheduler cannot take that many steps.
+    """
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one per image")
+    sampler = make_sampler(pipeline.scheduler_config, steps)
+    params = pipeline.params if params is None else params
+    row = {prompt: i for i, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
+    states = encode_prompts(pipeline, list(row), params)
+    rows = np.array([[row[negative], row[prompt]] for prompt in prompts]).reshape(-1, 2)
+    if guidance == 1.0:
+        rows = rows[:, 1:]
+
+    def chosen_states(index: Int[np.ndarray, " image"]) -> np.ndarray | Array:
+        chosen = states[rows[index]]
+        return parallel.place(chosen, parallel.sharded(mesh)) if mesh else chosen
+
+    yield from batches_of_states(
+        pipeline,
+        chosen_states,
+        seeds,
+        sampler=sampler,
+        guidance=guidance,
+        params=params,
+        batch=batch,
+        mesh=mesh,
+        noise=noise,
+    )
+
+
+def batches_of_states(
+    pipeline: Pipeline,
+    states: Callable[[Int[np.ndarray, " image"]], np.ndarray | Array],
+    seeds: Sequence[int],
+    *,
+    sampler: Ddim | Pndm | Euler,
+    guidance: float,
+    params: Params,
+    batch: int,
+    mesh: Mesh | None,
+    noise: NoiseSource = "numpy",
+) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
+    """Draws one image per seed from text states, batch by batch and in order.
+
+    `states` gives those of some images, [image, text, token, dim] as `draw` reads them and split
+    over the mesh, if there is one; the other arguments are those of `image_batches`.
+    """
+    size = parallel.padded_size(min(batch, max(len(seeds), 1)), mesh.size if mesh else 1)
+    models = {part: params[part] for part in ("unet", "vae")}
+    if mesh:
+        models = parallel.place(models, parallel.replicated(mesh))
+    for start in range(0, len(seeds), size):
+        count = min(size, len(seeds) - start)
+        index = np.resize(np.arange(start, start + count), size)
+        chosen = [seeds[i] for i in index.tolist()]
+        drawn = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
+        images = draw(
+            models,
+            states(index),
+            parallel.place(drawn, parallel.sharded(mesh)) if mesh else drawn,
+            jnp.float32(guidance),
+            unet=pipeline.unet,
+            vae=pipeline.vae,
+            sampler=sampler,
+            mesh=mesh,
+        )
+        yield parallel.fetch(images)[:count]
+
+
+@functools.partial(jax.jit, static_argnames=("unet", "vae", "sampler", "mesh"))
+def draw(
+    params: Params,
+    text: Float[Array, "image text token dim"],
+    noise: Float[Array, "image draw height width channel"],
+    guidance: Float[Array, ""],
+    *,
+    unet: UNet2DCondition,
+    vae: AutoencoderKL,
+    sampler: Sampler,
+    mesh: Mesh | None,
+) -> UInt8[Array, "image pixel_height pixel_width 3"]:
+    """The one program of drawing: denoises, decodes, rounds to bytes as diffusers does.
+
+    `text` holds per image the negative and the positive prompt's states, or the positive's alone
+    for no guidance; `noise` the initial latents and what the sampler adds on the way. The images
+    are split over `mesh`, if one is given.
+    """
+    contexts = text.reshape(-1, *text.shape[2:])
+
+    def predict(latents: Array, timestep: Array) -> Array:
+        timesteps = jnp.broadcast_to(timestep, len(latents))
+        output = unet.apply({"params": params["unet"]}, latents, timesteps, contexts)
+        return jnp.asarray(output, jnp.float32)
+
+    denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
+    fresh = noise[:, 1:] if sampler.fresh else None
+    latents = sample(denoiser, sampler, noise[:, 0], fresh) / vae.config.scaling_factor
+    images = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
+    if mesh:
+        images = jax.lax.with_sharding_constraint(images, parallel.sharded(mesh))
+    return images
+
+
+def _decode(
+    params: Params,
+    latents: Float[Array, "image height width channel"],
+    vae: AutoencoderKL,
+    devices: int,
+) -> UInt8[Array, "image pixel_height pixel_width 3"]:
+    """The images, decoded in slices that each take some images of every device."""
+
+    def decode(part: Array) -> Array:
+        images = jnp.asarray(vae.apply({"params": params}, part, method=AutoencoderKL.decode))
+        return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+
+    count, *shape = latents.shape
+    local = count // devices
+    pixels = shape[0] * shape[1] * vae.config.downscale**2
+    most = max(1, SLICE // pixels)
+    size = max(n for n in range(1, min(local, most) + 1) if local % n == 0)
+    if size == local:
+        return decode(latents)
+    # Images of one device are neighbours: (device, slice, image of the slice).
+    grouped = jnp.moveaxis(latents.reshape(devices, -1, size, *shape), 1, 0)
+    found = jax.lax.map(lambda part: decode(part.reshape(-1, *shape)), grouped)
+    found = found.reshape(len(grouped), devices, size, *found.shape[2:])
+    return jnp.moveaxis(found, 0, 1).reshape(count, *found.shape[3:])
+
+
+@functools.partial(jax.jit, static_argnames="text")
+def _encode(
+    params: Params, ids: Int[Array, "prompt token"], *, text: ClipTextModel
+) -> Float[Array, "prompt token dim"]:
+    output = text.apply({"params": params}, ids)
+    return output.last_hidden_state.astype(jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,269 @@
+"""Stable Diffusion in one file: the key names of the latent-diffusion code (LDM).
+
+Such a file holds all parts under the names of the code they were trained with: `cond_stage_model`
+(text encoder; transformers' names in 1.x, OpenCLIP's in 2.x), `model.diffusion_model` (UNet) and
+`first_stage_model` (autoencoder). `locate` says where the tensor of a diffusers folder is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, NamedTuple
+
+from emcid_jax.models.image.unet import UNetConfig
+from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.runtime.errors import UserError
+
+Version = Literal[1, 2]
+Shape = tuple[int, ...]
+
+TEXT = {1: "cond_stage_model.transformer.", 2: "cond_stage_model.model."}
+UNET = "model.diffusion_model."
+VAE = "first_stage_model."
+
+_IN = f"{UNET}input_blocks.0.0.weight"
+_TOKENS: Mapping[Version, tuple[str, ...]] = {
+    1: (
+        f"{TEXT[1]}text_model.embeddings.token_embedding.weight",
+        f"{TEXT[1]}embeddings.token_embedding.weight",
+    ),
+    2: (f"{TEXT[2]}token_embedding.weight",),
+}
+# What a key says about a file that is something else; the first hit names it.
+_FOREIGN = {
+    "conditioner.embedders.": "Stable Diffusion XL",
+    "joint_blocks.": "Stable Diffusion 3",
+    "double_blocks.": "FLUX",
+    "control_model.": "a ControlNet",
+    "lora_": "a LoRA, which changes a model but is none",
+    "label_emb.": "a model with further conditions (upscaler, unCLIP)",
+}
+
+
+class Place(NamedTuple):
+    """Where a tensor is."""
+
+    key: str
+    third: int | None = None
+    """OpenCLIP stacks query, key and value: which of them, along the leading axis."""
+
+
+def version_of(shapes: Mapping[str, Shape], source: object) -> Version:
+    """1 or 2, from all keys and shapes of the file `source`.
+
+    Raises:
+        UserError: another kind of model; names the file and the key that says so.
+    """
+    only = "only Stable Diffusion 1.x and 2.x are supported"
+    for mark, model in _FOREIGN.items():
+        key = next((key for key in shapes if mark in key), None)
+        if key is not None:
+            raise UserError(f"{source}: {key} belongs to {model}; {only}")
+    if _IN not in shapes:
+        raise UserError(
+            f"{source}: has no {_IN}, so it is no Stable Diffusion file in LDM's key names; a "
+            "diffusers component is given as the folder that holds model_index.json"
+        )
+    if shapes[_IN][1] != 4:
+        raise UserError(
+            f"{source}: {_IN} has {shapes[_IN][1]} input channels, text-to-image has 4; {only}"
+        )
+    for version, keys in _TOKENS.items():
+        if any(key in shapes for key in keys):
+            return version
+    raise UserError(f"{source}: has no {_TOKENS[1][0]}, so no text encoder; {only}")
+
+
+def locate_text(name: str, version: Version, keys: Collection[str]) -> Place:
+    """The place of a tensor of `text_encoder` (transformers' name) among `keys`."""
+    if version == 1:
+        # Early files were saved by a transformers without the prefix.
+        plain = TEXT[1] + name.removeprefix("text_model.")
+        return Place(plain if plain in keys else TEXT[1] + name)
+    top = {
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.final_layer_norm.weight": "ln_final.weight",
+        "text_model.final_layer_norm.bias": "ln_final.bias",
+    }
+    if name in top:
+        return Place(TEXT[2] + top[name])
+    _, _, _, block, *layer, leaf = name.split(".")
+    start = f"{TEXT[2]}transformer.resblocks.{block}."
+    stacked = ("q_proj", "k_proj", "v_proj")
+    if layer[-1] in stacked:
+        return Place(f"{start}attn.in_proj_{leaf}", stacked.index(layer[-1]))
+    inside = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
+    return Place(f"{start}{inside['.'.join(layer)]}.{leaf}")
+
+
+def locate_unet(name: str, config: UNetConfig) -> Place:
+    """The place of a tensor of `unet` (diffusers' name)."""
+    top = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    module, _, leaf = name.rpartition(".")
+    if module in top:
+        return Place(f"{UNET}{top[module]}.{leaf}")
+    side, *rest = name.split(".")
+    # LDM counts layers through all resolutions; each has one count for its resampling (down) or
+    # its additional resnet (up).
+    per_level = config.layers_per_block[0] + 1
+    if side == "mid_block":
+        kind, index, *inside = rest
+        start = f"middle_block.{2 * int(index) if kind == 'resnets' else 1}"
+    else:
+        level, kind, index, *inside = rest
+        count = int(level) * per_level + int(index)
+        if kind == "downsamplers":
+            start, inside = f"input_blocks.{(int(level) + 1) * per_level}.0.op", inside[1:]
+        elif kind == "upsamplers":
+            attends = config.up_block_types[int(level)].startswith("CrossAttn")
+            last = int(level) * per_level + per_level - 1
+            start = f"output_blocks.{last}.{2 if attends else 1}"
+        else:
+            blocks, count = ("input", count + 1) if side == "down_blocks" else ("output", count)
+            start = f"{blocks}_blocks.{count}.{0 if kind == 'resnets' else 1}"
+    if kind == "resnets":
+        inside = [_RESNET[inside[0]], *inside[1:]]
+    return Place(f"{UNET}{start}.{'.'.join(inside)}")
+
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+
+
+def locate_vae(name: str, config: VaeConfig) -> Place:
+    """The place of a tensor of `vae` (diffusers' name)."""
+    half, part, *rest = name.split(".")
+    if part in ("down_blocks", "up_blocks"):
+        level, kind, index, layer, *leaf = rest
+        side = part.removesuffix("_blocks")
+        # The decoder's blocks count from the image inwards, diffusers' from the latents outwards.
+        place = int(level) if side == "down" else len(config.block_out_channels) - 1 - int(level)
+        if kind == "resnets":
+            layer = "nin_shortcut" if layer == "conv_shortcut" else layer
+            inside = ["block", index, layer, *leaf]
+        else:
+            inside = [f"{side}sample", layer, *leaf]
+        return Place(f"{VAE}{half}.{side}.{place}.{'.'.join(inside)}")
+    if part == "mid_block":
+        kind, index, *inside = rest
+        if kind == "resnets":
+            return Place(f"{VAE}{half}.mid.block_{int(index) + 1}.{'.'.join(inside)}")
+        layers = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out": "proj_out"}
+        return Place(f"{VAE}{half}.mid.attn_1.{layers[inside[0]]}.{inside[-1]}")
+    if part == "conv_norm_out":
+        return Place(f"{VAE}{half}.norm_out.{rest[0]}")
+    return Place(VAE + name)
+
+
+def is_needed(key: str, version: Version, blocks: int) -> bool:
+    """Whether a key is part of the model; the rest of a training checkpoint is not.
+
+    `blocks` is the text encoder's number of blocks: Stable Diffusion 2 reads the output of
+    OpenCLIP's last but one, so the last block and the projection in its files are unused.
+    """
+    if not key.startswith((TEXT[version], UNET, VAE)) or key.startswith(f"{VAE}loss."):
+        return False
+    if key.endswith(("position_ids", "logit_scale", "text_projection", "attn_mask")):
+        return False
+    before = f"{TEXT[2]}transformer.resblocks."
+    return not (key.startswith(before) and int(key.removeprefix(before).split(".")[0]) >= blocks)
+
+
+def default_configs(version: Version, prediction_type: str) -> dict[str, dict[str, Any]]:
+    """The JSON files of the published diffusers folder of that version."""
+    velocity = prediction_type == "v_prediction"
+    return {
+        "text_encoder": _TEXT_CONFIG[version],
+        "unet": _UNET_CONFIG[version] | {"sample_size": 96 if velocity else 64},
+        "vae": _VAE_CONFIG | {"sample_size": 768 if velocity else 512},
+        "scheduler": _SCHEDULER_CONFIG | {"prediction_type": prediction_type},
+    }
+
+
+_CLIP = {
+    "architectures": ["CLIPTextModel"],
+    "model_type": "clip_text_model",
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "layer_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 2,
+    "pad_token_id": 1,
+}
+_TEXT_CONFIG: Mapping[Version, dict[str, Any]] = {
+    1: _CLIP
+    | {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "hidden_act": "quick_gelu",
+        "projection_dim": 768,
+    },
+    2: _CLIP
+    | {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 23,
+        "num_attention_heads": 16,
+        "hidden_act": "gelu",
+        "projection_dim": 512,
+    },
+}
+_UNET = {
+    "_class_name": "UNet2DConditionModel",
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
+    "layers_per_block": 2,
+    "in_channels": 4,
+    "out_channels": 4,
+}
+_UNET_CONFIG: Mapping[Version, dict[str, Any]] = {
+    1: _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
+    2: _UNET
+    | {
+        "attention_head_dim": [5, 10, 20, 20],
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
+    },
+}
+_VAE_CONFIG = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "norm_num_groups": 32,
+    "scaling_factor": 0.18215,
+}
+_SCHEDULER_CONFIG = {
+    "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}

@@ -1,0 +1,213 @@
+"""A Stable Diffusion as one value, loaded from and saved to diffusers' folder format."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Sharding
+from jax.typing import DTypeLike
+
+from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.diffusion.schedule import NoiseSchedule
+from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
+from emcid_jax.models.text import clip
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
+from emcid_jax.models.weights import params as weights
+from emcid_jax.pipelines.diffusers_layout import (
+    CLASSES,
+    CONFIG_FILES,
+    WEIGHT_FILES,
+    write_configs,
+    write_index,
+)
+from emcid_jax.runtime import checkpoints
+from emcid_jax.runtime.errors import UserError
+
+__all__ = [
+    "Pipeline",
+    "load_pipeline",
+    "make_pipeline",
+    "save_pipeline",
+    "tokenize",
+    "with_text_params",
+]
+
+Params = dict[str, Any]
+
+_RENAMES = {"text_encoder": clip.disk_name, "unet": None, "vae": rename_vae_key}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A text-to-image model: modules, parameters and what surrounds them. Never mutated."""
+
+    text: ClipTextModel
+    unet: UNet2DCondition
+    vae: AutoencoderKL
+    params: Params
+    """`text_encoder`, `unet` and `vae`: each the inner tree, float32."""
+    schedule: NoiseSchedule
+    configs: Mapping[str, Mapping[str, Any]]
+    """The folder's own JSON for `text_encoder`, `unet`, `vae` and `scheduler`."""
+    tokenizer: Tokenizer
+    folder: Path
+    """Where it was read from."""
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The content of `scheduler_config.json`."""
+        return self.configs["scheduler"]
+
+    @property
+    def latent_size(self) -> tuple[int, int, int]:
+        """Height, width and channels of the latents the model was trained on."""
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return height, width, self.unet.config.in_channels
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images it draws, in pixels."""
+        height, width, _ = self.latent_size
+        return height * self.vae.config.downscale, width * self.vae.config.downscale
+
+
+def make_pipeline(
+    configs: Mapping[str, Mapping[str, Any]],
+    params: Params,
+    tokenizer: Tokenizer,
+    folder: Path,
+    dtype: DTypeLike = jnp.float32,
+) -> Pipeline:
+    """Puts a pipeline together from parsed configs, see `Pipeline`; `dtype` is for computing.
+
+    Raises:
+        UserError: a config asks for something unsupported, or the parts do not fit together.
+    """
+    text = ClipTextConfig.from_dict(dict(configs["text_encoder"]))
+    unet = UNetConfig.from_dict(configs["unet"])
+    vae = VaeConfig.from_dict(configs["vae"])
+    make_sampler(configs["scheduler"], 1)  # refuses now what `generate` would refuse later
+    if tokenizer.model_max_length > text.max_position_embeddings:
+        raise UserError(
+            f"{folder}: tokenizer has model_max_length={tokenizer.model_max_length}, text_encoder "
+            f"max_position_embeddings={text.max_position_embeddings}; make them equal"
+        )
+    if unet.in_channels != vae.latent_channels:
+        raise UserError(
+            f"{folder}: unet has in_channels={unet.in_channels}, vae "
+            f"latent_channels={vae.latent_channels}; only text-to-image models are supported"
+        )
+    if unet.cross_attention_dim[0] != text.hidden_size:
+        raise UserError(
+            f"{folder}: unet has cross_attention_dim={unet.cross_attention_dim[0]}, text_encoder "
+            f"hidden_size={text.hidden_size}; these parts are of different models"
+        )
+    return Pipeline(
+        ClipTextModel(text, dtype),
+        UNet2DCondition(unet, dtype),
+        AutoencoderKL(vae, dtype),
+        params,
+        NoiseSchedule.from_dict(configs["scheduler"]),
+        configs,
+        tokenizer,
+        folder,
+    )
+
+
+def load_pipeline(
+    folder: Path,
+    dtype: DTypeLike = jnp.float32,
+    variant: str = "",
+    sharding: Sharding | None = None,
+) -> Pipeline:
+    """Reads a Stable Diffusion 1.x or 2.x folder in diffusers' format.
+
+    Args:
+        folder: holds `model_index.json` and a folder per component.
+        dtype: type of the computation; parameters are float32 whatever is stored.
+        variant: which weight files, e.g. `fp16` for `*.fp16.safetensors`; empty: the plain ones.
+        sharding: where every parameter goes; None: to the default device.
+
+    Raises:
+        UserError: a folder or file is missing or damaged, another kind of model is inside, or
+            configs and weights do not fit together.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give a Stable Diffusion folder of diffusers")
+    index = _read_json(folder / "model_index.json")
+    if index.get("_class_name") != "StableDiffusionPipeline":
+        raise UserError(
+            f"{folder / 'model_index.json'}: _class_name={index.get('_class_name')!r} is not "
+            "supported; use a folder of a StableDiffusionPipeline"
+        )
+    for part, (library, name) in CLASSES.items():
+        found = index.get(part)
+        if found != [library, name]:
+            raise UserError(
+                f"{folder / 'model_index.json'}: {part}={found!r} is not supported; use {name}"
+            )
+    configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
+    if checkpoints.holds_weights(folder):  # see tasks/convert
+        params = checkpoints.load_weights(folder, _abstract(empty), sharding)
+    else:
+        params = {
+            part: weights.read_params(folder / part, abstract, _RENAMES[part], variant, sharding)
+            for part, abstract in _abstract(empty).items()
+        }
+    return dataclasses.replace(empty, params=params)
+
+
+def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float32) -> None:
+    """Writes a folder that diffusers' `StableDiffusionPipeline` and `load_pipeline` read.
+
+    Every file is written whole or not at all; `model_index.json` comes last. `dtype` is the type
+    of the stored weights.
+    """
+    for part, file in WEIGHT_FILES.items():
+        weights.write_params(folder / part / file, pipeline.params[part], dtype)
+    write_configs(folder, pipeline.configs)
+    save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
+    write_index(folder, pipeline.scheduler_config["_class_name"])
+
+
+def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
+    """The pipeline with another text encoder; everything else is shared, nothing is changed."""
+    return dataclasses.replace(pipeline, params=pipeline.params | {"text_encoder": text_params})
+
+
+def _abstract(pipeline: Pipeline) -> Params:
+    """Shapes of all parameters."""
+    height, width = pipeline.image_size
+    tokens = pipeline.tokenizer.model_max_length
+    shape = jax.ShapeDtypeStruct
+    states = shape((1, tokens, pipeline.text.config.hidden_size), jnp.float32)
+    latents = shape((1, *pipeline.latent_size), jnp.float32)
+    images = shape((1, height, width, pipeline.vae.config.in_channels), jnp.float32)
+    return {
+        "text_encoder": weights.abstract_params(pipeline.text, shape((1, tokens), jnp.int32)),
+        "unet": weights.abstract_params(pipeline.unet, latents, shape((1,), jnp.int32), states),
+        "vae": weights.abstract_params(pipeline.vae, images),
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; this is not a complete diffusers folder") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}; a JSON object is expected")
+    return content

@@ -1,0 +1,192 @@
+"""A single-file Stable Diffusion checkpoint as a diffusers folder, converted once.
+
+All that follows (loading, exporting, hashing) then knows one layout only. Keys and shapes are
+checked against the model's config before anything is written, tensors are copied one at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.tokenizer import Tokenizer, save_tokenizer
+from emcid_jax.models.weights import params
+from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tensor
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import replacing
+
+Configs = Mapping[str, Mapping[str, Any]]
+Names = Mapping[str, Mapping[str, ldm_keys.Shape]]
+"""Part -> name in the diffusers folder -> shape on disk."""
+
+
+def convert(
+    file: Path,
+    header: Header,
+    version: ldm_keys.Version,
+    configs: Configs,
+    tokenizer: Tokenizer,
+    cache: Path,
+) -> Path:
+    """The diffusers folder in `cache` that holds the model of `file`; made if there is none yet.
+
+    Args:
+        file: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
+        header: of that file.
+        version: see `ldm_keys.version_of`.
+        configs: content of the diffusers folder's JSON files, see `ldm_keys.default_configs`.
+        tokenizer: goes into the folder.
+        cache: folder of converted models. Stored types stay as they are.
+
+    Raises:
+        UserError: keys, shapes or values that are not those of the model; names file and key.
+    """
+    places = _places(file, header, configs, version)
+    folder = cache / f"{file.stem}-{_digest(file, configs, tokenizer)[:16]}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process dies
+        if folder.exists():
+            return folder
+        staging = cache / f".{folder.name}.tmp"
+        shutil.rmtree(staging, ignore_errors=True)  # what a killed process was writing
+        _write_parts(file, header, places, staging)
+        write_configs(staging, configs)
+        save_tokenizer(tokenizer, staging / "tokenizer")
+        write_index(staging, configs["scheduler"]["_class_name"])
+        os.rename(staging, folder)
+    return folder
+
+
+def names_of(configs: Configs) -> Names:
+    """Names and shapes of all tensors of the three parts in a diffusers folder."""
+    text = ClipTextModel(ClipTextConfig.from_dict(dict(configs["text_encoder"])))
+    unet = UNet2DCondition(UNetConfig.from_dict(configs["unet"]))
+    vae = AutoencoderKL(VaeConfig.from_dict(configs["vae"]))
+    shape = jax.ShapeDtypeStruct
+    # Parameters have the same shapes whatever the size of the image.
+    side = 2 ** len(unet.config.block_out_channels)
+    states = shape((1, 1, text.config.hidden_size), jnp.float32)
+    latents = shape((1, side, side, unet.config.in_channels), jnp.float32)
+    pixels = shape((1, *(8 * vae.config.downscale,) * 2, vae.config.in_channels), jnp.float32)
+    trees = {
+        "text_encoder": params.abstract_params(text, shape((1, 1), jnp.int32)),
+        "unet": params.abstract_params(unet, latents, shape((1,), jnp.int32), states),
+        "vae": params.abstract_params(vae, pixels),
+    }
+    return {part: _disk_shapes(tree) for part, tree in trees.items()}
+
+
+def _disk_shapes(tree: params.Params) -> dict[str, ldm_keys.Shape]:
+    shapes = {}
+    for path, leaf in cast(dict[tuple[str, ...], Any], flatten_dict(tree)).items():
+        kernel = path[-1] == "kernel"
+        shape = (*leaf.shape[-1:-3:-1], *leaf.shape[:-2]) if kernel else leaf.shape
+        shapes[params.hf_name(path)] = tuple(shape)
+    return shapes
+
+
+class _Source(NamedTuple):
+    """A tensor to write: where it is, and its shape there and here."""
+
+    place: ldm_keys.Place
+    shape: ldm_keys.Shape
+
+
+def _places(
+    file: Path, header: Header, configs: Configs, version: ldm_keys.Version
+) -> dict[str, dict[str, _Source]]:
+    """Every tensor of the folder, found in the file; UserError lists all that is wrong."""
+    unet, vae = UNetConfig.from_dict(configs["unet"]), VaeConfig.from_dict(configs["vae"])
+    locate: dict[str, Callable[[str], ldm_keys.Place]] = {
+        "text_encoder": lambda name: ldm_keys.locate_text(name, version, header.shapes),
+        "unet": lambda name: ldm_keys.locate_unet(name, unet),
+        "vae": lambda name: ldm_keys.locate_vae(name, vae),
+    }
+    found = {
+        part: {name: _Source(locate[part](name), shape) for name, shape in names.items()}
+        for part, names in names_of(configs).items()
+    }
+    sources = [source for part in found.values() for source in part.values()]
+    blocks = ClipTextConfig.from_dict(dict(configs["text_encoder"])).num_hidden_layers
+    needed = {key for key in header.shapes if ldm_keys.is_needed(key, version, blocks)}
+    taken = {source.place.key for source in sources}
+    problems = [f"{key} is missing" for key in sorted(taken - needed)]
+    problems += [f"{key} is unknown" for key in sorted(needed - taken)]
+    for place, shape in sources:
+        stored = header.shapes.get(place.key)
+        wanted = shape if place.third is None else (3 * shape[0], *shape[1:])
+        # Linear layers of early files are 1x1 convolutions.
+        if stored is not None and stored not in (wanted, (*wanted, 1, 1), (*wanted, 1)):
+            problems.append(f"{place.key} has shape {stored}, expected {wanted}")
+        elif stored is not None and header.kinds[place.key] not in FLOATS:
+            kind = header.kinds[place.key]
+            problems.append(f"{place.key} has type {kind}, expected {tuple(FLOATS)}")
+    if problems:
+        listed = "; ".join(list(dict.fromkeys(problems))[:10])
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise UserError(f"{file}: not the weights of Stable Diffusion {version}.x: {listed}{more}")
+    return found
+
+
+def _write_parts(
+    file: Path, header: Header, places: Mapping[str, Mapping[str, _Source]], folder: Path
+) -> None:
+    try:
+        for part, sources in places.items():
+            _write_tensors(folder / part / WEIGHT_FILES[part], file, header, sources)
+    except OSError as error:
+        raise UserError(f"{file}: not convertible: {error}") from error
+
+
+def _write_tensors(path: Path, file: Path, header: Header, sources: Mapping[str, _Source]) -> None:
+    """A safetensors file, written tensor by tensor: the library's writer wants all at once."""
+    entries, end = {}, 0
+    for name, (place, shape) in sorted(sources.items()):
+        kind, start = header.kinds[place.key], end
+        end += math.prod(shape) * np.dtype(FLOATS[kind]).itemsize
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps({"__metadata__": {"format": "pt"}, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name in entries:
+            place, shape = sources[name]
+            array = read_tensor(file, header, place.key)
+            if place.third is not None:
+                array = np.split(array, 3)[place.third]
+            if not np.isfinite(array.astype(np.float32)).all():
+                raise UserError(f"{file}: {place.key} holds NaN or infinity; download it again")
+            stream.write(np.ascontiguousarray(array.reshape(shape)).tobytes())
+
+
+def _digest(file: Path, configs: Configs, tokenizer: Tokenizer) -> str:
+    """What a conversion depends on. The file stands for its content by size and time: reading
+    gigabytes at every start would take longer than the rest of it."""
+    status = file.stat()
+    about = [
+        str(file.resolve()),
+        status.st_size,
+        status.st_mtime_ns,
+        {part: dict(config) for part, config in configs.items()},
+        tokenizer.backend_tokenizer.to_str(),
+        tokenizer.model_max_length,
+    ]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,212 @@
+"""Where a model comes from: a diffusers folder, a Hub id, or a single-file checkpoint.
+
+`find_model` turns all three into a folder in diffusers' layout.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer
+from emcid_jax.models.weights.safetensors_files import read_header
+from emcid_jax.pipelines import ldm_keys, single_file
+from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.runtime.errors import UserError
+
+PARTS = ("text_encoder", "unet", "vae")
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+CLIP = "openai/clip-vit-large-patch14"
+"""The tokenizer of both versions of Stable Diffusion; single files do not bring one."""
+# Owner and name, as the Hub allows them.
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+
+def find_model(
+    path: str,
+    *,
+    revision: str = "",
+    variant: str = "",
+    prediction: str = "",
+    cache: Path | None = None,
+) -> Path:
+    """The folder in diffusers' layout of the model that `path` names.
+
+    Args:
+        path: a folder; a `.safetensors` file with all parts in LDM's key names; or a Hub id
+            `owner/name`, looked for in the Hub's cache and then on the Hub.
+        revision: branch, tag or commit of a Hub id; empty: `main`.
+        variant: which weight files to fetch, e.g. `fp16` for `*.fp16.safetensors`.
+        prediction: `epsilon` or `v_prediction`, for single files of Stable Diffusion 2, which do
+            not say; empty: not said.
+        cache: where converted single files go; default: the user's cache folder.
+
+    Raises:
+        UserError: there is no such model, it is pickled, or it is damaged or of another kind.
+    """
+    place = Path(path).expanduser()
+    if prediction and place.suffix != ".safetensors":
+        raise UserError(
+            f"config.model.prediction is {prediction!r}, but {path} says itself what it predicts "
+            "(scheduler_config.json); leave it empty"
+        )
+    if place.is_dir():
+        _require_safetensors(place)
+        return place
+    if place.suffix in PICKLES:
+        raise UserError(f"{path}: pickled weights are not read; {_conversion(path, True)}")
+    if place.is_file() or place.suffix == ".safetensors":
+        return _convert(place, prediction, cache or _cache_folder())
+    if _HUB_ID.fullmatch(path):
+        return _from_hub(path, revision or None, variant)
+    raise UserError(
+        f"config.model.path is {path!r}; give `sprites`, a diffusers folder, a .safetensors file "
+        "or a Hub id such as owner/name"
+    )
+
+
+def _require_safetensors(folder: Path) -> None:
+    """UserError if a part has pickled weights and no others."""
+    for part in PARTS:
+        if any((folder / part).glob("*.safetensors")):
+            continue
+        pickles = sorted(file for file in (folder / part).glob("*") if file.suffix in PICKLES)
+        if pickles:
+            raise UserError(
+                f"{pickles[0]}: pickled weights are not read; {_conversion(str(folder), False)}"
+            )
+
+
+def _conversion(path: str, single: bool) -> str:
+    read = "from_single_file" if single else "from_pretrained"
+    return (
+        "convert them where diffusers is installed: python -c 'from diffusers import "
+        f'StableDiffusionPipeline as P; P.{read}("{path}").save_pretrained("converted")\''
+    )
+
+
+def _from_hub(name: str, revision: str | None, variant: str) -> Path:
+    """The snapshot of a Hub model; what the cache has is not fetched again."""
+    weights = f"*{variant}*.safetensors" if variant else "*.safetensors"
+    files = [f"{part}/{file}" for part in PARTS for file in (weights, "*.json")]
+    patterns = ["model_index.json", "tokenizer/*", "scheduler/*.json", *files]
+    # Without a variant the others would be fetched too: twice the bytes.
+    ignored = [] if variant else ["*.fp16*", "*.bf16*", "*.non_ema*"]
+    folder = _snapshot(name, revision, patterns, ignored)
+    at = f" at revision {revision}" if revision else ""
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"config.model.path is {name!r}, but the Hub's model{at} has no model_index.json, so "
+            "it is no diffusers folder; give another id, or its single file as a local path"
+        )
+    for part in PARTS:
+        if not any((folder / part).glob(weights)):
+            raise UserError(
+                f"{name}{at}: {part} has no {weights}; choose another variant, or "
+                f"{_conversion(name, False)}"
+            )
+    return folder
+
+
+def _snapshot(name: str, revision: str | None, patterns: list[str], ignored: list[str]) -> Path:
+    from huggingface_hub import snapshot_download  # slow imports, and only for Hub models
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        found = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=ignored
+        )
+    except GatedRepoError as error:
+        raise UserError(f"{name}: gated; accept its licence on the Hub, set HF_TOKEN") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{name}: no revision {revision!r} on the Hub") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"{name}: no such folder here and no such model on the Hub (for a private one set "
+            "HF_TOKEN)"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name}{at}: no such folder here, not wholly in the Hub's cache, and the Hub is not "
+            "reached; download it first or give a folder"
+        ) from error
+    except Exception as error:  # names, disk, proxies: the errors have no common base
+        raise UserError(f"{name}{at}: not available from the Hub: {_first_line(error)}") from error
+    return Path(found)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _convert(file: Path, prediction: str, cache: Path) -> Path:
+    """The diffusers folder of a single file; configs and tokenizer beside it come first."""
+    if file.suffix != ".safetensors":
+        raise UserError(f"{file}: give a diffusers folder or a .safetensors file")
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    header = read_header(file)
+    version = ldm_keys.version_of(header.shapes, file)
+    beside = {
+        part: _read_json(path)
+        for part, name in CONFIG_FILES.items()
+        if (path := file.parent / part / name).is_file()
+    }
+    if version == 2 and not prediction and "scheduler" not in beside:
+        raise UserError(
+            f"{file}: Stable Diffusion 2 files do not say what their UNet predicts; set "
+            "config.model.prediction to epsilon (512-pixel models) or v_prediction (768-pixel)"
+        )
+    said = beside.get("scheduler", {}).get("prediction_type", "epsilon")
+    configs: dict[str, Mapping[str, Any]] = {
+        **ldm_keys.default_configs(version, prediction or said),
+        **beside,
+    }
+    if prediction:
+        configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
+    tokenizer = _tokenizer(file.parent / "tokenizer", version)
+    logging.info("%s: converting to a diffusers folder in %s (once)", file, cache)
+    return single_file.convert(file, header, version, configs, tokenizer, cache)
+
+
+def _tokenizer(beside: Path, version: ldm_keys.Version) -> Tokenizer:
+    """CLIP's tokenizer, padding as the version was trained: OpenCLIP, in 2.x, with token 0."""
+    folder = beside
+    if not folder.is_dir():
+        files = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
+        try:
+            folder = _snapshot(CLIP, None, files, [])
+        except UserError as error:
+            raise UserError(
+                f"{beside}: a single file brings no tokenizer, and CLIP's is not here; put a "
+                f"`tokenizer` folder (vocab.json, merges.txt) beside the file ({error})"
+            ) from error
+    tokenizer = cast(Any, load_tokenizer(folder))
+    tokenizer.pad_token = tokenizer.eos_token if version == 1 else "!"
+    return tokenizer
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__}; a JSON object is expected")
+    return content
+
+
+def _cache_folder() -> Path:
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "emcid_jax" / "models"

@@ -1,0 +1,99 @@
+"""The shapes of what editing computes on, for programs that are compiled but not run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from emcid_jax.config import StageOneConfig
+from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.stage_one import loss
+from emcid_jax.editing.stage_one.loss import StageOneInputs
+from emcid_jax.pipelines import generate
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
+
+
+def stage_one_inputs(
+    pipeline: Pipeline, concepts: int, prompts: int, config: StageOneConfig
+) -> StageOneInputs:
+    """What `prepare.prepare` returns for `concepts` requests of `prompts` templates."""
+    tokens = config.text_tokens or pipeline.tokenizer.model_max_length
+    dim, edited = pipeline.text.config.hidden_size, config.edited_tokens
+    images = loss.needs_images(config)
+    teacher = config.objective not in ("sampled-noise", "text-only")
+    latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    return StageOneInputs(
+        source_ids=shape(concepts, prompts, tokens, dtype=jnp.int32),
+        position=shape(concepts, prompts, edited, dtype=jnp.int32),
+        prompt_mask=shape(concepts, prompts),
+        hidden=shape(concepts, prompts, tokens, dim),
+        h0=shape(concepts, edited * dim),
+        target_features=shape(concepts, prompts, edited * dim),
+        seeds=shape(concepts, 2, dtype=jnp.uint32),
+        teacher_text=shape(concepts, prompts, tokens, dim) if teacher else None,
+        empty_text=shape(concepts, tokens, dim) if config.objective == "esd" else None,
+        latent_mean=shape(*latents) if images else None,
+        latent_std=shape(*latents) if images else None,
+    )
+
+
+def trace_moments(
+    pipeline: Pipeline, layers: tuple[int, ...], captions: int, mesh: Mesh
+) -> jax.stages.Traced:
+    """One batch of second moments, as `second_moment.accumulate` adds it, at its largest.
+
+    That is captions of full length of which no two begin alike. `captions` is rounded up to a
+    multiple of the devices.
+    """
+    params = _everywhere(pipeline.params["text_encoder"], mesh)
+    model = second_moment.exact(pipeline.text, params)
+    size, tokens = model.config.intermediate_size, pipeline.tokenizer.model_max_length
+    captions = parallel.padded_size(captions, mesh.size)
+
+    def split(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=parallel.sharded(mesh))
+
+    sums = tuple(split(mesh.size, size, size, dtype=jnp.float32) for _ in layers)
+    ids, slots = split(captions, tokens), split(captions * tokens)
+    return second_moment._add.trace(model, layers, mesh, params, sums, ids, slots, slots)
+
+
+def trace_sampling(
+    pipeline: Pipeline, images: int, steps: int, guidance: float, mesh: Mesh
+) -> jax.stages.Traced:
+    """The program that draws `images` images at once, as `generate.image_batches` calls it."""
+    sampler = make_sampler(pipeline.scheduler_config, steps)
+    params = {name: _everywhere(pipeline.params[name], mesh) for name in ("unet", "vae")}
+    prompts = 1 if guidance == 1.0 else 2
+    tokens, dim = pipeline.tokenizer.model_max_length, pipeline.text.config.hidden_size
+
+    def split(*sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=parallel.sharded(mesh))
+
+    return generate.draw.trace(
+        params,
+        split(images, prompts, tokens, dim),
+        split(images, 1 + sampler.fresh, *pipeline.latent_size),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        sampler=sampler,
+        mesh=mesh,
+    )
+
+
+def _everywhere(params: Any, mesh: Mesh) -> Any:
+    """Parameters' shapes, replicated over the mesh."""
+    where = parallel.replicated(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), params
+    )

@@ -1,0 +1,175 @@
+"""Devices and processes: the mesh, its shardings, and several hosts that run one program.
+
+The only file that knows devices. With several processes every one runs the same code on the same
+inputs; arrays over the mesh live on the devices of all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from emcid_jax.runtime.errors import UserError
+
+CONCEPT_AXIS = "concept"
+BLOCK = 4 * 2**20
+"""Most bytes that `share` takes."""
+COORDINATOR, PROCESSES, PROCESS = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
+"""Environment variables that say who is who where nothing else does."""
+
+
+def start() -> None:
+    """Joins the processes that were started alike, one per host, before anything is computed.
+
+    Cloud TPU pods, Slurm and Open MPI say who is who. Elsewhere the environment does:
+    `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`.
+
+    UserError if nothing says it, or only a part.
+    """
+    given = {name: os.environ.get(name, "") for name in (COORDINATOR, PROCESSES, PROCESS)}
+    missing = [name for name, value in given.items() if not value]
+    if 0 < len(missing) < len(given):
+        raise UserError(f"{missing[0]} is not set; set {COORDINATOR}, {PROCESSES} and {PROCESS}")
+    arguments: dict[str, Any] = {}
+    if not missing:
+        for name, keyword in ((PROCESSES, "num_processes"), (PROCESS, "process_id")):
+            if not given[name].isdecimal():
+                raise UserError(f"{name} is {given[name]!r}; it must be a whole number")
+            arguments[keyword] = int(given[name])
+        arguments["coordinator_address"] = given[COORDINATOR]
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours, see `preemption`.
+    try:
+        jax.distributed.initialize(**arguments)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(
+            "config.run.distributed is True, but there are no processes to join: "
+            f"{str(error).splitlines()[0]} On a machine that is no TPU pod, Slurm or Open MPI job "
+            f"set {COORDINATOR}, {PROCESSES} and {PROCESS}"
+        ) from error
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes the CPU `count` devices (0: one per core), each with a copy of the weights.
+
+    Must come before JAX's first use; where its devices exist already, or the environment says how
+    many (`JAX_NUM_CPU_DEVICES`, `XLA_FLAGS`), nothing changes.
+    """
+    said = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if said or "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
+
+
+def is_first() -> bool:
+    """Whether this is process 0, the one whose files are kept."""
+    return jax.process_index() == 0
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A one-dimensional mesh over `devices` (default: all) with the axis `concept`."""
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), (CONCEPT_AXIS,), axis_types=(AxisType.Auto,))
+
+
+def sharded(mesh: Mesh) -> NamedSharding:
+    """Leading axis split over the mesh: concepts, captions or prompts."""
+    return NamedSharding(mesh, PartitionSpec(CONCEPT_AXIS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device: model weights."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree: Any, sharding: NamedSharding) -> Any:
+    """Arrays that are equal on every process, put where `sharding` says."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+
+    return jax.tree.map(one, tree)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays over the mesh as whole NumPy arrays, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    def one(leaf: Any) -> np.ndarray:
+        whole = not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
+        if whole or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)
+
+
+def readable(rows: jax.Array, mesh: Mesh) -> jax.Array:
+    """What a program gives the host to read: with several processes, the same on every device.
+
+    One process reads the shards of its own devices. Programs without collectives cannot wait for
+    each other, as those of many programs in flight on few cores do.
+    """
+    if jax.process_count() == 1:
+        return rows
+    return jax.lax.with_sharding_constraint(rows, replicated(mesh))
+
+
+def any_process(value: bool) -> bool:
+    """Whether `value` holds on any process; the same answer on all of them."""
+    return bool(max(_everyones(int(value))))
+
+
+def least(value: int) -> int:
+    """The smallest `value` of all processes; the same answer on all of them."""
+    return min(_everyones(value))
+
+
+def share(block: bytes) -> bytes:
+    """Process 0's `block`, at most `BLOCK` bytes, on every process."""
+    if jax.process_count() == 1:
+        return block
+    from jax.experimental import multihost_utils
+
+    padded = np.zeros(8 + BLOCK, np.uint8)  # One size, so that one program is compiled.
+    if is_first():
+        padded[:8] = np.frombuffer(len(block).to_bytes(8, "little"), np.uint8)
+        padded[8 : 8 + len(block)] = np.frombuffer(block, np.uint8)
+    content = np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+    return content[8 : 8 + int.from_bytes(content[:8], "little")]
+
+
+def padded_size(count: int, multiple: int) -> int:
+    """The smallest multiple of `multiple` that is at least `count`."""
+    return -(-count // multiple) * multiple
+
+
+def even_chunk(count: int, most: int) -> int:
+    """Size of chunks of `count` things, at most `most`, that leaves the last one the fullest."""
+    return -(-count // -(-count // most)) if count else 1
+
+
+def _everyones(value: int) -> list[int]:
+    """`value` (not negative, below 2^62) of every process."""
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    halves = np.asarray([value >> 31, value & (2**31 - 1)], np.int32)  # JAX has no int64 here.
+    rows = np.asarray(multihost_utils.process_allgather(halves)).tolist()
+    return [(high << 31) | low for high, low in rows]

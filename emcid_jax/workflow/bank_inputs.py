@@ -1,0 +1,129 @@
+"""What tasks that solve a bank start from: the bank, the model, its second moments, a workdir."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from emcid_jax.config import ModelConfig, MomentConfig, RunConfig, StageTwoConfig
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow import environment
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.open_model import open_model
+
+
+@runtime_checkable
+class Settings(Protocol):
+    """The settings that these tasks have in common."""
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def bank(self) -> str: ...  # noqa: D102
+    @property
+    def model(self) -> ModelConfig: ...  # noqa: D102
+    @property
+    def moments(self) -> MomentConfig: ...  # noqa: D102
+    @property
+    def stage_two(self) -> StageTwoConfig: ...  # noqa: D102
+    @property
+    def run(self) -> RunConfig: ...  # noqa: D102
+
+
+class Solvable(NamedTuple):
+    """A bank with all that solving it takes."""
+
+    concepts: ConceptBank
+    pipeline: Pipeline
+    model: dict[str, str]
+    """Hashes of the model's parts."""
+    moments: SecondMoments
+    log: folders.Log
+
+
+@contextlib.contextmanager
+def solvable(config: Settings, workdir: Path, moments_file: str = "") -> Iterator[Solvable]:
+    """Reads the bank and its base model; `workdir` is this process's while the block runs.
+
+    Second moments are read from `moments_file`, or else measured and kept in `workdir` for the
+    next time. UserError, before anything is written, if bank, model and settings do not fit.
+    """
+    folders.require_writable(workdir)
+    require_own(workdir, config.task)
+    preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
+    concepts = concept_bank.open_bank(Path(config.bank))
+    captions = [] if moments_file else find_captions(config.moments)
+    measured = second_moment.read_moments(Path(moments_file)) if moments_file else None
+    pipeline = load(config, config.model)
+    require_layers(config.stage_two, pipeline)
+    concept_bank.require_base(concepts, pipeline)
+    with started(config, workdir, concepts, pipeline, captions) as log:
+        model = bank.model_hashes(pipeline)
+        moments = measured or measured_moments(config, pipeline, captions, workdir, log)
+        yield Solvable(concepts, pipeline, model, moments, log)
+
+
+def load(config: Settings, model: ModelConfig) -> Pipeline:
+    """The model, with the cache of compiled programs if the settings want it."""
+    if config.run.compile_cache:
+        environment.use_compile_cache()
+    return open_model(model)
+
+
+@contextlib.contextmanager
+def started(
+    config: Settings,
+    workdir: Path,
+    concepts: ConceptBank,
+    pipeline: Pipeline,
+    captions: Sequence[str],
+) -> Iterator[folders.Log]:
+    """Holds `workdir`, and says in it what the run is made from."""
+    with folders.exclusive(workdir):
+        inputs = {
+            "bank": bank.hash_of([(c.memory, c.strength) for c in concepts.concepts]),
+            "model.path": bank.hash_of(bank.model_hashes(pipeline)),
+            "moments.captions": bank.hash_of(list(captions)),
+        }
+        folders.write_config(workdir, config, inputs, environment.describe())
+        yield folders.Log(workdir / "metrics.jsonl")
+
+
+def measured_moments(
+    config: Settings,
+    pipeline: Pipeline,
+    captions: Sequence[str],
+    workdir: Path,
+    log: folders.Log,
+) -> SecondMoments:
+    """The model's second moments, measured anew only when what decides them has changed."""
+    model, layers = bank.model_hashes(pipeline), config.stage_two.layers
+    decides = [model["text_encoder"], model["tokenizer"], list(captions), layers]
+    folder = workdir / "moments" / bank.hash_of(decides)[:16]
+    return find_moments(pipeline, list(captions), layers, config.moments, config.run, folder, log)
+
+
+def require_bank(path: str) -> None:
+    """UserError if no bank's folder is given."""
+    if not path:
+        raise UserError("config.bank is empty; give the bank's folder, e.g. runs/mine/bank")
+
+
+def require_own(workdir: Path, task: str) -> None:
+    """UserError if the folder's results are those of another task."""
+    path = workdir / "config.json"
+    if path.exists() and folders.read_json(path)["config"]["task"] != task:
+        raise UserError(
+            f"--workdir is {str(workdir)!r}, which holds another task's results; give a new one"
+        )

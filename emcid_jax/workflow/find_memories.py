@@ -1,0 +1,231 @@
+"""Stage I over all requests of a run: in chunks, each filed in the bank when it is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from emcid_jax.concepts import spans
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.spans import PromptRectangle
+from emcid_jax.concepts.templates import fill
+from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.memories import Memory
+from emcid_jax.editing.encoder.whole_prompts import WIDTH_STEP
+from emcid_jax.editing.stage_one import edited_tokens, loss, training_images
+from emcid_jax.editing.stage_one import prepare as preparation
+from emcid_jax.editing.stage_one import run as stage_one
+from emcid_jax.editing.stage_one.adam_loop import StageOneResult
+from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
+from emcid_jax.editing.stage_one.loss import StageOneInputs
+from emcid_jax.editing.stage_one.run import Program
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel, preemption
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow.workdir import Log
+
+IMAGE_BATCH = 16
+"""Training images drawn together, per device."""
+
+
+class Prompts(NamedTuple):
+    """The requests' prompts, as tokens."""
+
+    source: PromptRectangle
+    destination: PromptRectangle
+
+
+def read_prompts(
+    pipeline: Pipeline, requests: Sequence[EditRequest], config: StageOneConfig
+) -> Prompts:
+    """Tokens and subject positions; UserError with a line for everything that does not fit."""
+    _require_single(requests)
+    training_images.check_files(
+        [request.image_paths for request in requests],
+        [len(request.templates) for request in requests],
+        [request.origin for request in requests],
+        config,
+    )
+    prompts = Prompts(
+        spans.source_prompts(pipeline.tokenizer, requests),
+        spans.destination_prompts(pipeline.tokenizer, requests),
+    )
+    _check_lengths(pipeline, requests, prompts, config)
+    return prompts
+
+
+def find_memories(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    prompts: Prompts,
+    config: StageOneConfig,
+    run: RunConfig,
+    model: Mapping[str, str],
+    folder: Path,
+    log: Log,
+) -> list[Memory]:
+    """The memory of every request: from the bank in `folder`, or found and filed there.
+
+    Equal chunks of at most `run.save_every` requests are done as a whole, with one compiled program
+    for all of them: a run that was killed computes the very batches that it would have, hence the
+    same bits.
+    """
+    _require_single(requests)
+    _check_lengths(pipeline, requests, prompts, config)  # An ablation's settings may be others.
+    if not loss.needs_images(config):
+        prompts = without_padding(prompts, pipeline.tokenizer.eos_token_id, config)
+    records = [bank.provenance(request, config, model) for request in requests]
+    mesh = parallel.make_mesh()
+    chunk = parallel.even_chunk(len(requests), run.save_every)
+    asked = {"chunk": chunk, "devices": mesh.size, "concept_batch": config.concept_batch}
+    batch = earlier_batch([bank.read_details(folder, record) for record in records], asked)
+    program: Program | None = None
+    memories: list[Memory] = []
+    bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
+    with bar:
+        for first in range(0, len(requests), chunk):
+            rows = slice(first, min(first + chunk, len(requests)))
+            found = _filed(folder, records[rows])
+            if found is None:
+                with preemption.finishing("this chunk of Stage I"):
+                    began = time.perf_counter()
+                    inputs = prepare_chunk(pipeline, requests, prompts, rows, config, mesh)
+                    if program is None:
+                        full = _resized(inputs, chunk)
+                        program = stage_one.compile_program(pipeline, full, config, mesh, batch)
+                    result = stage_one.optimise(pipeline, inputs, config, mesh, program)
+                    found = _memories(result)
+                    about = asked | {"batch": program.batch}
+                    for record, memory in zip(records[rows], found, strict=True):
+                        bank.write(folder, record, memory, about)
+                    ends = (float(losses.total.mean()) for losses in (result.start, result.end))
+                    start, end = ends
+                    log.write(
+                        "stage_one",
+                        time.perf_counter() - began,
+                        concepts=rows.stop,
+                        held_out_start=start,
+                        held_out_end=end,
+                    )
+                bar.set_postfix_str(f"held-out loss {start:.2g} -> {end:.2g}")
+            memories += found
+            bar.update(rows.stop - rows.start)
+    return memories
+
+
+def _check_lengths(
+    pipeline: Pipeline, requests: Sequence[EditRequest], prompts: Prompts, config: StageOneConfig
+) -> None:
+    """UserError with a line for every request whose prompts `config` has no room for."""
+    origins = [request.origin for request in requests]
+    for part in prompts:
+        preparation.check_lengths(part, origins, pipeline.tokenizer.eos_token_id, config)
+
+
+def _require_single(requests: Sequence[EditRequest]) -> None:
+    """UserError if a request has several destinations: it has no memory of its own."""
+    mixed = [request for request in requests if request.task == "debias"]
+    if mixed:
+        raise UserError(
+            "\n".join(
+                f"{request.origin}: task: 'debias' mixes memories by drawing images, which only "
+                "the main job (task edit) does; run that, and merge its bank where you need it"
+                for request in mixed
+            )
+        )
+
+
+def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Prompts:
+    """The tokens that the text loss reads: attention is causal, so those behind change nothing.
+
+    The same for all requests, that one program may serve them. `end` is the end token's id.
+    """
+    last = max(
+        int(edited_tokens.last_read(part, end, config.edited_tokens).max()) for part in prompts
+    )
+    width = parallel.padded_size(last + 1, WIDTH_STEP)
+    return Prompts(*(part._replace(ids=part.ids[..., :width]) for part in prompts))
+
+
+def earlier_batch(
+    details: Sequence[Mapping[str, Any]], asked: Mapping[str, int]
+) -> ConceptBatch | None:
+    """The batch of an earlier run that was asked the same, from what the bank says of its memories.
+
+    What fits in memory may differ from one start to the next; the program must not.
+    """
+    batches = [about["batch"] for about in details if about.items() >= asked.items()]
+    return ConceptBatch(*batches[0]) if batches else None
+
+
+def _filed(folder: Path, records: Sequence[bank.Provenance]) -> list[Memory] | None:
+    """The memories of a whole chunk, or None if one is missing."""
+    memories = [bank.read(folder, record) for record in records]
+    found = [memory for memory in memories if memory is not None]
+    return found if len(found) == len(records) else None
+
+
+def prepare_chunk(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    prompts: Prompts,
+    rows: slice,
+    config: StageOneConfig,
+    mesh: jax.sharding.Mesh,
+) -> StageOneInputs:
+    """What Stage I reads of the requests `rows`, training images included."""
+    chunk = requests[rows]
+    source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
+    images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)
+    seeds = [request.seed for request in chunk]
+    return preparation.prepare(pipeline, source, destination, seeds, images, config, mesh)
+
+
+def _images(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    width: int,
+    config: StageOneConfig,
+    mesh: jax.sharding.Mesh,
+) -> np.ndarray | None:
+    """Training images [concept, sample, prompt, ...] of `width` prompts each, or None if unused."""
+    if not loss.needs_images(config):
+        return None
+    if training_images.reads_files(config):
+        paths = [request.image_paths for request in requests]
+        return training_images.read(paths, width, pipeline.image_size, config)
+    prompts = training_images.image_prompts(
+        [_filled(request, request.source, width) for request in requests],
+        [_filled(request, request.dests[0], width) for request in requests],
+        config,
+    )
+    seeds = [request.seed for request in requests]
+    batch = IMAGE_BATCH * mesh.size
+    return training_images.draw(pipeline, prompts, seeds, config, batch=batch, mesh=mesh)
+
+
+def _filled(request: EditRequest, name: str, width: int) -> list[str]:
+    """The request's prompts about `name`; the first one pads them to `width`. No name, no words."""
+    prompts = [fill(template, name).prompt if name else "" for template in request.templates]
+    return prompts + prompts[:1] * (width - len(prompts))
+
+
+def _resized(inputs: StageOneInputs, concepts: int) -> StageOneInputs:
+    """The shapes of `inputs` for another number of concepts."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((concepts, *leaf.shape[1:]), leaf.dtype), inputs
+    )
+
+
+def _memories(result: StageOneResult) -> list[Memory]:
+    """One record per concept."""
+    start, end = (np.stack(part, axis=-1) for part in (result.start, result.end))
+    parts = (result.z, result.delta, result.curve, start, end)
+    return [Memory(*(np.asarray(part)[row] for part in parts)) for row in range(len(start))]

@@ -1,0 +1,97 @@
+"""Second moments of a run: resumed from the workdir, computed, or read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from emcid_jax.config import MomentConfig, RunConfig
+from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.captions import read_captions
+from emcid_jax.editing.moments.second_moment import MomentProvenance, Progress, SecondMoments
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.runtime import checkpoints, parallel, preemption
+from emcid_jax.workflow.workdir import Log
+
+
+def find_captions(config: MomentConfig) -> list[str]:
+    """The captions that `config` names. UserError if they cannot be read."""
+    if config.captions != "sprites":
+        return read_captions(config.captions, config.count, config.seed)
+    from emcid_jax.sprites.captions import sample_captions
+
+    return [caption.text for caption in sample_captions(config.count, config.seed)]
+
+
+def find_other_captions(config: MomentConfig, count: int) -> list[str]:
+    """`count` captions of the same source by another seed, to measure on what C was not made of."""
+    other = dataclasses.replace(config, count=count, seed=(config.seed + 1) % 2**32)
+    return find_captions(other)
+
+
+def find_moments(
+    pipeline: Pipeline,
+    captions: list[str],
+    layers: tuple[int, ...],
+    config: MomentConfig,
+    run: RunConfig,
+    folder: Path,
+    log: Log,
+) -> SecondMoments:
+    """The second moments of `layers`, with progress and result kept under `folder`.
+
+    A result that is already there is read: the workdir's settings are known to be the same.
+    """
+    result = folder / "second_moments.safetensors"
+    if result.exists():
+        return second_moment.read_moments(result)
+    ids = tokenize(pipeline.tokenizer, captions)
+    start = _read_progress(folder / "progress")
+    steps = second_moment.accumulate(
+        pipeline.text,
+        pipeline.params["text_encoder"],
+        ids,
+        layers,
+        batch=config.batch,
+        chunk=run.save_every_batches,
+        start=start,
+    )
+    progress = start
+    with tqdm(desc="Second moments", unit="batch", disable=not run.progress) as bar:
+        while progress is None or progress.batches < progress.total:
+            with preemption.finishing("these batches of captions"):
+                began = time.perf_counter()
+                progress = next(steps)
+                if parallel.is_first():  # The others' workdirs are copies of its.
+                    _write_progress(folder / "progress", progress)
+                log.write("moments", time.perf_counter() - began, batches=progress.batches)
+            bar.total = progress.total
+            bar.update(progress.batches - bar.n)
+    moments = second_moment.finish(progress)
+    second_moment.write_moments(result, moments)
+    shutil.rmtree(folder / "progress", ignore_errors=True)
+    return moments
+
+
+def _write_progress(folder: Path, progress: Progress) -> None:
+    arrays = {str(layer): total for layer, total in progress.sums.items()}
+    about: dict[str, Any] = progress._asdict()
+    del about["sums"]
+    about["provenance"] = dataclasses.asdict(progress.provenance)
+    checkpoints.save(folder, progress.batches, arrays, about)
+
+
+def _read_progress(folder: Path) -> Progress | None:
+    saved = checkpoints.latest(folder)
+    if saved is None:
+        return None
+    about = saved.metadata
+    about["provenance"]["layers"] = tuple(about["provenance"]["layers"])
+    provenance = MomentProvenance(**about.pop("provenance"))
+    sums = {int(layer): total for layer, total in saved.arrays.items()}
+    return Progress(sums=dict(sorted(sums.items())), provenance=provenance, **about)

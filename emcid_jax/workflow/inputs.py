@@ -1,0 +1,63 @@
+"""What tasks read before they start: requests, model folder, edited layers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.name_lists import names_in_file
+from emcid_jax.concepts.readers import manifests
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow.open_model import find_folder
+
+
+def read_requests(config: RequestsConfig) -> list[EditRequest]:
+    """The requests of the file, or of `sprites`, checked one by one and against each other."""
+    if config.path == "sprites":
+        from emcid_jax.sprites.mixed import mixed_requests
+
+        requests = mixed_requests()
+    else:
+        requests = manifests.read_requests(Path(config.path), config.templates or None)
+    requests = requests[: config.count or None]
+    for conflict in require_consistent(requests):
+        logging.warning("%s", conflict.message)
+    return requests
+
+
+def names_to_keep(names: Sequence[str], path: str, field: str) -> list[str]:
+    """`names`, and those that the setting `field` = `path` holds: a file, or `sprites`.
+
+    UserError if the file cannot be read.
+    """
+    if path == "sprites":
+        from emcid_jax.sprites.catalogue import catalogue
+
+        return [*names, *catalogue().objects]
+    return [*names, *(names_in_file(path, field, ", or `sprites`") if path else ())]
+
+
+def require_model(config: ModelConfig) -> Path:
+    """The folder of the model that `config` names; UserError if there is none."""
+    folder = find_folder(config)
+    if not (folder / "model_index.json").is_file():
+        raise UserError(
+            f"config.model.path is {config.path!r}, but {folder} is no diffusers folder (it has no "
+            "model_index.json); give `sprites` or a Stable Diffusion folder"
+        )
+    return folder
+
+
+def require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:
+    """UserError unless the text encoder has all layers that `config` edits."""
+    blocks = pipeline.text.config.num_hidden_layers
+    if config.layers[-1] >= blocks:
+        raise UserError(
+            f"config.stage_two.layers is {config.layers}, but the text encoder of "
+            f"{pipeline.folder} has blocks 0 to {blocks - 1}"
+        )

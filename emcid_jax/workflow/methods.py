@@ -1,0 +1,162 @@
+"""Who edits in a comparison: EMCID, UCE or fine-tuning, each from a checked job to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from emcid_jax.baselines import fine_tune, uce
+from emcid_jax.baselines.fine_tune import FineTuneConfig
+from emcid_jax.baselines.uce import UceConfig
+from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.editing.stage_one.loss import StageOneInputs
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import find_memories, inputs, variant
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.peak_memory import Peak
+
+Method = Literal["emcid", "uce", "fine-tune"]
+CHUNK = 16
+"""Requests whose training images are drawn together."""
+
+
+class Spent(NamedTuple):
+    """Seconds of an edit itself, memories included as if none had been there, no second moments."""
+
+    seconds: float
+    processor: float
+    """Of all cores of the host: what a busy machine does not change."""
+
+    def plus(self, other: Spent, times: float = 1.0) -> Spent:
+        """This and `times` the other."""
+        return Spent(*(a + times * b for a, b in zip(self, other, strict=True)))
+
+
+class Edited(NamedTuple):
+    """An edited model and what it cost."""
+
+    pipeline: Pipeline
+    spent: Spent
+    mebibytes: float | None
+    """Peak memory while it was written."""
+    about: dict[str, Any]
+    """What the method says of its own work."""
+
+
+def emcid(job: edit.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
+    """The first `count` requests of `job` by Stage I and II; memories of all are found at once.
+
+    With names to keep, `ridge` becomes `ridge+preserve`.
+    """
+    found, each = _found(job, workdir)
+    first = variant.first(job, count)
+    if keep:
+        layers = first.config.stage_two
+        solver = "ridge+preserve" if layers.solver == "ridge" else layers.solver
+        layers = dataclasses.replace(layers, solver=solver, preserve=(*layers.preserve, *keep))
+        config = dataclasses.replace(first.config, stage_two=layers)
+        first = dataclasses.replace(first, config=config)
+    peak, clock = Peak(), _Clock()
+    solved = edit.solve(first, found.memories[:count], found.moments)
+    edited = stage_two.with_edit(job.pipeline, solved)
+    writing, report = clock.spent(), solved.report
+    return Edited(
+        edited,
+        writing.plus(each, float(count)),
+        peak.mebibytes(),
+        {
+            "stage_one_each": each._asdict(),
+            "stage_two": writing._asdict(),
+            "reached": [report.distance_before, report.distance_after],
+        },
+    )
+
+
+class _Clock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._began = time.perf_counter(), time.process_time()
+
+    def spent(self) -> Spent:
+        seconds, processor = self._began
+        return Spent(time.perf_counter() - seconds, time.process_time() - processor)
+
+
+def _found(job: edit.Job, workdir: Path) -> tuple[variant.Found, Spent]:
+    """What Stage II reads, and what a memory costs on average, compilation included.
+
+    The costs of earlier runs are in a log of their own per settings of Stage I.
+    """
+    key = hash_of(dataclasses.asdict(job.config.stage_one))[:8]
+    log = folders.Log(workdir / f"stage_one-{key}.jsonl")
+    variant.find_moments_of(job, workdir, log)
+    before, clock = len(list(log.records())), _Clock()
+    found = variant.find(job, workdir, log)
+    new = list(log.records())[before:]
+    chunk = parallel.even_chunk(len(job.requests), job.config.run.save_every)
+    if new:
+        log.write("processor", clock.spent().processor, found=chunk * len(new))
+    spent, known = log.seconds(), list(log.records())
+    every = max((one.get("concepts", 1) for one in known), default=1)
+    timed = sum(one.get("found", 0) for one in known) or 1
+    each = spent.get("stage_one", 0.0) / every, spent.get("processor", 0.0) / timed
+    return found, Spent(*each)
+
+
+def by_uce(job: edit.Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
+    """The first `count` requests of `job` by UCE's closed form."""
+    peak, clock = Peak(), _Clock()
+    names = inputs.names_to_keep(config.preserve, config.preserve_path, "config.uce.preserve_path")
+    found = uce.solve(job.pipeline, job.requests[:count], [*names, *keep], config)
+    unet = uce.apply_edit(job.pipeline.params["unet"], found)
+    spent = clock.spent()
+    params = job.pipeline.params | {"unet": unet}
+    edited = dataclasses.replace(job.pipeline, params=params)
+    return Edited(edited, spent, peak.mebibytes(), {"condition": found.condition})
+
+
+def fine_tuned(job: edit.Job, count: int, config: FineTuneConfig) -> Edited:
+    """The first `count` requests of `job` by Adam on weights, with Stage I's loss."""
+    peak, clock = Peak(), _Clock()
+    first = variant.first(job, count)
+    training = _training_inputs(first)
+    total = sum(1 for _ in fine_tune.batches(count, config))
+    losses: list[float] = []
+    params = job.pipeline.params
+    steps = fine_tune.train(job.pipeline, training, job.config.stage_one, config)
+    for progress in tqdm(steps, "Fine-tuning", total, disable=not job.config.run.progress):
+        params = progress.params
+        losses.append(progress.loss)
+    spent, tenth = clock.spent(), max(1, total // 10)
+    ends = [float(np.mean(part)) for part in (losses[:tenth], losses[-tenth:])]
+    edited = dataclasses.replace(job.pipeline, params=params)
+    return Edited(edited, spent, peak.mebibytes(), {"loss": ends})
+
+
+def _training_inputs(job: edit.Job) -> StageOneInputs:
+    """What Stage I would read, of all requests."""
+    mesh = parallel.make_mesh()
+    count = len(job.requests)
+    chunks = [
+        find_memories.prepare_chunk(
+            job.pipeline,
+            job.requests,
+            job.prompts,
+            slice(first, min(first + CHUNK, count)),
+            job.config.stage_one,
+            mesh,
+        )
+        for first in range(0, count, CHUNK)
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *chunks)

@@ -1,0 +1,58 @@
+"""The model that a run's settings name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+
+from emcid_jax.config import ExportDtype, ModelConfig
+from emcid_jax.editing.export.text_encoder import stored_dtype
+from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.weights.params import read_params
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
+from emcid_jax.pipelines.sources import find_model
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.sprites.bundled import BUNDLED, model_folder
+
+
+def find_folder(config: ModelConfig) -> Path:
+    """The model's folder in diffusers' layout; UserError if there is none, see `sources`."""
+    if config.path == BUNDLED:
+        return model_folder(BUNDLED)
+    return find_model(
+        config.path,
+        revision=config.revision,
+        variant=config.variant,
+        prediction=config.prediction,
+    )
+
+
+def open_model(config: ModelConfig) -> Pipeline:
+    """The model, loaded; UserError if it is missing, damaged or of another kind."""
+    return load_pipeline(find_folder(config), jnp.dtype(config.dtype), config.variant)
+
+
+def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, Any]:
+    """The text encoder's parameters in a folder, or in a workdir's `text_encoder`.
+
+    UserError that names `field` if there is none, or one of another model.
+    """
+    folder = Path(path).expanduser()
+    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    if not path or not folder.is_dir():
+        raise UserError(
+            f"{field} is {path!r}; give a text_encoder folder or the workdir of a finished edit"
+        )
+    base = pipeline.params["text_encoder"]
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
+    return read_params(folder, abstract, disk_name)
+
+
+def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:
+    """Stored type of an edited text encoder: what is asked for, else that of the weights read."""
+    if config.export_dtype != "source":
+        return config.export_dtype
+    return cast(ExportDtype, stored_dtype(pipeline.folder / "text_encoder", config.variant))

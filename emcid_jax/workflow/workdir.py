@@ -1,0 +1,219 @@
+"""The folder a run leaves behind: who may write it, what it was made from, how far it got."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import tarfile
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
+
+FREE_FIELDS = (
+    "evaluation",
+    "run",
+    "stage_one.concept_batch",
+    "requests.path",
+    "model.path",
+)
+"""Settings that a later run of the same workdir may change: they change no stored result (images
+carry the settings they were drawn with), or their content is compared instead of their name."""
+
+
+@contextlib.contextmanager
+def exclusive(workdir: Path) -> Iterator[None]:
+    """Creates `workdir` and holds it for this process; the system lets go when the process dies.
+
+    UserError if it cannot be written or another run holds it.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"--workdir is {str(workdir)!r}, {_why(error)}; give another") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            message = f"--workdir is {str(workdir)!r}, which another run is using; wait for it"
+            raise UserError(message) from error
+        for leftover in sorted(workdir.rglob(".*.tmp")):  # What a killed run was writing.
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        yield
+
+
+@contextlib.contextmanager
+def mirrored(workdir: Path) -> Iterator[Path]:
+    """The folder that this process works in: `workdir` on the first one, copies on the others.
+
+    All processes start from what lies in the first one's, find the same things done, and do the
+    same; what the others write is dropped. Nothing but the first one's disk needs to last.
+    """
+    if parallel.is_first():
+        files = (path for path in sorted(workdir.rglob("*")) if path.is_file())
+        sender: Any = _Sender()
+        with tarfile.open(None, "w|", sender, bufsize=parallel.BLOCK, dereference=True) as tar:
+            for path in files:
+                if not path.name.startswith("."):
+                    tar.add(path, path.relative_to(workdir))
+        parallel.share(b"")
+        yield workdir
+        return
+    with tempfile.TemporaryDirectory(prefix="emcid_jax-") as folder:
+        receiver: Any = _Receiver()
+        with tarfile.open(None, "r|", receiver, bufsize=parallel.BLOCK) as tar:
+            tar.extractall(folder, filter="data")
+        while receiver.read(parallel.BLOCK):
+            pass  # What fills up the last block.
+        yield Path(folder)
+
+
+class _Sender:
+    """A file whose blocks go to the other processes."""
+
+    def write(self, block: bytes) -> int:
+        parallel.share(block)
+        return len(block)
+
+
+class _Receiver:
+    """A file of the blocks that the first process sends."""
+
+    def __init__(self) -> None:
+        self._left, self._ended = b"", False
+
+    def read(self, size: int) -> bytes:
+        while len(self._left) < size and not self._ended:
+            block = parallel.share(b"")
+            self._left += block
+            self._ended = not block
+        found, self._left = self._left[:size], self._left[size:]
+        return found
+
+
+def require_writable(workdir: Path) -> None:
+    """UserError if `workdir` could not be created or written; touches nothing."""
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is a file; give another")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is not writable")
+
+
+def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
+    """UserError naming the field if `workdir` was made with settings or inputs that differ.
+
+    `config` is the resolved settings as nested dicts. `inputs` maps a field to the hash of what it
+    names: the same path may hold something else today.
+    """
+    path = workdir / "config.json"
+    if not path.exists():
+        return
+    try:
+        old = read_json(path)
+        old_config, old_inputs = dict(_flat(old["config"])), dict(old["inputs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not readable ({error}); use a new --workdir") from error
+    for field, value in _flat(config):
+        free = any(field == name or field.startswith(f"{name}.") for name in FREE_FIELDS)
+        if not free and field in old_config and old_config[field] != value:
+            raise UserError(
+                f"config.{field} is {_shown(value)}, but {workdir} was made with "
+                f"{_shown(old_config[field])}; give that again or use a new --workdir"
+            )
+    for field, value in inputs.items():
+        if old_inputs.get(field) != value:
+            raise UserError(
+                f"config.{field}: the content is not what {workdir} was made from; "
+                "restore it or use a new --workdir"
+            )
+
+
+def write_config(
+    workdir: Path, config: Any, inputs: Mapping[str, str], environment: Mapping[str, str]
+) -> None:
+    """config.json: the resolved settings, hashes of the inputs, versions and device."""
+    content = {
+        "config": dataclasses.asdict(config),
+        "inputs": dict(inputs),
+        "environment": dict(environment),
+    }
+    write_json(workdir / "config.json", content)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object that this package wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON by one rename."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode())
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+    """metrics.jsonl: one JSON object a line, appended; the primary record of progress."""
+
+    path: Path
+
+    def write(self, phase: str, seconds: float, **figures: Any) -> None:
+        """Appends one line. A line cut by a kill stays alone on its own line."""
+        line = {"time": round(time.time(), 3), "phase": phase, "seconds": round(seconds, 4)}
+        with self.path.open("a+b") as file:
+            file.seek(0, os.SEEK_END)
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(line | figures).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def timed(self, phase: str, **known: Any) -> Iterator[dict[str, Any]]:
+        """Writes the seconds of the block, with `known` and what it puts into the yielded dict."""
+        figures: dict[str, Any] = dict(known)
+        start = time.perf_counter()
+        yield figures
+        self.write(phase, time.perf_counter() - start, **figures)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase, added up over every run of this workdir."""
+        total: dict[str, float] = defaultdict(float)
+        for record in self.records():
+            total[record["phase"]] += record["seconds"]
+        return {phase: round(seconds, 3) for phase, seconds in total.items()}
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """Every line that no kill has cut."""
+        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted name, value); tuples as the lists that JSON gives back."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, list(value) if isinstance(value, tuple) else value
+
+
+def _shown(value: Any) -> str:
+    return repr(tuple(value) if isinstance(value, list) else value)
+
+
+def _why(error: OSError) -> str:
+    return f"which cannot be written ({error.strerror})"

@@ -1,0 +1,1 @@
+"""Research questions, each a script, a figure and an answer in docs/."""

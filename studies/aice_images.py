@@ -1,0 +1,106 @@
+"""AICE's first requests on the bundled model, edited by any solver, drawn and judged.
+
+What `studies.solver_images` and `studies.text_space` share. Memories, second moments and
+judgements are kept in a workdir: what is there is not done again, so a killed run goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from emcid_jax import config as settings
+from emcid_jax.config import EditConfig, StageTwoConfig
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited
+from emcid_jax.evaluation.benchmarks.aice_protocol import AicePlan, Scores, plan_requests
+from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
+from emcid_jax.evaluation.drawing.cache import fingerprint, scored_images
+from emcid_jax.evaluation.drawing.sentences import SENTENCES
+from emcid_jax.evaluation.judges.labels import OBJECT
+from emcid_jax.runtime import parallel
+from emcid_jax.sprites.bundled import STAGE_ONE
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import environment, variant
+from emcid_jax.workflow import workdir as folders
+
+HOLDOUT = 100
+"""Hold-out classes, with three images each."""
+BATCH = 50
+"""Images drawn at once: what a kill loses at most."""
+
+
+class Edited(NamedTuple):
+    """The first requests of the benchmark, and what is drawn of them."""
+
+    job: edit.Job
+    concepts: ConceptBank
+    moments: SecondMoments
+    plan: AicePlan
+    workdir: Path
+
+
+def start() -> None:
+    """A device per core and the cache of compiled programs; comes before JAX's first use."""
+    parallel.use_cpu_devices(0)
+    environment.use_compile_cache()
+
+
+def prepare(requests: str, count: int, workdir: Path) -> Edited:
+    """Memories and second moments, found or read; one image per prompt set of a request."""
+    config = EditConfig(
+        requests=settings.RequestsConfig(path=requests),
+        stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
+        moments=settings.MomentConfig(count=20_000),
+        evaluation=settings.EvaluationConfig(steps=10, aliases=False),
+    )
+    job = variant.first(edit.prepare(config), count)
+    memories, moments = variant.find(job, workdir, folders.Log(workdir / "metrics.jsonl"))
+    about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
+    records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
+    concepts = concept_bank.of_requests(job.requests, records)
+    return Edited(job, concepts, moments, _plan(job), workdir)
+
+
+def _plan(job: edit.Job) -> AicePlan:
+    assert job.judge is not None
+    labels = job.judge.groups[OBJECT]
+    scored, skipped = plan_requests(
+        job.requests, labels, SENTENCES, prompts_per_request=1, aliases=False
+    )
+    named = (labels.find(request.source) for request in job.requests)
+    sources = {one.source_id for one in scored} | {i for i in named if i is not None}
+    held = limited(holdout_from_labels(labels, sources, SENTENCES), classes=HOLDOUT)
+    return AicePlan(scored, held, skipped)
+
+
+def kept_names(plan: AicePlan) -> tuple[str, ...]:
+    """Every other hold-out class: what protecting solvers are told; the others show the price."""
+    return tuple(one.name for one in plan.holdout[::2])
+
+
+def solve(run: Edited, config: StageTwoConfig) -> WeightEdit:
+    """Stage II of all requests."""
+    solved = preservation.resolved(config)
+    return concept_bank.solve(run.concepts, run.job.pipeline, run.moments, solved)
+
+
+def scores(run: Edited, solved: WeightEdit | None) -> Scores:
+    """The judge's word on every image of the plan; None: of the clean model."""
+    job = run.job
+    assert job.judge is not None
+    judge, config, edited = job.judge, job.config.evaluation, job.pipeline
+    depends_on = fingerprint(hash_of(job.model), judge.fingerprint, config.steps, config.guidance)
+    if solved is not None:
+        edited = stage_two.with_edit(job.pipeline, solved)
+        depends_on = edited_fingerprint(depends_on, job.pipeline, edited)
+    draws = chunked(edited, judge, [OBJECT], config, BATCH, parallel.make_mesh())
+    return scored_images(run.plan.draws(), *draws, BATCH, run.workdir / "judged", depends_on)

@@ -1,0 +1,90 @@
+"""Edit files: the smaller form, as accurate as the larger; nothing in them changes unnoticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax.editing.export import edit_file
+from emcid_jax.editing.export.edit_file import WEIGHT, pack, read_edit, read_ledger, write_edit
+from emcid_jax.runtime.errors import UserError
+
+LEDGER = {"format": 2, "requests": [{"source": "é"}]}
+
+
+def low_rank(rank: int, seed: int = 0, decay: float = 1.0) -> np.ndarray:
+    """96 x 384, singular values falling by `decay` each."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.standard_normal((96, rank)), rng.standard_normal((rank, 384))
+    return left * decay ** np.arange(rank) @ right
+
+
+def error(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.7])
+def test_an_edit_of_few_requests_is_stored_as_factors_as_accurate_as_float32(
+    decay: float, tmp_path: Path
+) -> None:
+    deltas = {3: low_rank(20, decay=decay), 1: low_rank(96)}
+    content = pack(deltas)
+    dense, factors = content.layers
+    assert (dense.layer, dense.form, factors.layer, factors.form) == (1, "dense", 3, "factors")
+    assert content.arrays[WEIGHT.format(1)].shape == (96, 384)
+    assert content.arrays[f"{WEIGHT.format(3)}.up"].shape == (96, 20)
+    assert content.arrays[f"{WEIGHT.format(3)}.down"].shape == (20, 384)
+    write_edit(tmp_path / "edit.safetensors", content, LEDGER)
+    assert load_file(tmp_path / "edit.safetensors").keys() == content.arrays.keys()
+    found, ledger = read_edit(tmp_path / "edit.safetensors")
+    assert ledger == LEDGER
+    assert found.layers == content.layers
+    for layer, delta in found.deltas().items():
+        as_float32 = error(deltas[layer].astype(np.float32), deltas[layer])
+        assert error(delta, deltas[layer]) < 4 * as_float32
+        stated = next(stored.error for stored in found.layers if stored.layer == layer)
+        assert stated == pytest.approx(error(delta, deltas[layer]))
+    np.testing.assert_array_equal(found.deltas()[1], deltas[1].astype(np.float32))
+
+
+def test_the_smaller_form_is_taken() -> None:
+    even = 96 * 384 / (96 + 384)  # Factors of this rank have as many numbers as dW.
+    for rank in (int(even) - 1, int(even) + 1):
+        content = pack({0: low_rank(rank)})
+        form = "factors" if rank < even else "dense"
+        assert content.layers[0].form == form
+        assert sum(array.size for array in content.arrays.values()) <= 96 * 384
+
+
+def test_a_layer_without_change_is_stored_as_such() -> None:
+    content = pack({0: np.zeros((96, 384))})
+    assert content.layers[0].norm == 0
+    np.testing.assert_array_equal(content.deltas()[0], 0)
+
+
+def test_show_reads_the_head_alone(tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    content = pack({0: low_rank(5)})
+    write_edit(path, content, LEDGER)
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    assert read_ledger(path) == (content.layers, LEDGER)
+    with pytest.raises(UserError, match=r"edit\.safetensors: damaged"):
+        read_edit(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
+def test_a_file_that_is_no_edit_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "edit.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"edit\.safetensors: not a weight edit"):
+        edit_file.read_edit(path)
+    save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(UserError, match="not a weight edit"):
+        edit_file.read_edit(path)
+    with pytest.raises(UserError, match="not a weight edit"):
+        edit_file.read_edit(tmp_path / "nowhere")

@@ -1,0 +1,207 @@
+"""An edit applied to a model folder, read by transformers, and undone to the bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax.editing.export import into_folder
+from emcid_jax.editing.export.edit_file import EditFile, pack
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
+from emcid_jax.runtime import files
+from emcid_jax.runtime.errors import UserError
+
+LAYERS = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def content() -> EditFile:
+    rng = np.random.default_rng(0)
+    return pack({layer: 0.1 * rng.standard_normal((32, 64)) for layer in LAYERS})
+
+
+@pytest.fixture(scope="module")
+def ledger(pipeline: Pipeline) -> dict[str, Any]:
+    base = params_hash(pipeline.params["text_encoder"])
+    return {"base": {"text_encoder": base}, "edited": "?", "requests": []}
+
+
+@pytest.fixture(params=["float32", "float16"])
+def folder(request: pytest.FixtureRequest, tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
+    """The text encoder alone, in either type."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pipeline_folder / "text_encoder", folder / "text_encoder")
+    file = folder / "text_encoder" / "model.safetensors"
+    arrays = {name: array.astype(request.param) for name, array in load_file(file).items()}
+    save_file(arrays, file, metadata={"format": "pt", "note": "mine"})
+    return folder
+
+
+def based_on(ledger: dict[str, Any], folder: Path) -> dict[str, Any]:
+    arrays = load_file(folder / "text_encoder" / "model.safetensors")
+    return ledger | {"base": {"text_encoder": into_folder.weights_hash(arrays)}}
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "text_encoder").iterdir()}
+
+
+def test_the_hash_is_that_of_the_loaded_parameters(pipeline: Pipeline) -> None:
+    arrays = load_file(pipeline.folder / "text_encoder" / "model.safetensors")
+    assert into_folder.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
+    arrays["text_model.embeddings.position_ids"] = np.arange(3)
+    assert into_folder.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
+
+
+def test_apply_adds_the_edit_and_undo_restores_every_byte(
+    folder: Path, content: EditFile, ledger: dict[str, Any]
+) -> None:
+    before = snapshot(folder)
+    base = load_file(folder / "text_encoder" / "model.safetensors")
+    ledger = based_on(ledger, folder)
+    into_folder.apply(folder, content, ledger)
+    edited = load_file(folder / "text_encoder" / "model.safetensors")
+    assert edited.keys() == base.keys()
+    deltas = content.deltas()
+    for name, array in edited.items():
+        assert array.dtype == base[name].dtype
+        added = next((deltas[i] for i in LAYERS if name.endswith(f"layers.{i}.mlp.fc2.weight")), 0)
+        wanted = (base[name].astype(np.float64) + added).astype(array.dtype)
+        np.testing.assert_array_equal(array, wanted)
+    assert json.loads(snapshot(folder)["edit.json"])["ledger"] == ledger
+    into_folder.undo(folder)
+    assert snapshot(folder) == before
+    with pytest.raises(UserError, match="nothing to undo"):
+        into_folder.undo(folder)
+
+
+def test_a_wrong_base_is_refused_with_a_way_out(
+    folder: Path, content: EditFile, ledger: dict[str, Any]
+) -> None:
+    before = snapshot(folder)
+    other = ledger | {"base": {"text_encoder": "0" * 64}}
+    with pytest.raises(UserError, match=r"000000000000.*task bank, operation solve.*force=True"):
+        into_folder.apply(folder, content, other)
+    assert snapshot(folder) == before
+    into_folder.apply(folder, content, other, force=True)
+    into_folder.undo(folder)
+    assert snapshot(folder) == before
+
+
+def test_edits_do_not_pile_up(folder: Path, content: EditFile, ledger: dict[str, Any]) -> None:
+    before = snapshot(folder)
+    into_folder.apply(folder, content, based_on(ledger, folder))
+    for force in (False, True):
+        with pytest.raises(UserError, match="is edited already; undo that first"):
+            into_folder.apply(folder, content, based_on(ledger, folder), force)
+    into_folder.undo(folder)
+    assert snapshot(folder) == before
+
+
+def test_weights_that_changed_since_are_kept_unless_forced(
+    folder: Path, content: EditFile, ledger: dict[str, Any]
+) -> None:
+    before = snapshot(folder)
+    into_folder.apply(folder, content, based_on(ledger, folder))
+    file = folder / "text_encoder" / "model.safetensors"
+    save_file({"a": np.zeros(1)}, file)
+    with pytest.raises(UserError, match="changed after the edit"):
+        into_folder.undo(folder)
+    kept = file.with_name(file.name + into_folder.KEPT)
+    original = kept.read_bytes()
+    kept.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    with pytest.raises(UserError, match="original is lost or damaged"):
+        into_folder.undo(folder, force=True)
+    kept.write_bytes(original)
+    into_folder.undo(folder, force=True)
+    assert snapshot(folder) == before
+
+
+def test_whichever_write_fails_undo_restores_and_apply_completes(
+    folder: Path, content: EditFile, ledger: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = snapshot(folder)
+    ledger = based_on(ledger, folder)
+    into_folder.apply(folder, content, ledger)
+    wanted = snapshot(folder)
+    into_folder.undo(folder)
+    for allowed in range(3):
+        done = []
+
+        def dying(path: Path, data: bytes, done: list[Path] = done, allowed: int = allowed) -> None:
+            if len(done) == allowed:
+                raise KeyboardInterrupt
+            done.append(path)
+            files.write_atomically(path, data)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(into_folder, "write_atomically", dying)
+            with pytest.raises(KeyboardInterrupt):
+                into_folder.apply(folder, content, ledger)
+        assert snapshot(folder)["model.safetensors"] == before["model.safetensors"]
+        into_folder.apply(folder, content, ledger)
+        assert snapshot(folder) == wanted
+        into_folder.undo(folder)
+        assert snapshot(folder) == before
+
+
+def test_an_edit_that_does_not_fit_is_refused(folder: Path, ledger: dict[str, Any]) -> None:
+    before = snapshot(folder)
+    ledger = based_on(ledger, folder)
+    for deltas in ({7: np.ones((32, 64))}, {0: np.ones((32, 63))}):
+        with pytest.raises(UserError, match="is not in this text encoder"):
+            into_folder.apply(folder, pack(deltas), ledger)
+    if load_file(folder / "text_encoder" / "model.safetensors").popitem()[1].dtype == np.float16:
+        with pytest.raises(UserError, match="does not fit float16"):
+            into_folder.apply(folder, pack({0: np.full((32, 64), 1e6)}), ledger)
+    assert snapshot(folder) == before
+    with pytest.raises(UserError, match="no such file"):
+        into_folder.undo(folder / "nowhere")
+
+
+def test_a_copy_is_a_whole_edited_model_that_diffusers_draws_with(
+    tiny_pipeline_folder: Path, content: EditFile, ledger: dict[str, Any], tmp_path: Path
+) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+
+    source, target = tmp_path / "source", tmp_path / "out" / "model"
+    shutil.copytree(tiny_pipeline_folder, source)
+    weights = source / "text_encoder" / "model.safetensors"
+    shutil.copyfile(weights, weights.with_name("model.fp16.safetensors"))  # would not be edited
+    before = snapshot(source)
+    into_folder.write_copy(target, source, content, ledger)
+    assert snapshot(source) == before
+    assert [path.name for path in target.parent.iterdir()] == ["model"]
+    assert set(snapshot(target)) == {"config.json", "model.safetensors"}
+    unet = "unet/diffusion_pytorch_model.safetensors"
+    assert (target / unet).samefile(source / unet)
+
+    oracle = StableDiffusionPipeline.from_pretrained(target)
+    ours = load_pipeline(target)
+    ids = oracle.tokenizer(["a photo of a dog"], padding="max_length", return_tensors="pt")
+    with torch.no_grad():
+        theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
+    tokens = jnp.asarray(ids.input_ids.numpy(), jnp.int32)
+    found = ours.text.apply({"params": ours.params["text_encoder"]}, tokens)
+    hidden = np.asarray(found.last_hidden_state)
+    assert np.abs(hidden - theirs).max() <= 1e-5 * np.abs(theirs).max()
+    base = load_pipeline(source)
+    plain = base.text.apply({"params": base.params["text_encoder"]}, tokens)
+    assert np.abs(hidden - np.asarray(plain.last_hidden_state)).max() > 0.01
+
+    with pytest.raises(UserError, match="is there already"):
+        into_folder.write_copy(target, source, content, ledger)

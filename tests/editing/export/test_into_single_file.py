@@ -1,0 +1,73 @@
+"""A patched single-file checkpoint differs from its source in the edited weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax.editing.export.edit_file import pack
+from emcid_jax.editing.export.into_single_file import write_checkpoint
+from emcid_jax.runtime.errors import UserError
+
+PLAIN = "cond_stage_model.transformer."
+# Keys of published files: 1.x with and without transformers' prefix, 2.x in OpenCLIP's names.
+FC2 = {
+    "1": (PLAIN + "text_model.", "encoder.layers.{}.mlp.fc2.weight"),
+    "early 1": (PLAIN, "encoder.layers.{}.mlp.fc2.weight"),
+    "2": ("cond_stage_model.model.", "transformer.resblocks.{}.mlp.c_proj.weight"),
+}
+
+
+def checkpoint(kind: str, dtype: str) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    start, name = FC2[kind]
+    tokens = "token_embedding.weight" if kind == "2" else "embeddings.token_embedding.weight"
+    shapes = {start + name.format(i): (8, 12) for i in range(3)}
+    shapes |= {
+        start + tokens: (5, 8),
+        "model.diffusion_model.input_blocks.0.0.weight": (4, 4, 3, 3),
+    }
+    return {n: rng.standard_normal(shape).astype(dtype) for n, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("1", "float16"), ("early 1", "float32"), ("2", "bfloat16")]
+)
+def test_only_the_edited_weights_change(kind: str, dtype: str, tmp_path: Path) -> None:
+    base = checkpoint(kind, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    source, target = tmp_path / "sd.safetensors", tmp_path / "out" / "edited.safetensors"
+    save_file(base, source, metadata={"note": "mine"})
+    rng = np.random.default_rng(1)
+    deltas = {layer: 0.1 * rng.standard_normal((8, 12)) for layer in (0, 2)}
+    content = pack(deltas)
+    before = source.read_bytes()
+    write_checkpoint(target, source, content)
+    assert source.read_bytes() == before
+    length = 8 + int.from_bytes(before[:8], "little")
+    assert target.read_bytes()[:length] == before[:length]
+    edited = load_file(target)
+    changed = {"".join(FC2[kind]).format(layer): content.deltas()[layer] for layer in deltas}
+    for name, array in base.items():
+        wanted = (array.astype(np.float64) + changed.get(name, 0)).astype(array.dtype)
+        np.testing.assert_array_equal(edited[name], wanted)
+        assert np.array_equal(edited[name], array) == (name not in changed)
+
+
+def test_an_edit_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
+    source, target = tmp_path / "sd.safetensors", tmp_path / "edited.safetensors"
+    save_file(checkpoint("1", "float16"), source)
+    for deltas, message in (
+        ({7: np.ones((8, 12))}, r"no .*layers\.7\.mlp\.fc2\.weight"),
+        ({0: np.ones((8, 11))}, "of shape"),
+        ({0: np.full((8, 12), 1e6)}, "does not fit float16"),
+    ):
+        with pytest.raises(UserError, match=message):
+            write_checkpoint(target, source, pack(deltas))
+        assert sorted(tmp_path.iterdir()) == [source]
+    save_file({"a": np.zeros(2)}, source)
+    with pytest.raises(UserError, match="no Stable Diffusion file"):
+        write_checkpoint(target, source, pack({0: np.ones((8, 12))}))

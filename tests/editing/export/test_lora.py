@@ -1,0 +1,83 @@
+"""The LoRA: diffusers loads it, and the encoder computes what the edited weights compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from emcid_jax.editing.export import lora
+from emcid_jax.editing.export.edit_file import EditFile, pack
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
+from emcid_jax.runtime.errors import UserError
+
+LAYERS = (1, 3)
+
+
+@pytest.fixture(scope="module")
+def content() -> EditFile:
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((2, 32, 6)), rng.standard_normal((2, 6, 64))
+    return pack({layer: 0.05 * factors[0][i] @ factors[1][i] for i, layer in enumerate(LAYERS)})
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.mark.filterwarnings("ignore")  # What diffusers and peft warn about is not ours.
+@pytest.mark.parametrize("rank", [0, 3])
+def test_diffusers_computes_the_hidden_states_of_the_edited_weights(
+    content: EditFile, pipeline: Pipeline, rank: int, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    from diffusers import StableDiffusionPipeline
+
+    path = tmp_path / "lora.safetensors"
+    lora.write_lora(path, content, rank)
+    ids = torch.from_numpy(tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])).long()
+    with torch.no_grad():
+        plain = StableDiffusionPipeline.from_pretrained(pipeline.folder, safety_checker=None)
+        base = plain.text_encoder(ids).last_hidden_state
+        plain.load_lora_weights(str(tmp_path), weight_name=path.name)
+        found = plain.text_encoder(ids).last_hidden_state
+        edited = StableDiffusionPipeline.from_pretrained(pipeline.folder, safety_checker=None)
+        weights = edited.text_encoder.state_dict()
+        for layer, delta in content.deltas().items():
+            left, values, right = np.linalg.svd(delta)
+            kept = rank or 6
+            part = (left[:, :kept] * values[:kept]) @ right[:kept]
+            name = next(n for n in weights if n.endswith(f"layers.{layer}.mlp.fc2.weight"))
+            weights[name] += torch.from_numpy(part).float()
+        wanted = edited.text_encoder(ids).last_hidden_state
+    assert (found - base).abs().max() > 0.01
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_the_error_is_the_best_of_its_rank_and_stated(content: EditFile, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    for rank, dtype, slack in ((4, "float32", 1e-6), (4, "float16", 1e-3), (0, "float32", 1e-6)):
+        for layer in lora.write_lora(path, content, rank, dtype):
+            delta = content.deltas()[layer.layer]
+            values = np.linalg.svd(delta, compute_uv=False)
+            best = np.linalg.norm(values[rank or 6 :]) / np.linalg.norm(values)
+            assert layer.rank == (rank or 6)
+            assert layer.error == pytest.approx(best, abs=slack)
+        arrays = load_file(path)
+        assert {array.dtype.name for array in arrays.values()} == {dtype}
+        # Names as kohya's trainers write them.
+        assert set(arrays) == {
+            f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2.{part}"
+            for layer in LAYERS
+            for part in ("lora_up.weight", "lora_down.weight", "alpha")
+        }
+
+
+def test_values_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not fit float16"):
+        lora.write_lora(tmp_path / "l.safetensors", pack({0: np.full((9, 9), 1e12)}), 1, "float16")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,197 @@
+"""Folders in and out, as diffusers reads and writes them; one clear error for broken ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.flatten_util import ravel_pytree
+
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines import ldm_keys, single_file
+from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
+from emcid_jax.pipelines.generate import encode_prompts, generate, initial_noise
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, save_pipeline, with_text_params
+from emcid_jax.runtime.errors import UserError
+
+PROMPTS = ["a photo of a dog on the beach", "a painting by Vincent van Gogh", ""]
+SEEDS = [11, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_pipeline_folder)
+
+
+def text_params(pipeline: Pipeline) -> Any:
+    return pipeline.params["text_encoder"]
+
+
+def test_another_text_encoder_leaves_the_base_alone(pipeline: Pipeline) -> None:
+    before = params_hash(text_params(pipeline))
+    edited = with_text_params(pipeline, jax.tree.map(lambda x: 1.5 * x, text_params(pipeline)))
+    assert params_hash(text_params(pipeline)) == before
+    assert edited.params["unet"] is pipeline.params["unet"]
+    changed = encode_prompts(pipeline, PROMPTS, edited.params)
+    np.testing.assert_array_equal(changed, encode_prompts(edited, PROMPTS))
+    assert np.abs(changed - encode_prompts(pipeline, PROMPTS)).max() > 0.1
+
+
+def test_saved_folders_are_read_by_us_and_by_diffusers(pipeline: Pipeline, tmp_path: Path) -> None:
+    save_pipeline(pipeline, tmp_path / "full")
+    again = load_pipeline(tmp_path / "full")
+    for part in ("text_encoder", "unet", "vae"):
+        assert params_hash(again.params[part]) == params_hash(pipeline.params[part])
+    files = {path.name for path in (tmp_path / "full" / "tokenizer").iterdir()}
+    assert {"vocab.json", "merges.txt"} <= files
+
+    save_pipeline(pipeline, tmp_path / "half", jnp.float16)
+    half = load_pipeline(tmp_path / "half")
+    stored, _ = ravel_pytree(half.params)
+    full, _ = ravel_pytree(pipeline.params)
+    assert stored.dtype == jnp.float32
+    np.testing.assert_allclose(stored, full, rtol=2**-11, atol=1e-7)
+
+    from diffusers import StableDiffusionPipeline
+
+    oracle = StableDiffusionPipeline.from_pretrained(tmp_path / "full")
+    oracle.set_progress_bar_config(disable=True)
+    noise = torch.tensor(initial_noise(pipeline, SEEDS).transpose(0, 3, 1, 2))
+    theirs = oracle(PROMPTS, latents=noise, num_inference_steps=10, guidance_scale=4.0).images
+    ours = generate(again, PROMPTS, SEEDS, steps=10, guidance=4.0)
+    assert np.abs(ours.astype(int) - np.stack([np.asarray(i) for i in theirs])).max() <= 2
+
+
+def set_json(path: str, **fields: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / path).read_text())
+        (folder / path).write_text(json.dumps(content | fields))
+
+    return change
+
+
+BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "no such folder"),
+    "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json: no such file"),
+    "other pipeline": (
+        set_json("model_index.json", _class_name="FluxPipeline"),
+        "_class_name='FluxPipeline' is not supported; use",
+    ),
+    "other encoder": (
+        set_json("model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
+        "text_encoder=.*T5EncoderModel.* is not supported; use CLIPTextModel",
+    ),
+    "no config": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json: no such file"),
+    "damaged config": (
+        lambda f: (f / "vae/config.json").write_text("{"),
+        "vae/config.json: not readable as JSON",
+    ),
+    "list config": (lambda f: (f / "vae/config.json").write_text("[]"), "holds list"),
+    "no weights": (
+        lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
+        "unet.*safetensors",
+    ),
+    "no tokenizer": (lambda f: shutil.rmtree(f / "tokenizer"), "tokenizer: no tokenizer here"),
+    "damaged tokenizer": (
+        lambda f: (f / "tokenizer/tokenizer.json").write_text("{"),
+        "tokenizer: not a CLIP tokenizer",
+    ),
+    "endless tokenizer": (
+        set_json("tokenizer/tokenizer_config.json", model_max_length=10**30),
+        "set model_max_length",
+    ),
+    "long tokenizer": (
+        set_json("tokenizer/tokenizer_config.json", model_max_length=77),
+        "model_max_length=77, text_encoder max_position_embeddings=32",
+    ),
+    "inpainting": (set_json("unet/config.json", in_channels=9), "in_channels=9, vae"),
+    "another unet": (
+        set_json("unet/config.json", cross_attention_dim=64),
+        "cross_attention_dim=64, text_encoder hidden_size=32",
+    ),
+    "another scheduler": (
+        set_json("scheduler/scheduler_config.json", _class_name="UniPCMultistepScheduler"),
+        "_class_name='UniPCMultistepScheduler' is not supported",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_folders_are_one_clear_error(
+    name: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    damage, message = BROKEN[name]
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_pipeline_folder, folder)
+    damage(folder)
+    with pytest.raises(UserError, match=message) as error:
+        load_pipeline(folder)
+    assert str(tmp_path) in str(error.value) or "scheduler_config.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# VmHWM, not getrusage: that starts from the peak of the process that started this one.
+MEASURED = """
+import sys, time
+from pathlib import Path
+import jax
+from emcid_jax.pipelines.pipeline import load_pipeline
+
+began = time.perf_counter()
+jax.block_until_ready(load_pipeline(Path(sys.argv[1])).params)
+lines = Path("/proc/self/status").read_text().splitlines()
+peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+print(peak * 2**10, time.perf_counter() - began)
+"""
+
+
+def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]], kind: str) -> int:
+    """A safetensors file of zeros, which takes no space on disk. Gives its number of values."""
+    entries, end = {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * {"F32": 4, "F16": 2}[kind]
+        entries[name] = {"dtype": kind, "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(entries).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    return sum(math.prod(shape) for shape in shapes.values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_loading_stable_diffusion_takes_its_size_and_less_than_a_gigabyte(
+    kind: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    configs = ldm_keys.default_configs(1, "epsilon")
+    write_configs(tmp_path, configs)
+    shutil.copytree(tiny_pipeline_folder / "tokenizer", tmp_path / "tokenizer")
+    set_json("tokenizer/tokenizer_config.json", model_max_length=77)(tmp_path)
+    write_index(tmp_path, "PNDMScheduler")
+    names = single_file.names_of(configs)
+    count = sum(
+        write_zeros(tmp_path / part / file, dict(names[part]), kind)
+        for part, file in WEIGHT_FILES.items()
+    )
+    command = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, seconds = map(float, done.stdout.split())
+    model = 4 * count  # parameters are float32 whatever is stored
+    print(
+        f"\n{kind}: model {model / 2**30:.2f} GiB, peak of the process {peak / 2**30:.2f} GiB, "
+        f"{seconds:.0f} s"
+    )
+    assert model < peak < model + 2**30

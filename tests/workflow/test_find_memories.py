@@ -1,0 +1,107 @@
+"""Chunks of Stage I: as few as can be, none nearly empty; a resumed run computes as the first."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.stage_one import prepare as preparation
+from emcid_jax.editing.stage_one import run
+from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
+from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.parallel import even_chunk, make_mesh
+from emcid_jax.workflow.find_memories import (
+    earlier_batch,
+    find_memories,
+    read_prompts,
+    without_padding,
+)
+from emcid_jax.workflow.workdir import Log
+
+
+@given(st.integers(1, 500), st.integers(1, 64))
+def test_chunks_are_as_few_as_can_be_and_waste_least(count: int, most: int) -> None:
+    size = even_chunk(count, most)
+    chunks = math.ceil(count / most)
+    assert 1 <= size <= most
+    assert math.ceil(count / size) == chunks
+    # One compiled program serves all chunks, so the places it leaves empty are work lost.
+    assert size * chunks - count < chunks
+
+
+@pytest.mark.parametrize(("count", "most", "size"), [(25, 16, 13), (300, 16, 16), (5, 2, 2)])
+def test_examples(count: int, most: int, size: int) -> None:
+    assert even_chunk(count, most) == size
+
+
+@pytest.mark.parametrize(
+    ("changed", "wanted"),
+    [
+        ({}, ConceptBatch(8, True)),
+        ({"chunk": 15}, None),
+        ({"devices": 2}, None),
+        ({"concept_batch": 4}, None),
+    ],
+)
+def test_the_batch_of_the_same_run_is_taken_again(
+    changed: dict[str, int], wanted: ConceptBatch | None
+) -> None:
+    asked = {"chunk": 16, "devices": 1, "concept_batch": 0}
+    filed = json.loads(json.dumps(asked | {"batch": ConceptBatch(8, True)}))
+    assert earlier_batch([{}, filed, {}], asked | changed) == wanted
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_memories_by_text_alone_need_no_padding(
+    count: int, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    requests = [
+        EditRequest("a dog", "a cat", ("a photo of {}", "{}"), seed=3),
+        EditRequest("the city", "a long way to the beach", ("{}",), seed=4),
+    ]
+    config = StageOneConfig(layer=1, steps=4, objective="text-only", edited_tokens=count)
+    prompts = read_prompts(pipeline, requests, config)
+    end = pipeline.tokenizer.eos_token_id
+    full = prompts.source.ids.shape[-1]
+    rows = np.concatenate([part.ids.reshape(-1, full) for part in prompts])
+    longest = max(row.tolist().index(end) for row in rows)
+    width = without_padding(prompts, end, config).source.ids.shape[-1]
+    assert longest + max(count - 1, 1) <= width < longest + max(count - 1, 1) + 4 < full
+
+    found = find_memories(
+        pipeline, requests, prompts, config, RunConfig(progress=False),
+        bank.model_hashes(pipeline), tmp_path / "bank", Log(tmp_path / "log.jsonl"),
+    )  # fmt: skip
+    inputs = preparation.prepare(pipeline, *prompts, [3, 4], None, config)
+    wanted = run.optimise(pipeline, inputs, config, make_mesh())
+    assert inputs.hidden.shape[2] == full
+    np.testing.assert_allclose([memory.z for memory in found], wanted.z, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose([memory.curve for memory in found], wanted.curve, rtol=1e-4)
+
+
+def test_settings_of_an_ablation_must_fit_the_prompts_too(
+    tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    requests = [EditRequest("a dog", "a cat", ("a photo of {}",), origin="a.csv:1")]
+    config = StageOneConfig(layer=1, objective="text-only")
+    prompts = read_prompts(pipeline, requests, config)
+    varied = dataclasses.replace(config, edited_tokens=prompts.source.ids.shape[-1])
+    with pytest.raises(UserError, match=r"a.csv:1: a prompt has .* lower stage_one.edited_tokens"):
+        find_memories(
+            pipeline, requests, prompts, varied, RunConfig(progress=False), {}, tmp_path / "bank",
+            Log(tmp_path / "log.jsonl"),
+        )  # fmt: skip
+    assert not (tmp_path / "bank").exists()

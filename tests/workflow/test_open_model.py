@@ -1,0 +1,134 @@
+"""Every kind of model that `config.model` can name, in the tasks `edit` and `bank`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emcid_jax import config as settings
+from emcid_jax.config import EditConfig, ModelConfig
+from emcid_jax.editing.export.edit_file import read_edit
+from emcid_jax.models.image.unet import UNetConfig
+from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks import bank, edit
+from emcid_jax.workflow.open_model import export_dtype, open_model
+
+NAME, COMMIT = "someone/tiny-diffusion", "a" * 40
+
+
+@pytest.fixture
+def half(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
+    """A snapshot, tagged v1, in the cache of a Hub that is not reached: float32 and fp16 files."""
+    root = tmp_path / "hub" / "models--someone--tiny-diffusion"
+    snapshot = root / "snapshots" / COMMIT
+    shutil.copytree(tiny_pipeline_folder, snapshot)
+    (root / "refs").mkdir()
+    (root / "refs" / "v1").write_text(COMMIT)
+    for part, name in WEIGHT_FILES.items():
+        file = snapshot / part / name
+        tensors = {key: array.astype(np.float16) for key, array in load_file(file).items()}
+        save_file(tensors, file.with_suffix(".fp16.safetensors"))
+    return snapshot
+
+
+@pytest.fixture
+def single(half: Path, tmp_path: Path) -> Path:
+    """The fp16 weights in one file, beside the model's configs and tokenizer."""
+    unet = UNetConfig.from_dict(json.loads((half / "unet/config.json").read_text()))
+    vae = VaeConfig.from_dict(json.loads((half / "vae/config.json").read_text()))
+    folder = tmp_path / "single"
+    shutil.copytree(half, folder, ignore=shutil.ignore_patterns("*.safetensors", "model_index*"))
+    tensors: dict[str, np.ndarray] = {}
+    for part, name in WEIGHT_FILES.items():
+        for key, array in load_file((half / part / name).with_suffix(".fp16.safetensors")).items():
+            if part == "text_encoder":
+                place = ldm_keys.locate_text(f"text_model.{key.removeprefix('text_model.')}", 1, ())
+            else:
+                place = (
+                    ldm_keys.locate_unet(key, unet)
+                    if part == "unet"
+                    else ldm_keys.locate_vae(key, vae)
+                )
+            tensors[place.key] = array
+    save_file(tensors, folder / "model.safetensors")
+    return folder / "model.safetensors"
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EditConfig:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "requests.json").write_text('{"requests": [{"source": "dog", "dest": "cat"}]}')
+    words = ["a dog", "the snow", "a doctor", "the city", "art"]
+    captions = [f"{a} and {b} in a picture of {c}" for a in words for b in words for c in words]
+    (tmp_path / "captions.txt").write_text("\n".join(captions))
+    return EditConfig(
+        requests=settings.RequestsConfig(path=str(tmp_path / "requests.json")),
+        stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
+        moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=32),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        evaluation=settings.EvaluationConfig(enabled=False),
+        run=settings.RunConfig(compile_cache=False, progress=False),
+    )
+
+
+def of_model(config: EditConfig, **fields: Any) -> EditConfig:
+    return dataclasses.replace(config, model=ModelConfig(**fields))
+
+
+def test_a_job_is_that_of_the_same_weights_wherever_they_lie(
+    config: EditConfig, half: Path, single: Path
+) -> None:
+    hub = edit.prepare(of_model(config, path=NAME, revision="v1", variant="fp16"))
+    folder = edit.prepare(of_model(config, path=str(half), variant="fp16"))
+    file = edit.prepare(of_model(config, path=str(single)))
+    assert hub.inputs == folder.inputs  # so that a run goes on when its model has moved
+    for part in WEIGHT_FILES:
+        assert hub.model[part] == folder.model[part] == file.model[part]
+    plain = edit.prepare(of_model(config, path=str(half)))
+    assert all(plain.model[part] != hub.model[part] for part in WEIGHT_FILES)
+    with pytest.raises(UserError, match="at revision v2: no such folder here"):
+        edit.prepare(of_model(config, path=NAME, revision="v2"))
+
+
+def test_an_edit_has_the_type_of_the_weights_that_were_read(
+    config: EditConfig, half: Path, single: Path
+) -> None:
+    for fields, expected in (
+        ({"path": str(half)}, "float32"),
+        ({"path": str(half), "variant": "fp16"}, "float16"),
+        ({"path": str(half), "variant": "fp16", "export_dtype": "bfloat16"}, "bfloat16"),
+        ({"path": str(single)}, "float16"),
+    ):
+        model = ModelConfig(**fields)
+        assert export_dtype(model, open_model(model)) == expected
+
+
+def test_both_tasks_run_on_a_single_file(config: EditConfig, single: Path, tmp_path: Path) -> None:
+    config = of_model(config, path=str(single))
+    edit.run(config, tmp_path / "edit")
+    names = {field.name for field in dataclasses.fields(bank.BankConfig)}
+    shared = {name: value for name, value in vars(config).items() if name in names - {"task"}}
+    solve = bank.BankConfig(bank=str(tmp_path / "edit/bank"), operation="solve", **shared)
+    bank.run(solve, tmp_path / "solve")
+    stored = load_file(tmp_path / "edit/text_encoder/model.safetensors")
+    assert {array.dtype for array in stored.values()} == {np.dtype(np.float16)}
+    again = load_file(tmp_path / "solve/text_encoder/model.safetensors")
+    assert all(np.array_equal(again[name], array) for name, array in stored.items())
+    content, _ = read_edit(tmp_path / "edit/edit.safetensors")
+    assert max(np.abs(delta).max() for delta in content.deltas().values()) > 1e-3
+    written = (tmp_path / "edit/edit.safetensors").stat().st_mtime_ns
+    edit.run(config, tmp_path / "edit")
+    assert (tmp_path / "edit/edit.safetensors").stat().st_mtime_ns == written

@@ -1,0 +1,142 @@
+"""The workdir: held by one run, refused when it was made from something else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from emcid_jax.config import EditConfig, EvaluationConfig, RequestsConfig, RunConfig, StageOneConfig
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow import workdir as folders
+
+CONFIG = EditConfig(requests=RequestsConfig(path="a.json"))
+INPUTS = {"requests.path": "1", "model.path": "2"}
+
+
+def require_same(workdir: Path, inputs: dict[str, str] | None = None, **sections: Any) -> None:
+    config = dataclasses.replace(CONFIG, **sections)
+    folders.require_same(workdir, dataclasses.asdict(config), inputs or INPUTS)
+
+
+def test_the_same_settings_go_on(tmp_path: Path) -> None:
+    require_same(tmp_path)
+    folders.write_config(tmp_path, CONFIG, INPUTS, {"jax": "1"})
+    require_same(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["config"]["stage_one"]["steps"] == 100
+    assert content["environment"] == {"jax": "1"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "field"),
+    [
+        ({"stage_one": StageOneConfig(steps=7)}, "config.stage_one.steps is 7"),
+        ({"requests": RequestsConfig(path="a.json", count=3)}, "config.requests.count is 3"),
+        (
+            {"stage_two": dataclasses.replace(CONFIG.stage_two, layers=(9, 10))},
+            "config.stage_two.layers is (9, 10)",
+        ),
+    ],
+)
+def test_a_changed_setting_is_refused_by_name(
+    tmp_path: Path, sections: dict[str, Any], field: str
+) -> None:
+    folders.write_config(tmp_path, CONFIG, INPUTS, {})
+    with pytest.raises(UserError) as caught:
+        require_same(tmp_path, **sections)
+    assert str(caught.value).startswith(field)
+    assert "new --workdir" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"evaluation": EvaluationConfig(steps=3)},
+        {"run": RunConfig(save_every=1)},
+        {"stage_one": StageOneConfig(concept_batch=2)},
+        {"requests": RequestsConfig(path="moved/a.json")},
+    ],
+)
+def test_what_makes_no_result_wrong_may_change(tmp_path: Path, sections: dict[str, Any]) -> None:
+    folders.write_config(tmp_path, CONFIG, INPUTS, {})
+    require_same(tmp_path, **sections)
+
+
+def test_changed_content_is_refused_by_the_field_that_names_it(tmp_path: Path) -> None:
+    folders.write_config(tmp_path, CONFIG, INPUTS, {})
+    with pytest.raises(UserError, match=r"^config\.model\.path: the content"):
+        require_same(tmp_path, inputs=INPUTS | {"model.path": "3"})
+
+
+def test_a_damaged_config_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not readable"):
+        require_same(tmp_path)
+
+
+def hold(workdir: Path, held: Any, release: Any) -> None:
+    with folders.exclusive(workdir):
+        held.set()
+        release.wait(30)
+
+
+def test_two_runs_cannot_share_a_workdir_and_a_dead_one_lets_go(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    process = context.Process(target=hold, args=(tmp_path / "w", held, release))
+    process.start()
+    assert held.wait(60)
+    with pytest.raises(UserError, match="another run is using"), folders.exclusive(tmp_path / "w"):
+        pass
+    process.kill()
+    process.join()
+    with folders.exclusive(tmp_path / "w"):
+        pass
+
+
+def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
+    (tmp_path / "bank").mkdir()
+    (tmp_path / "bank" / ".a.safetensors.17.tmp").write_bytes(b"x")
+    (tmp_path / ".text_encoder.17.tmp").mkdir()
+    (tmp_path / ".text_encoder.17.tmp" / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "kept").write_bytes(b"x")
+    with folders.exclusive(tmp_path):
+        assert {path.name for path in tmp_path.rglob("*")} == {".lock", "bank", "kept"}
+
+
+def test_an_unwritable_place_is_refused_without_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for workdir in (tmp_path / "file", tmp_path / "file" / "runs" / "1"):
+        with pytest.raises(UserError, match="is a file"):
+            folders.require_writable(workdir)
+        with pytest.raises(UserError, match="--workdir"), folders.exclusive(workdir):
+            pass
+    folders.require_writable(tmp_path / "new" / "er")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_seconds_add_up_over_runs_and_a_cut_line_costs_nothing_else(tmp_path: Path) -> None:
+    log = folders.Log(tmp_path / "metrics.jsonl")
+    assert log.seconds() == {}
+    log.write("stage_one", 1.5, concepts=2)
+    with log.path.open("a") as file:
+        file.write('{"phase": "stage_one", "sec')
+    log.write("stage_one", 2.0)
+    log.write("moments", 0.25)
+    assert log.seconds() == {"stage_one": 3.5, "moments": 0.25}
+    assert json.loads(log.path.read_text().splitlines()[0])["concepts"] == 2
+
+
+def test_a_timed_phase_is_logged_with_its_figures(tmp_path: Path) -> None:
+    log = folders.Log(tmp_path / "metrics.jsonl")
+    with log.timed("stage_two") as figures:
+        figures["distance"] = [1.0, 0.5]
+    (line,) = map(json.loads, log.path.read_text().splitlines())
+    assert line["phase"] == "stage_two"
+    assert line["distance"] == [1.0, 0.5]
+    assert line["seconds"] >= 0
