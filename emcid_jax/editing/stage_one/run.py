@@ -182,7 +182,7 @@ def estimated_memory(
     batch: ConceptBatch,
     devices: int,
 ) -> int:
-    """Bytes that each of `devices` needs for its share of `batch`, estimated (see `program_cost.memory`).
+    """Bytes that each of `devices` needs for its share of `batch`, by `program_cost.memory`.
 
     Traces on `mesh`, one device of any kind.
     """

@@ -74,7 +74,8 @@ def judge_features(judge: Judge) -> Embedder:
 def inception_features(file: Path) -> Embedder:
     """FID's own features, of images stretched to 299 x 299 as clean-FID does it.
 
-    Weights: see `emcid_jax.models.scoring.inception`. Raises `UserError` for a file that cannot be used.
+    Weights: see `emcid_jax.models.scoring.inception`.
+    Raises `UserError` for a file that cannot be used.
     """
     params = read_inception(file)
 

@@ -51,8 +51,8 @@ def prepare(
 ) -> Traced:
     """The clean and the corrupted run.
 
-    `corruption` changes the input of block 0, as `trace_prompts.with_noise` does, or is the token ids
-    of other prompts.
+    `corruption` changes the input of block 0, as `trace_prompts.with_noise` does, or is the token
+    ids of other prompts.
     """
     base = pipeline.params["text_encoder"]
     model = exact(pipeline.text, base)
