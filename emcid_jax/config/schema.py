@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import inspect
 import itertools
-import math
-import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.typed_values import Range, section
 
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
 ImageSource = Literal["destination", "source", "files"]
@@ -29,26 +27,6 @@ Benchmark = Literal["aice"]
 Prediction = Literal["", "epsilon", "v_prediction"]
 
 Config = TypeVar("Config")
-
-
-class Range(NamedTuple):
-    """Limits of a number, both included unless `open`."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    open: bool = False
-
-    def __contains__(self, value: object) -> bool:
-        """Whether `value` lies inside; NaN does not."""
-        number = typing.cast(float, value)
-        return self.low < number < self.high if self.open else self.low <= number <= self.high
-
-    def __str__(self) -> str:
-        """The limits in words, for messages."""
-        low, high = (">", "<") if self.open else (">=", "<=")
-        parts = [f"{low} {self.low:g}"] if self.low > -math.inf else []
-        return " and ".join([*parts, f"{high} {self.high:g}"] if self.high < math.inf else parts)
-
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
@@ -311,7 +289,7 @@ def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "
     Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
     of every section that has one. UserError names the field, the value and what is allowed.
     """
-    return _convert(values, cls, name)
+    return section(values, cls, name)
 
 
 def to_config_dict(config: Any) -> Any:
@@ -348,53 +326,3 @@ def _field_documents(cls: type) -> dict[str, str]:
         and isinstance(text.value, ast.Constant)
         and isinstance(text.value.value, str)
     }
-
-
-def _convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` checked against the annotation `kind`."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _convert_section(value, kind, name)
-    if origin is Annotated:
-        result = _convert(value, arguments[0], name)
-        for limits in arguments[1:]:
-            if result not in limits:
-                raise UserError(f"{name} is {value!r}; it must be {limits}")
-        return result
-    if origin is Literal:
-        if value not in arguments:
-            raise UserError(f"{name} is {value!r}; allowed: {', '.join(map(repr, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise UserError(f"{name} is {value!r}; it must be a tuple")
-        return tuple(_convert(x, arguments[0], f"{name}[{i}]") for i, x in enumerate(value))
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else _convert(value, arguments[0], name)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise UserError(f"{name} is {value!r}; it must be {_WORDS[kind]}")
-    if kind is float and not math.isfinite(value):
-        raise UserError(f"{name} is {value!r}; it must be finite")
-    return value
-
-
-_WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-
-
-def _convert_section(value: Any, cls: type, name: str) -> Any:
-    """A nested section; unknown names are answered with the nearest known one."""
-    if not isinstance(value, Mapping):
-        raise UserError(f"{name} is {value!r}; it must be a section of settings")
-    kinds = typing.get_type_hints(cls, include_extras=True)
-    known = [field.name for field in dataclasses.fields(cls)]
-    for key in value:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise UserError(f"{name}.{key} is unknown; {hint}allowed: {', '.join(known)}")
-    section = cls(**{key: _convert(value[key], kinds[key], f"{name}.{key}") for key in value})
-    if hasattr(section, "check"):
-        section.check()
-    return section
