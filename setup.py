@@ -36,6 +36,8 @@ setuptools.setup(
         "absl-py>=2.3",
         "ml-collections>=1.1",
         "tqdm>=4.66",
+        "filelock>=4.3",
+        "psutil>=7",
         "pillow>=11",
         "matplotlib>=3.9",
         "pyyaml>=6",

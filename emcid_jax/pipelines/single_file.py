@@ -6,12 +6,9 @@ checked against the model's config before anything is written, tensors are copie
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -30,7 +27,8 @@ from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tens
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
+from emcid_jax.runtime.files import replacing, replacing_folder
+from emcid_jax.runtime.locks import held
 
 Configs = Mapping[str, Mapping[str, Any]]
 Names = Mapping[str, Mapping[str, ldm_keys.Shape]]
@@ -61,17 +59,14 @@ def convert(
     places = _places(file, header, configs, version)
     folder = cache / f"{file.stem}-{_digest(file, configs, tokenizer)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # let go by the system when the process dies
+    with held(cache / f".{folder.name}.lock", f"the cache of models is {str(cache)!r}", wait=True):
         if folder.exists():
             return folder
-        staging = cache / f".{folder.name}.tmp"
-        shutil.rmtree(staging, ignore_errors=True)  # what a killed process was writing
-        _write_parts(file, header, places, staging)
-        write_configs(staging, configs)
-        save_tokenizer(tokenizer, staging / "tokenizer")
-        write_index(staging, configs["scheduler"]["_class_name"])
-        os.rename(staging, folder)
+        with replacing_folder(folder) as staging:
+            _write_parts(file, header, places, staging)
+            write_configs(staging, configs)
+            save_tokenizer(tokenizer, staging / "tokenizer")
+            write_index(staging, configs["scheduler"]["_class_name"])
     return folder
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import shutil
 import tarfile
 import tempfile
 import time
@@ -18,7 +16,8 @@ from typing import Any
 
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
+from emcid_jax.runtime.locks import held
 
 FREE_FIELDS = (
     "evaluation",
@@ -37,19 +36,14 @@ def exclusive(workdir: Path) -> Iterator[None]:
 
     UserError if it cannot be written or another run holds it.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"--workdir is {str(workdir)!r}, {_why(error)}; give another") from error
-    with lock:
+    what = f"--workdir is {str(workdir)!r}"
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(workdir / ".lock", what, wait=False))
         except OSError as error:
-            message = f"--workdir is {str(workdir)!r}, which another run is using; wait for it"
-            raise UserError(message) from error
-        for leftover in sorted(workdir.rglob(".*.tmp")):  # What a killed run was writing.
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            raise UserError(f"{what}, {_why(error)}; give another") from error
+        sweep(workdir)
         yield
 
 
@@ -172,7 +166,7 @@ class Log:
     def write(self, phase: str, seconds: float, **figures: Any) -> None:
         """Appends one line. A line cut by a kill stays alone on its own line."""
         line = {"time": round(time.time(), 3), "phase": phase, "seconds": round(seconds, 4)}
-        with self.path.open("a+b") as file:
+        with open_to_append(self.path) as file:
             file.seek(0, os.SEEK_END)
             if file.tell():
                 file.seek(-1, os.SEEK_END)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +101,29 @@ def test_two_runs_cannot_share_a_workdir_and_a_dead_one_lets_go(tmp_path: Path) 
         pass
 
 
-def test_what_a_killed_run_was_writing_goes(tmp_path: Path) -> None:
-    (tmp_path / "bank").mkdir()
-    (tmp_path / "bank" / ".a.safetensors.17.tmp").write_bytes(b"x")
-    (tmp_path / ".text_encoder.17.tmp").mkdir()
-    (tmp_path / ".text_encoder.17.tmp" / "model.safetensors").write_bytes(b"x")
-    (tmp_path / "kept").write_bytes(b"x")
-    with folders.exclusive(tmp_path):
-        assert {path.name for path in tmp_path.rglob("*")} == {".lock", "bank", "kept"}
+@pytest.mark.parametrize("error", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_from_another_run(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    wanted = "this file system has no locks .* give a folder on another disk"
+    with pytest.raises(UserError, match=wanted), folders.exclusive(tmp_path):
+        pass
+
+
+def test_a_link_or_pipe_as_lock_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match=r"\.lock: is a link"), folders.exclusive(tmp_path):
+        pass
+    assert (tmp_path / "mine").read_text() == "mine"
+    (tmp_path / ".lock").unlink()
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(UserError, match=r"\.lock: is a pipe"), folders.exclusive(tmp_path):
+        pass
 
 
 def test_an_unwritable_place_is_refused_without_a_trace(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import fcntl
 import fnmatch
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +34,8 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums as seals
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import sweep, write_atomically
+from emcid_jax.runtime.locks import held
 
 LIST = "concepts.json"
 FORMAT = 1
@@ -124,8 +124,8 @@ def update(
     the new concepts contradict each other.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(folder / ".lock", f"the bank is {str(folder)!r}", wait=True):
+        sweep(folder)
         old = read_list(folder) if (folder / LIST).exists() else ()
         new = united(change(old))
         lines = ",\n".join(json.dumps(_to_json(c), ensure_ascii=False) for c in new)
