@@ -6,20 +6,23 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import os
 import re
+import signal
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import tuple_parser
 
 from emcid_jax import config as settings
-from emcid_jax.runtime import preemption
+from emcid_jax.runtime import preemption, system_errors, terminal
 from emcid_jax.runtime.errors import UserError
 
 TASKS = (
@@ -58,9 +61,11 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's results.")
 def main(arguments: list[str]) -> int:
     """Runs the task that the config names.
 
-    Returns the exit code: 0, 2 for a mistake of the user, 130 for an interruption, 143 for SIGTERM.
+    Returns the exit code: 0, 2 for a mistake of the user or what the machine refuses (one line on
+    stderr says what to do), 130 for an interruption, 143 for SIGTERM.
     """
     del arguments
+    terminal.guard()
     distributed = False
     try:
         with preemption.heeded():
@@ -69,22 +74,41 @@ def main(arguments: list[str]) -> int:
             distributed = bool(run.get("distributed"))
             _run_task(values, distributed, run.get("cpu_devices", 1))
         return 0
-    except UserError as error:
-        code = _fail(str(error))
-    except (KeyboardInterrupt, preemption.Preempted) as stop:
-        told = isinstance(stop, preemption.Preempted)
-        name = "stopped by SIGTERM" if told else "interrupted"
-        print(f"{name}; the same command goes on from here", file=sys.stderr)  # noqa: T201
-        return preemption.EXIT_CODE if told else 130
-    except Exception:
-        if not distributed:
-            raise
-        traceback.print_exc()
-        code = 1
+    except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
+        code = answer(error, _place())
+        if code is None:
+            if not distributed:
+                raise
+            traceback.print_exc()
+            code = 1
     if distributed:  # The other processes are not coming: an orderly end would wait for them.
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def answer(error: BaseException, place: str) -> int | None:
+    """Tells the user, in a line on stderr, why a run ended; gives the exit code.
+
+    This is the one door: whatever the user or the machine can cause leaves through it. None, with
+    nothing told, for what is left: a mistake in the code, whose traceback is wanted.
+
+    Args:
+        error: what ended the run.
+        place: where it wrote, named if the system does not say which file it refused.
+    """
+    if isinstance(error, KeyboardInterrupt | preemption.Preempted):
+        told = isinstance(error, preemption.Preempted)
+        name = "stopped by SIGTERM" if told else "interrupted"
+        terminal.show(f"{name}; the same command goes on from here", sys.stderr)
+        return preemption.EXIT_CODE if told else 130
+    if isinstance(error, BrokenPipeError):  # Whoever read our output has seen enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
+    if isinstance(error, UserError):
+        return _fail(str(error))
+    line = system_errors.explained(error, place)
+    return None if line is None else _fail(line)
 
 
 def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> None:
@@ -121,14 +145,29 @@ def run() -> None:
 
 def _read_config() -> dict[str, Any]:
     """What the config file and the overrides say; UserError without a readable file."""
-    if _CONFIG.value is None:
+    if not flags.FLAGS["config"].present:
         raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
-        return _CONFIG.value.to_dict()
-    except OSError as error:  # The flag keeps a failure to load until its first use.
-        name = config_flags.get_config_filename(flags.FLAGS["config"])
+        values = _CONFIG.value
+        if isinstance(values, ConfigDict):
+            return values.to_dict()
+        getattr(values, "task", None)  # The flag keeps a failure to load until its first use.
+    except OSError as error:
         reason = str(error.__cause__).split("]: ")[-1].splitlines()[-1].strip()
         raise UserError(f"--config is {name!r}, which cannot be read: {reason}") from error
+    raise UserError(
+        f"--config is {name!r}, whose get_config() gives {type(values).__name__}; return an "
+        "ml_collections.ConfigDict, as configs/quickstart.py does"
+    )
+
+
+def _place() -> str:
+    """The workdir as the user knows it."""
+    try:
+        return f"--workdir {str(_WORKDIR.value or _default_workdir())!r}"
+    except (AttributeError, TypeError, flags.Error):  # The config was not read.
+        return "--workdir"
 
 
 def _default_workdir() -> Path:
@@ -136,22 +175,92 @@ def _default_workdir() -> Path:
     return Path("runs") / Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
 
 
+class _Tuples(tuple_parser.TupleParser):
+    """Takes what looks like a tuple, a list or one value, and nothing else that can be iterated."""
+
+    def parse(self, argument: Any) -> tuple[Any, ...]:
+        """ValueError for bytes, sets and the like."""
+        if isinstance(argument, str):
+            try:
+                value = ast.literal_eval(argument)
+            except (SyntaxError, ValueError):
+                value = argument
+            if not isinstance(value, tuple | list | str | int | float):
+                raise ValueError(f"{argument!r} is no tuple; write e.g. (1, 2) or ('a', 'b')")
+        return super().parse(argument)
+
+
+config_flags.register_flag_parser_for_type(tuple, _Tuples())
+
+
 def _parse_flags(arguments: list[str]) -> list[str]:
     """absl's parsing, with our help and every mistake as one line and exit code 2."""
+    terminal.guard()
     if {"--help", "-help", "-h", "--helpfull"}.intersection(arguments[1:]):
-        print(USAGE + settings.describe(settings.EditConfig))  # noqa: T201
+        terminal.show(USAGE + settings.describe(settings.EditConfig))
         sys.exit(0)
     try:
         rest = flags.FLAGS(arguments)
-    except (AttributeError, KeyError) as error:  # ConfigDict's answer to an unknown field.
-        sys.exit(_fail(_unknown_setting(arguments, str(error.args[0]))))
-    except (flags.Error, TypeError, ValueError, OSError) as error:
-        sys.exit(_fail(" ".join(str(error).split())))
+    except Exception as error:  # The user's config file is code, and may do anything.
+        sys.exit(_fail(_mistake(arguments, error)))
     if rest[1:]:
         sys.exit(_fail(f"unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE"))
     if not flags.FLAGS["verbosity"].present:  # absl's default shows what libraries tell themselves.
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _mistake(arguments: list[str], error: Exception) -> str:
+    """One line for what is wrong with the config file or with what overrides it."""
+    given = [a for a in arguments if a.startswith(("--config=", "-config="))]
+    file = given[-1].partition("=")[2] if given else ""
+    where = _in_file(error, file.split(":")[0])
+    if where:
+        return f"--config is {file!r}, which is no working config file: {where}"
+    if isinstance(error, AttributeError) and "get_config" in str(error):
+        return f"--config is {file!r}, which has no get_config(); see configs/quickstart.py"
+    if isinstance(error, AttributeError | KeyError):  # ConfigDict's answer to an unknown field.
+        return _unknown_setting(arguments, str(error.args[0]))
+    if isinstance(error, flags.Error | TypeError | ValueError | OSError):
+        return " ".join(str(error).split())
+    overrides = [a for a in arguments if a.startswith(("--config.", "-config."))]
+    name, _, value = _culprit(overrides).partition("=")
+    shown = value if len(value) <= 60 else f"{value[:60]}..."
+    return f"{name.lstrip('-')} cannot be set to {shown!r}: {_reason(error)}; see --help"
+
+
+def _in_file(error: BaseException | None, file: str) -> str:
+    """Line and reason, if the error was raised in `file` or says that it is no Python."""
+    while error is not None:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if file and frame.filename == file]
+        if isinstance(error, SyntaxError) and "literal_eval" not in {f.name for f in frames}:
+            return f"line {error.lineno or 1}: {_reason(error)}"
+        if lines:
+            return f"line {lines[-1]}: {_reason(error)}"
+        error = error.__cause__ or error.__context__
+    return ""
+
+
+def _culprit(overrides: list[str]) -> str:
+    """The override whose name or value nobody can read; else the last."""
+    for override in overrides:
+        name, _, value = override.partition("=")
+        if not re.fullmatch(r"-{1,2}config(\.\w+)+", name):
+            return override
+        try:
+            ast.parse(value, mode="eval")
+        except SyntaxError:
+            pass  # Text.
+        except (MemoryError, RecursionError, ValueError):
+            return override
+    return overrides[-1] if overrides else "a setting"
+
+
+def _reason(error: BaseException) -> str:
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    lines = said.strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
 
 
 def _unknown_setting(arguments: list[str], message: str) -> str:
@@ -165,7 +274,7 @@ def _unknown_setting(arguments: list[str], message: str) -> str:
 
 def _fail(message: str) -> int:
     """The message on stderr, exit code 2. Problems of a manifest are a line each."""
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    terminal.show(f"error: {message}", sys.stderr)
     return 2
 
 

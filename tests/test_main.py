@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from absl import flags
+
+from emcid_jax import main
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.user_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -72,3 +80,140 @@ def test_a_bad_setting_leaves_no_workdir(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr == "error: config.stage_one.steps is 0; it must be >= 1\n"
     assert list(tmp_path.iterdir()) == []
+
+
+HOSTILE = "red\x1b[31m \u202e"
+SEEN = r"red\x1b[31m \u202e"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([f"--config={ROOT / 'README.md'}"], ["README.md", "no working config file", "line 3"]),
+        ([f"--config={ROOT}"], [str(ROOT), "Is a directory"]),
+        ([QUICKSTART, "--config.stage_two.layers[99]=5"], ["config.stage_two.layers[99]", "'5'"]),
+        ([QUICKSTART, "--config.stage_two.layers=b'x'"], ["layers", "b'x'", "(1, 2)"]),
+        ([QUICKSTART, "--config.stage_two.layers={1, 2}"], ["layers", "{1, 2}", "(1, 2)"]),
+        ([QUICKSTART, "--config.stage_two.layers=" + "1+" * 9999 + "1"], ["layers", "'1+1"]),
+        ([QUICKSTART, f"--config.task={HOSTILE}"], [SEEN.replace("\\x", r"\x")]),
+        ([QUICKSTART, f"--{HOSTILE}=1"], [SEEN]),
+    ],
+)
+def test_no_argument_is_a_traceback(
+    arguments: list[str], words: list[str], refused: Callable[[list[str]], str]
+) -> None:
+    line = refused(arguments)
+    assert len(line) < 600
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("x = 1", "has no get_config()"),
+        ("def get_config():\n    return {}", "gives dict; return an ml_collections.ConfigDict"),
+        ("def get_config():\n    return\n", "gives NoneType"),
+        ("\n\ndef get_config():\n    return 1 / 0", "line 4: ZeroDivisionError: division by zero"),
+        ("\n\ndef get_config():\n    return int('x')", "line 4: ValueError: invalid literal"),
+        ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("def get_config() return", "line 1: SyntaxError: expected ':'"),
+        ("\0", "source code string cannot contain null bytes"),
+    ],
+)
+def test_a_config_file_that_does_not_work(
+    content: str, words: str, tmp_path: Path, refused: Callable[[list[str]], str]
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(content)
+    line = refused([f"--config={file}"])
+    assert line.startswith(f"error: --config is {str(file)!r}, wh")
+    assert words in line
+
+
+@pytest.fixture
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[list[str]], str]:
+    """What main says to arguments that it does not take: one line."""
+
+    def run(arguments: list[str]) -> str:
+        flags.FLAGS.unparse_flags()
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        monkeypatch.setattr(sys, "argv", ["main", *arguments])  # ml_collections looks there, too
+        try:
+            code = main.main(main._parse_flags(sys.argv))
+        except SystemExit as stop:
+            code = stop.code
+        said = capsys.readouterr()
+        assert code == 2
+        assert said.out == ""
+        (line,) = said.err.splitlines()
+        assert line.isprintable()
+        return line
+
+    return run
+
+
+def test_a_terminal_without_letters(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "emcid_jax.main", QUICKSTART, "--config.task=Émile 猫"],
+        cwd=ROOT,
+        env=os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: config.task is '")
+    assert done.stderr.isascii()
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_platform_that_is_not_there(platform: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "emcid_jax.main", QUICKSTART, f"--workdir={tmp_path / 'w'}"],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": platform, "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: JAX_PLATFORMS is {platform!r}, which this machine")
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"HOME": "not/absolute"}, "HOME is 'not/absolute'"),
+        ({"HOME": "/proc"}, "HOME is '/proc'"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "XDG_CACHE_HOME is '/dev/null'"),
+    ],
+)
+def test_no_home(
+    variables: dict[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=re.escape(words)):
+        cache_folder("xla")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whoever_reads_us_may_stop_reading() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m emcid_jax.main --help | head -1"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("usage: ")
+    assert done.stderr == ""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
 from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.user_cache import cache_folder
 
 PARTS = ("text_encoder", "unet", "vae")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -208,5 +208,4 @@ def _read_json(path: Path) -> Mapping[str, Any]:
 
 
 def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "emcid_jax" / "models"
+    return cache_folder("models")

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from emcid_jax.runtime import terminal
+
 EXIT_CODE = 128 + signal.SIGTERM
 """What a process that stopped for SIGTERM returns: 143, as shells and schedulers expect."""
 
@@ -39,7 +41,7 @@ def finishing(what: str) -> Iterator[None]:
     def note(*_: Any) -> None:
         nonlocal came
         came = True
-        print(f"SIGTERM: stopping after {what}", file=sys.stderr, flush=True)  # noqa: T201
+        terminal.show(f"SIGTERM: stopping after {what}", sys.stderr)
 
     with _on_sigterm(note):
         yield

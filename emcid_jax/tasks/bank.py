@@ -36,6 +36,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.reporting.pages.text_space import conflicts_html
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.terminal import show
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
@@ -109,8 +110,8 @@ def run(config: BankConfig, workdir: Path) -> None:
 def _list(config: BankConfig, workdir: Path) -> None:
     found = concept_bank.open_bank(Path(config.bank))
     for line in table(found):
-        _say(line)
-    _say(_count(found.concepts))
+        show(line)
+    show(_count(found.concepts))
 
 
 def _show(config: BankConfig, workdir: Path) -> None:
@@ -119,31 +120,31 @@ def _show(config: BankConfig, workdir: Path) -> None:
     if config.names or config.query or config.requests.path:
         chosen = _chosen(config, found.concepts)
     entries = [describe(found, concept) for concept in chosen]
-    _say(json.dumps(entries, indent=2, ensure_ascii=False))
+    show(json.dumps(entries, indent=2, ensure_ascii=False))
 
 
 def _diff(config: BankConfig, workdir: Path) -> None:
     ours, theirs = (concept_bank.read_list(Path(name)) for name in (config.bank, config.other))
     found = concept_bank.diff(ours, theirs)
-    _say(json.dumps(found, indent=2, ensure_ascii=False))
+    show(json.dumps(found, indent=2, ensure_ascii=False))
 
 
 def _remove(config: BankConfig, workdir: Path) -> None:
     folder = Path(config.bank)
     chosen = _chosen(config, concept_bank.read_list(folder))
     left = concept_bank.remove(folder, chosen)
-    _say(f"removed {len(chosen)}; {_count(left)}")
+    show(f"removed {len(chosen)}; {_count(left)}")
 
 
 def _strength(config: BankConfig, workdir: Path) -> None:
     folder = Path(config.bank)
     chosen = _chosen(config, concept_bank.read_list(folder))
     concepts = concept_bank.set_strength(folder, chosen, config.strength)
-    _say(f"{len(chosen)} of strength {config.strength:g}; {_count(concepts)}")
+    show(f"{len(chosen)} of strength {config.strength:g}; {_count(concepts)}")
 
 
 def _merge(config: BankConfig, workdir: Path) -> None:
-    _say(_count(concept_bank.merge(Path(config.bank), Path(config.other))))
+    show(_count(concept_bank.merge(Path(config.bank), Path(config.other))))
 
 
 def _add(config: BankConfig, workdir: Path) -> None:
@@ -154,7 +155,7 @@ def _add(config: BankConfig, workdir: Path) -> None:
         log = folders.Log(workdir / "metrics.jsonl")
         new = memorize(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
     total = concept_bank.read_list(Path(config.bank))
-    _say(f"ran Stage I for {new} of {len(requests)}; {_count(total)}")
+    show(f"ran Stage I for {new} of {len(requests)}; {_count(total)}")
 
 
 def _solve(config: BankConfig, workdir: Path) -> None:
@@ -169,7 +170,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             workdir,
             job.log,
         )
-    _say(
+    show(
         f"wrote {len(job.concepts.active)} concepts into {workdir}; distance to the targets "
         f"{report.distance_before:.4g} -> {report.distance_after:.4g}"
     )
@@ -183,8 +184,8 @@ def _conflicts(config: BankConfig, workdir: Path) -> None:
         folders.write_json(workdir / "conflicts.json", prediction_json(found))
         write_atomically(workdir / "conflicts.html", conflicts_html(found).encode())
     for line in prediction_table(found):
-        _say(line)
-    _say(f"all of it: {workdir / 'conflicts.json'}, to look at: {workdir / 'conflicts.html'}")
+        show(line)
+    show(f"all of it: {workdir / 'conflicts.json'}, to look at: {workdir / 'conflicts.html'}")
 
 
 def _port(config: BankConfig, workdir: Path) -> None:
@@ -195,7 +196,7 @@ def _port(config: BankConfig, workdir: Path) -> None:
         if found.difference.blocks
         else "same blocks"
     )
-    _say(
+    show(
         f"{found.how} ({where}): {len(left)} concepts, median {np.median(left):.1%} of a target "
         f"left, worst {max(left):.1%}; see {workdir / 'port.json'}"
     )
@@ -302,10 +303,6 @@ def _chosen(config: BankConfig, concepts: Sequence[Concept]) -> list[Concept]:
 def _count(concepts: Sequence[Concept]) -> str:
     active = sum(concept.strength > 0 for concept in concepts)
     return f"{len(concepts)} concepts, {active} of strength > 0"
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201 (what the task is for)
 
 
 _OPERATIONS: dict[str, Callable[[BankConfig, Path], None]] = {

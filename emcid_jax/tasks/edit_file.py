@@ -13,6 +13,7 @@ from emcid_jax.config import CountOrZero, ModelConfig
 from emcid_jax.editing.export import edit_file, into_folder, into_single_file, lora, text_encoder
 from emcid_jax.editing.export.edit_file import StoredLayer
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow.inputs import require_model
 
 Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "checkpoint"]
@@ -68,27 +69,27 @@ def run(config: EditFileConfig, workdir: Path) -> None:
 def _show(config: EditFileConfig, workdir: Path) -> None:
     path = Path(config.edit)
     for line in summary(*edit_file.read_ledger(path), path.stat().st_size):
-        _say(line)
+        show(line)
 
 
 def _apply(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     folder = require_model(config.model)
     into_folder.apply(folder, content, ledger, config.force)
-    _say(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
+    show(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
 
 
 def _undo(config: EditFileConfig, workdir: Path) -> None:
     folder = require_model(config.model)
     into_folder.undo(folder, config.force)
-    _say(f"{folder} has its original text encoder again")
+    show(f"{folder} has its original text encoder again")
 
 
 def _folder(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     path = workdir / "model"
     into_folder.write_copy(path, require_model(config.model), content, ledger, config.force)
-    _say(f"wrote {path}")
+    show(f"wrote {path}")
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
@@ -99,7 +100,7 @@ def _clip(config: EditFileConfig, workdir: Path) -> None:
     text_encoder.write_clip(
         path, into_folder.add_deltas(arrays, content), config.model.export_dtype
     )
-    _say(f"wrote {path}")
+    show(f"wrote {path}")
 
 
 def _lora(config: EditFileConfig, workdir: Path) -> None:
@@ -107,8 +108,8 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / "lora.safetensors"
     dtype = "float16" if config.model.export_dtype == "float16" else "float32"
     for layer in lora.write_lora(path, content, config.rank, dtype):
-        _say(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
-    _say(f"wrote {path}")
+        show(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
+    show(f"wrote {path}")
 
 
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
@@ -118,7 +119,7 @@ def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     source = Path(config.model.path)
     path = workdir / f"{source.stem}-edited.safetensors"
     into_single_file.write_checkpoint(path, source, content)
-    _say(f"wrote {path}")
+    show(f"wrote {path}")
 
 
 def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:
@@ -144,10 +145,6 @@ def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: in
         for request in sorted(ledger["requests"], key=lambda request: request["source"])
     ]
     return lines + requests
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201 (what the task is for)
 
 
 _OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {

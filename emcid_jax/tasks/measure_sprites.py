@@ -11,6 +11,7 @@ import numpy as np
 from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime.terminal import show
 from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.sprites.drawing import contact_sheet
 from emcid_jax.sprites.measure import measure, probes
@@ -66,4 +67,4 @@ def run(config: MeasureConfig, workdir: Path) -> None:
     scores = measure(found, draw, judge.classify, config.seed)
     (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", "utf8")
     for name, score in scores.items():
-        print(f"{name:35s} {score['accuracy']:.3f} of {score['images']}")  # noqa: T201
+        show(f"{name:35s} {score['accuracy']:.3f} of {score['images']}")

@@ -30,6 +30,7 @@ from emcid_jax.planning.plan_table import Part, PartName
 from emcid_jax.runtime import parallel, program_cost
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.program_cost import Cost
+from emcid_jax.runtime.terminal import show
 from emcid_jax.sprites.bundled import BUNDLED
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
@@ -91,7 +92,7 @@ def run(config: PlanConfig, workdir: Path) -> None:
     parts = [_PARTS[name](config, pipeline, target, mesh) for name in config.parts]
     with folders.exclusive(workdir):
         folders.write_json(workdir / "plan.json", report(config, target, parts))
-    print("\n".join(_lines(config, pipeline, target, parts)))  # noqa: T201 (what the task is for)
+    show("\n".join(_lines(config, pipeline, target, parts)))
 
 
 def mesh_of(target: Target) -> Mesh:

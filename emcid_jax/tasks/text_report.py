@@ -12,6 +12,7 @@ from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.text_space import measure as text_space
 from emcid_jax.reporting.pages.text_space import write_text_report
+from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import require_bank, solvable
 from emcid_jax.workflow.find_moments import find_other_captions
@@ -69,7 +70,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
             workdir / "text_report.html", config.model.path, found, job.log.seconds(), about
         )
     worst = found.reached[0]
-    print(  # noqa: T201 (the result)
+    show(
         f"{len(found.reached)} concepts, distance to the targets {found.distance[0]:.4g} -> "
         f"{found.distance[1]:.4g}, least reached {worst.source!r} ({worst.left:.1%} left); "
         f"see {workdir / 'text_report.html'}"

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from emcid_jax.runtime.user_cache import cache_folder
+
 PACKAGES = ("emcid_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "transformers")
 
 
@@ -27,12 +29,11 @@ def describe() -> dict[str, str]:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs under the user's cache folder, so that the next run starts at once.
+    """Keeps compiled programs in the user's cache folder, so that the next run starts at once.
 
-    The folder is the user's own: a cache is code that gets executed.
+    UserError if that folder cannot be used.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(base / "emcid_jax" / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder("xla")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
@@ -44,10 +45,15 @@ def _version(package: str) -> str:
 
 
 def _git_commit() -> str:
-    folder = Path(__file__).parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
+    """The commit, if this file is what git tracks here: it may lie in a project of the user's."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        _git("ls-files", "--error-unmatch", Path(__file__).name)
+        return _git("describe", "--always", "--dirty", "--abbrev=40")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(Path(__file__).parent), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()

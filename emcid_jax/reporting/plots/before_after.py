@@ -67,7 +67,7 @@ def sheet(grid: Grid, dpi: int = 110) -> bytes:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from emcid_jax.reporting.plots.theme import STYLE
+    from emcid_jax.reporting.plots.theme import STYLE, name_text
 
     across = max(len(shots) for shots in grid.shots.values())
     with mpl.rc_context({**STYLE, "font.size": 6.5, "axes.grid": False}):
@@ -82,7 +82,7 @@ def sheet(grid: Grid, dpi: int = 110) -> bytes:
                 for place, path in ((top, shot.before), (bottom, shot.after)):
                     with Image.open(path) as image:
                         place.imshow(np.asarray(image.convert("RGB")), interpolation="nearest")
-                names = [_cut(str(shot.record[field])) for field in ("source", "dest")]
+                names = [name_text(str(shot.record[field]), 18) for field in ("source", "dest")]
                 top.set_title(f"{names[0]}\n→ {names[1]}", size=6.5)
                 bottom.set_title(f"{shot.record['score']:+.2f}", size=6.5, pad=2)
                 for place, word in ((top, f"{part}, before"), (bottom, "after")):
@@ -91,11 +91,7 @@ def sheet(grid: Grid, dpi: int = 110) -> bytes:
                             -0.08, 0.5, word, rotation=90, ha="right", va="center",
                             transform=place.transAxes, size=7,
                         )  # fmt: skip
-        page.suptitle(grid.title, size=8)
+        page.suptitle(name_text(grid.title, 99), size=8)
         buffer = io.BytesIO()
         page.savefig(buffer, format="png", dpi=dpi)
     return compact(buffer.getvalue())
-
-
-def _cut(name: str, most: int = 18) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.reporting.plots.theme import STYLE
+from emcid_jax.reporting.plots.theme import STYLE, name_text
 
 PAGE = 7.5
 """Inches of a printed page's width, which the maps of a row share."""
@@ -65,9 +65,9 @@ def _draw(axes: Any, panel: Panel, *, numbered: bool) -> Any:
             colour = "black" if value > 0.55 else "white"
             place = {"ha": "center", "va": "center", "color": colour, "size": 6.5}
             axes.text(column, row, _short(value), **place)
-    axes.set_title(panel.title, size=7.5)
-    axes.set_xticks(range(len(panel.columns)), [str(one) for one in panel.columns])
-    axes.set_yticks(range(len(panel.rows)), [str(one) for one in panel.rows])
+    axes.set_title(name_text(panel.title, 99), size=7.5)
+    axes.set_xticks(range(len(panel.columns)), [name_text(str(one)) for one in panel.columns])
+    axes.set_yticks(range(len(panel.rows)), [name_text(str(one)) for one in panel.rows])
     axes.set_xlabel(panel.column_label)
     axes.set_ylabel(panel.row_label)
     axes.tick_params(length=0)

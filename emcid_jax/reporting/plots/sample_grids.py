@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.terminal import printable
 
 NOTE = "emcid_jax"
 """Keyword of the text in a PNG file that says how the picture was drawn."""
@@ -91,10 +92,11 @@ def _grid(
     pen = ImageDraw.Draw(grid)
     for i, (model, seed) in enumerate(columns):
         text = f"seed {seed}" if len(models) == 1 else f"{model}, seed {seed}"
-        pen.text((LABEL + i * (CELL + 4), 12), text, "black", font)
+        pen.text((LABEL + i * (CELL + 4), 12), printable(text), "black", font)
     for row, prompt in enumerate(prompts):
         top = HEADER + row * (CELL + 4)
-        lines = textwrap.wrap(prompt, 24, max_lines=14, placeholder=" ...") or ["(no words)"]
+        lines = textwrap.wrap(printable(prompt), 24, max_lines=14, placeholder=" ...")
+        lines = lines or ["(no words)"]
         pen.multiline_text((8, top), "\n".join(lines), "black", font)
         for i, (model, seed) in enumerate(columns):
             with Image.open(files[model, prompt, seed]) as picture:

@@ -8,10 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.reporting.plots.theme import BLUE, GREY, ORANGE, svg
-
-MOST = 28
-"""Characters of a name that fit beside a heat map."""
+from emcid_jax.reporting.plots.theme import BLUE, GREY, ORANGE, name_text, svg
 
 
 def heat_map(
@@ -27,8 +24,10 @@ def heat_map(
     def draw(axes: Any) -> None:
         axes.pcolormesh(np.maximum(cosines, 0), cmap="Blues", vmin=0, vmax=1)
         axes.axhline(len(columns), color=ORANGE, lw=1.2)
-        axes.set_xticks(np.arange(len(columns)) + 0.5, [*map(_short, columns)], rotation=90, size=7)
-        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(_short, rows)], size=7)
+        axes.set_xticks(
+            np.arange(len(columns)) + 0.5, [*map(name_text, columns)], rotation=90, size=7
+        )
+        axes.set_yticks(np.arange(len(rows)) + 0.5, [*map(name_text, rows)], size=7)
         axes.invert_yaxis()
         axes.grid(visible=False)
         axes.tick_params(length=0)
@@ -69,7 +68,3 @@ def drift_figure(predicted: Float[np.ndarray, " name"], drift: Float[np.ndarray,
         axes.set_ylabel("drift at block L")
 
     return svg(draw)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= MOST else name[: MOST - 1] + "…"

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from emcid_jax.runtime.terminal import printable
+
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9AA3AB", "#22303C"
 """Okabe and Ito's colours, told apart with any colour vision, and two neutrals."""
 
@@ -30,6 +32,15 @@ STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "emcid_jax",
 }
+
+
+def name_text(name: str, most: int = 28) -> str:
+    """A name as a figure's text: cut to `most` characters, printable, no dollar begins a formula.
+
+    Names are the users' own; all that reach matplotlib go through here.
+    """
+    short = name if len(name) <= most else name[: most - 1] + "…"
+    return printable(short).replace("\n", " ").replace("$", r"\$")
 
 
 class LayerBar(NamedTuple):
