@@ -5,36 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 from emcid_jax.concepts.templates import slot_count
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import Problem, UserError
 
 Task = Literal["update", "erase", "rectify", "debias"]
 TASKS: tuple[str, ...] = get_args(Task)
 MAX_SEED = 2**32 - 1
 GLOBAL_SOURCES = ("[EOS]", "[CLS]")
-
-
-class Problem(NamedTuple):
-    """What is wrong with one field and what to do about it."""
-
-    field: str
-    problem: str
-    value: object
-    fix: str
-
-    def line(self, origin: str) -> str:
-        """The problem as one line `origin: field: problem (value) — fix`."""
-        return f"{origin}: {self.field}: {self.problem} ({shown(self.value)}) — {self.fix}"
-
-
-def shown(value: object, limit: int = 80) -> str:
-    """`repr` of a value on one line, cut in the middle of long values."""
-    text = repr(value)
-    if len(text) <= limit:
-        return text
-    return text[: limit // 2] + " ... " + text[-(limit // 2 - 5) :]
 
 
 class RequestError(UserError):

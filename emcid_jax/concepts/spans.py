@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 
-from emcid_jax.concepts.requests import EditRequest, Problem
+from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import Problem, UserError
 
 
 class PromptRectangle(NamedTuple):

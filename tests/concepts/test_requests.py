@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from emcid_jax.concepts.requests import EditRequest, Problem, RequestError, shown, with_validation
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.concepts.requests import EditRequest, RequestError, with_validation
+from emcid_jax.runtime.errors import Problem, UserError, shown
 
 GOOD: dict[str, Any] = {
     "source": "cat",

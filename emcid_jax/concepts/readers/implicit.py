@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from emcid_jax.concepts.readers.located import Failures, Record, Table, parse, read_text
-from emcid_jax.concepts.requests import Problem
+from emcid_jax.concepts.readers.located import Table, parse
+from emcid_jax.runtime.errors import Failures, Problem
+from emcid_jax.runtime.json_text import Record
+from emcid_jax.runtime.text_files import read_text
 
 FIX = "give a TIMED table (old, new, positive1, gt1, negative1, gn1, ...) or a RoAD table"
 
@@ -82,7 +84,7 @@ def read_implicit(path: Path) -> list[ImplicitEdit]:
     `UserError` with one line per problem.
     """
     failures = Failures(path)
-    table = parse(read_text(path), path, failures)
+    table = parse(read_text(path, "requests"), path, failures)
     found: list[ImplicitEdit] = []
     if isinstance(table, Table):
         layout = next((one for one in _LAYOUTS if _required(one) <= set(table.columns)), None)

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import bisect
 import csv
 import dataclasses
 import io
-import json
-import json.decoder
-import json.scanner
 import re
 from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.concepts.requests import Problem
-from emcid_jax.runtime.errors import UserError
-
-
-class Record(dict[str, Any]):
-    """A mapping read from a file.
-
-    `line` is where it starts, `lines` where its fields stand, `names` what the file calls a field
-    that we call otherwise.
-    """
-
-    def __init__(
-        self,
-        fields: dict[str, Any],
-        line: int,
-        lines: dict[str, int] | None = None,
-        names: dict[str, str] | None = None,
-    ) -> None:
-        super().__init__(fields)
-        self.line = line
-        self.lines = lines or {}
-        self.names = names or {}
-
-    def line_of(self, field: str) -> int:
-        """Physical line (from 1) of a field, or of the record where that is all that is known."""
-        return self.lines.get(field, self.line)
+from emcid_jax.runtime.errors import Failures, Problem
+from emcid_jax.runtime.json_text import Record, parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,43 +21,6 @@ class Table:
     line: int
     columns: tuple[str, ...]
     rows: list[Record]
-
-
-class Failures:
-    """Collects the problems of one file so that they are all reported at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._lines: dict[str, None] = {}
-
-    def add(self, line: int, problem: Problem) -> None:
-        """Notes a problem at a line; the same problem at the same place counts once."""
-        self._lines[problem.line(f"{self.path}:{line}")] = None
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
-
-    def raise_if_any(self) -> None:
-        """Raises one `UserError` with one line per problem."""
-        if self._lines:
-            raise UserError("\n".join(self._lines))
-
-
-def read_text(path: Path) -> str:
-    """The file's UTF-8 text, byte order mark dropped. Raises `UserError` when it cannot be read."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        problem = Problem("requests", reason, str(path), "give a readable request file")
-        raise UserError(problem.line(str(path))) from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        byte = data[error.start : error.start + 1]
-        problem = Problem("encoding", "is not UTF-8", byte, "save the file as UTF-8")
-        raise UserError(problem.line(f"{path}:{line}")) from None
 
 
 def parse(text: str, path: Path, failures: Failures) -> Table | Any:
@@ -99,7 +34,7 @@ def parse(text: str, path: Path, failures: Failures) -> Table | Any:
         failures.add(1, Problem("file", "is empty", "", "write at least one request"))
         return None
     if text.lstrip()[0] in "[{" and not yaml_suffix:
-        return _parse_json(text, failures)
+        return parse_json(text, failures)
     if yaml_suffix or _looks_like_yaml(text):
         return _parse_yaml(text, failures)
     return _parse_csv(text, failures)
@@ -111,43 +46,6 @@ def _looks_like_yaml(text: str) -> bool:
         if stripped and not stripped.startswith("#"):
             return bool(re.match(r"---|- |-$|[\w\"' ]+:(\s|$)", stripped))
     return False
-
-
-class _LineDecoder(json.JSONDecoder):
-    """A JSON decoder whose objects are `Record`s; the C scanner cannot report positions."""
-
-    def __init__(self, text: str, failures: Failures) -> None:
-        super().__init__(object_pairs_hook=lambda pairs: pairs)
-        self._failures = failures
-        self._breaks = [match.start() for match in re.finditer("\n", text)]
-        self.parse_object = self._parse_object
-        self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
-
-    def _parse_object(self, start: tuple[str, int], *args: Any) -> tuple[Record, int]:
-        pairs, end = json.decoder.JSONObject(start, *args)  # type: ignore[attr-defined]
-        line = bisect.bisect_left(self._breaks, start[1]) + 1
-        fields: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in fields:
-                problem = Problem(key, "is given twice", value, "keep one of them")
-                self._failures.add(line, problem)
-            fields[key] = value
-        return Record(fields, line), end
-
-
-def _parse_json(text: str, failures: Failures) -> Any:
-    try:
-        return _LineDecoder(text, failures).decode(text)
-    except json.JSONDecodeError as error:
-        lines = text.split("\n")
-        found = lines[error.lineno - 1].strip()
-        problem = f"{error.msg} at column {error.colno}"
-        failures.add(error.lineno, Problem("json", problem, found, "correct the JSON"))
-    except ValueError as error:
-        failures.add(1, Problem("json", str(error), text[:20], "correct the JSON"))
-    except RecursionError:
-        failures.add(1, Problem("json", "is nested too deeply", text[:20], "flatten the file"))
-    return None
 
 
 def _parse_yaml(text: str, failures: Failures) -> Any:

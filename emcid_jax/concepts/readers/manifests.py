@@ -12,9 +12,12 @@ from types import MappingProxyType
 from typing import Any
 
 from emcid_jax.concepts.readers import published
-from emcid_jax.concepts.readers.located import Failures, Record, Table, parse, read_text
-from emcid_jax.concepts.requests import TASKS, EditRequest, Problem, RequestError, is_integer
+from emcid_jax.concepts.readers.located import Table, parse
+from emcid_jax.concepts.requests import TASKS, EditRequest, RequestError, is_integer
 from emcid_jax.concepts.templates import DEBIAS_TEMPLATES, OBJECT_TEMPLATES, SLOT, TEMPLATE_SETS
+from emcid_jax.runtime.errors import Failures, Problem
+from emcid_jax.runtime.json_text import Record
+from emcid_jax.runtime.text_files import read_text
 
 DEFAULT_SEED = 0
 
@@ -68,7 +71,7 @@ def read_requests(
     """
     path = Path(path)
     failures = Failures(path)
-    tree = parse(read_text(path), path, failures)
+    tree = parse(read_text(path, "requests"), path, failures)
     # A file that does not parse gives no second failure about its kind.
     records = _records(tree, failures) if tree is not None else []
     requests = []

@@ -9,14 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emcid_jax.concepts.readers.located import Failures, Record
-from emcid_jax.concepts.requests import Problem
 from emcid_jax.concepts.templates import (
     ARTIST_TEMPLATES,
     DEBIAS_TEMPLATES,
     TEMPLATE_SETS,
     template_from,
 )
+from emcid_jax.runtime.errors import Failures, Problem
+from emcid_jax.runtime.json_text import Record
 
 ARTIST_DEST = "art"
 ACCEPTED = (

@@ -13,15 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.concepts.readers.located import Failures, Table, parse, read_text
-from emcid_jax.concepts.requests import Problem
+from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
 from emcid_jax.evaluation.drawing.cache import Draw
 from emcid_jax.evaluation.judges.clip import Clip
 from emcid_jax.evaluation.judges.lpips import Lpips64, perceptual_change
 from emcid_jax.evaluation.statistics.clip_score import artist_scores, clip_scores
+from emcid_jax.runtime.errors import Failures, Problem
 from emcid_jax.runtime.parallel import even_chunk
+from emcid_jax.runtime.text_files import read_text
 
 FORMAT = 1
 """Raised whenever stored vectors would come out differently from the same inputs."""
@@ -42,7 +43,7 @@ class ArtistDraws(NamedTuple):
 def read_artists(path: Path) -> ArtistDraws:
     """The prompts and seeds of a published `erased-*.csv`. UserError tells all that is wrong."""
     failures = Failures(path)
-    table = parse(read_text(path), path, failures)
+    table = parse(read_text(path, "requests"), path, failures)
     found: dict[str, dict[str, list[Draw]]] = {"erased": {}, "holdout": {}}
     if not isinstance(table, Table) or not set(COLUMNS) <= set(table.columns):
         problem = Problem("file", "is no table of artists", path.name, f"columns {COLUMNS}")

@@ -9,8 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emcid_jax.concepts.readers.located import Failures, Record, Table, parse, read_text
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.concepts.readers.located import Table, parse
+from emcid_jax.runtime.errors import Failures, UserError
+from emcid_jax.runtime.json_text import Record
+from emcid_jax.runtime.text_files import read_text
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 tree = st.recursive(
@@ -109,7 +111,7 @@ def test_csv_rows_know_the_physical_line_they_start_on(rows: list[list[str]], en
         ("f", '{"a": 1,\n "a": 2}', "f:1: a: is given twice (2)"),
         ("f", '["' + "x" * 10, "f:1: json: Unterminated string"),
         ("f", "[" * 100_000, "f:1: json: is nested too deeply"),
-        ("f", "[1" + "0" * 5000 + "]", "f:1: json: Exceeds the limit"),
+        ("f", "[1" + "0" * 5000 + "]", "f:1: json: is a number of 5001 digits"),
         ("f.yaml", "requests:\n- source: [a\n", "f.yaml:3: yaml: "),
         ("f.yaml", "a: 1\nb: 2\na: 3\n", "f.yaml:3: a: is given twice"),
         ("f.yaml", "a: 2024-13-45\n", "f.yaml:1: yaml: cannot be read"),
@@ -138,16 +140,16 @@ def test_kind_of_text_is_found_from_the_text() -> None:
 
 def test_unreadable_files_are_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.json: requests: no such file or directory"):
-        read_text(tmp_path / "none.json")
+        read_text(tmp_path / "none.json", "requests")
     with pytest.raises(UserError, match="requests: is a directory"):
-        read_text(tmp_path)
+        read_text(tmp_path, "requests")
     latin = tmp_path / "latin.csv"
     latin.write_bytes("source,dest\ncat,dog\ncafé,tea\n".encode("latin-1"))
     with pytest.raises(UserError, match=r"latin\.csv:3: encoding: is not UTF-8"):
-        read_text(latin)
+        read_text(latin, "requests")
     bom = tmp_path / "bom.csv"
     bom.write_text("source,dest\n", encoding="utf-8-sig")
-    assert read_text(bom) == "source,dest\n"
+    assert read_text(bom, "requests") == "source,dest\n"
 
 
 def test_equal_failures_count_once() -> None:
