@@ -23,10 +23,11 @@ from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited
 from emcid_jax.evaluation.benchmarks.aice_protocol import AicePlan, Scores, plan_requests
 from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import fingerprint, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.runtime import parallel
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment, variant

@@ -24,8 +24,9 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES
 from emcid_jax.editing.diagnostics import predicted_conflicts
 from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.stage_two.nullspace import nullspace
-from emcid_jax.editing.stage_two.ridge import Moment, ridge
+from emcid_jax.editing.stage_two.ridge import ridge
 from emcid_jax.editing.stage_two.ridge_on_device import device_ridge
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.runtime.errors import UserError

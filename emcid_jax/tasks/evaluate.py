@@ -19,12 +19,12 @@ from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
-from emcid_jax.evaluation.benchmarks.aice_gallery import slug
-from emcid_jax.evaluation.benchmarks.aice_holdout import evenly
 from emcid_jax.evaluation.benchmarks.mixed import Plan
 from emcid_jax.evaluation.benchmarks.quality import QualityConfig
 from emcid_jax.evaluation.benchmarks.untouched_names import Spared, spare
 from emcid_jax.evaluation.drawing.before_after import Models
+from emcid_jax.evaluation.drawing.kept_pictures import slug
+from emcid_jax.evaluation.statistics.evenly import evenly
 from emcid_jax.reporting import tables
 from emcid_jax.reporting.pages.collected import gather
 from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, report_html

@@ -23,11 +23,11 @@ from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing.bank.memories import Memory, hash_of, model_hashes
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.evaluation.benchmarks.aice_gallery import slug
-from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
 from emcid_jax.evaluation.benchmarks.implicit import CONFIDENT, choice, implicit_scores
 from emcid_jax.evaluation.drawing.batches import drawing
-from emcid_jax.evaluation.drawing.cache import Generate, png
+from emcid_jax.evaluation.drawing.draw import Generate, drawn_seeds
+from emcid_jax.evaluation.drawing.kept_pictures import slug
+from emcid_jax.evaluation.drawing.png import png
 from emcid_jax.evaluation.judges.clip import Clip, find_clip
 from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.pipelines.pipeline import Pipeline

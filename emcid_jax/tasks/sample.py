@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
 from emcid_jax.diffusion.samplers import make_sampler
-from emcid_jax.evaluation.benchmarks.aice_gallery import slug
 from emcid_jax.evaluation.benchmarks.quality_captions import captions_in_file
+from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params

@@ -30,8 +30,8 @@ from emcid_jax.editing.bank.memories import Memory, hash_of
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.debias.mixing import Factors, Trial
 from emcid_jax.editing.debias.offset_images import offset_batches
-from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
 from emcid_jax.evaluation.benchmarks.debias import Values, count_values, find_values
+from emcid_jax.evaluation.drawing.draw import drawn_seeds
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline

@@ -11,7 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from emcid_jax.editing.stage_two.ridge import Moment, ridge
+from emcid_jax.editing.moments.factored import Moment
+from emcid_jax.editing.stage_two.ridge import ridge
 from studies.stability import Problem, compare, duplicates, reference, single, singular
 
 INNER, OUT = 24, 5

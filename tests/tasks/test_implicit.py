@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from emcid_jax import config as settings
-from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
 from emcid_jax.evaluation.benchmarks.implicit import implicit_scores
+from emcid_jax.evaluation.drawing.draw import drawn_seeds
 from emcid_jax.evaluation.judges.clip import load_clip
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import load_pipeline

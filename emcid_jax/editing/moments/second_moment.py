@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from emcid_jax.editing.moments.caption_batches import canonical, make_batches
-from emcid_jax.editing.stage_two.ridge import Moment
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime.errors import UserError

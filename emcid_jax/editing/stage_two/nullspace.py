@@ -13,7 +13,9 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float64
 
-from emcid_jax.editing.stage_two.ridge import Moment, Solution, Solver, ridge
+from emcid_jax.editing.moments.factored import Moment
+from emcid_jax.editing.stage_two.ridge import ridge
+from emcid_jax.editing.stage_two.solver import Solution, Solver
 from emcid_jax.runtime.errors import UserError
 
 # Keys are float32: what is smaller than their rounding is no direction.

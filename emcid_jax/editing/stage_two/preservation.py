@@ -25,8 +25,8 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.moments import second_moment
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import exact
-from emcid_jax.editing.stage_two.ridge import Moment
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
 

@@ -16,7 +16,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Float64
 
-from emcid_jax.editing.stage_two.ridge import Moment, Solution, condition_number, ridge
+from emcid_jax.editing.moments.factored import Moment, condition_number
+from emcid_jax.editing.stage_two.ridge import ridge
+from emcid_jax.editing.stage_two.solver import Solution
 
 ACCURACY = 1e-6
 """Largest relative error of a result that is handed out."""

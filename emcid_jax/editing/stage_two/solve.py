@@ -29,11 +29,13 @@ from emcid_jax.editing.encoder.blockwise import (
     write,
     written_states,
 )
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
 from emcid_jax.editing.stage_two.nullspace import nullspace
 from emcid_jax.editing.stage_two.preservation import Protection
-from emcid_jax.editing.stage_two.ridge import Form, Moment, Solver, ridge
+from emcid_jax.editing.stage_two.ridge import ridge
 from emcid_jax.editing.stage_two.ridge_on_device import device_ridge
+from emcid_jax.editing.stage_two.solver import Form, Solver
 from emcid_jax.models.text.clip import ClipTextModel
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params

@@ -16,17 +16,9 @@ from emcid_jax.evaluation.benchmarks.aice_gallery import (
     Evaluation,
     Pair,
     Seen,
-    claim,
-    picture_files,
     shown_draws,
-    slug,
 )
-from emcid_jax.evaluation.benchmarks.aice_holdout import (
-    evenly,
-    holdout_from_labels,
-    limited,
-    read_holdout,
-)
+from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited, read_holdout
 from emcid_jax.evaluation.benchmarks.aice_protocol import (
     AicePlan,
     Scores,
@@ -34,12 +26,16 @@ from emcid_jax.evaluation.benchmarks.aice_protocol import (
     score_plan,
 )
 from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.kept_pictures import claim, picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
+from emcid_jax.evaluation.statistics.evenly import evenly
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 
 FORMAT = 1

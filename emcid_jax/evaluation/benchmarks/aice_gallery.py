@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult, ScoredRequest
-from emcid_jax.evaluation.drawing.cache import Draw
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.evaluation.drawing.draw import Draw
 
 HOLDOUT_PICTURES = 24
 """Hold-out classes of which a picture is kept."""
@@ -54,23 +52,3 @@ def shown_draws(one: ScoredRequest) -> tuple[Draw, Draw]:
     if one.general_source:
         return one.general_source[0], one.general_dest[0]
     return one.edit_source[0], one.edit_dest[0]
-
-
-def picture_files(folder: Path, names: Mapping[Draw, str]) -> dict[Draw, Path]:
-    """Where the named pictures go."""
-    return {draw: folder / f"{name}.png" for draw, name in names.items()}
-
-
-def slug(text: str) -> str:
-    """Part of a file name: ASCII letters, digits and dashes only, at most 40."""
-    return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:40].strip("-")
-
-
-def claim(folder: Path, depends_on: str) -> None:
-    """Remove pictures that other settings left here; they would pass for this run's."""
-    marker = folder / ".fingerprint"
-    if marker.exists() and marker.read_text() == depends_on:
-        return
-    for picture in folder.glob("*.png"):
-        picture.unlink()
-    write_atomically(marker, depends_on.encode())

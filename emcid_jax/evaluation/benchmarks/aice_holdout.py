@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from emcid_jax.evaluation.benchmarks.aice_protocol import HOLDOUT_PROMPTS, HoldoutClass, drawn_seeds
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.benchmarks.aice_protocol import HOLDOUT_PROMPTS, HoldoutClass
+from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
 from emcid_jax.evaluation.judges.labels import LabelGroup
 from emcid_jax.runtime.errors import UserError
 
@@ -93,10 +93,3 @@ def limited(
     if not prompts:
         return tuple(kept)
     return tuple(HoldoutClass(h.name, h.class_id, h.draws[:prompts]) for h in kept)
-
-
-def evenly(things: Sequence, most: int) -> list:
-    """At most `most` of the things, spread evenly over them; 0: all."""
-    if not 0 < most < len(things):
-        return list(things)
-    return [things[i] for i in np.linspace(0, len(things) - 1, most).round().astype(int)]

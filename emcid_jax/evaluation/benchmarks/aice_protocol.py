@@ -8,7 +8,6 @@ by the clean and by the edited model from the same seeds.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,14 +18,14 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks.aice_scores import (
     AliasScores,
     HoldoutScores,
-    Metric,
     SplitScores,
     aggregates,
     raw_scores,
 )
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
 from emcid_jax.evaluation.judges.labels import LabelGroup
 from emcid_jax.evaluation.statistics.accuracy import erasure, top1
+from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.evaluation.statistics.broken_model import Guard, guard
 
 EDIT_PROMPTS = 3
@@ -186,12 +185,6 @@ def _slotted(request: EditRequest, templates: Sequence[str]) -> list[Draw]:
 
 def _fill(slotted: Sequence[Draw], name: str) -> tuple[Draw, ...]:
     return tuple(Draw(draw.prompt.replace("{}", name), draw.seed) for draw in slotted)
-
-
-def drawn_seeds(name: str, seed: int, count: int) -> list[int]:
-    """Image seeds in [0, 100000) that depend on the name and the seed only."""
-    rng = np.random.default_rng([zlib.crc32(name.encode()), seed])
-    return rng.integers(0, 100_000, count).tolist()
 
 
 def _other_names(names: Sequence[str], source: str, dest: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.clip import Clip
 from emcid_jax.evaluation.judges.lpips import Lpips64, perceptual_change
 from emcid_jax.evaluation.statistics.clip_score import artist_scores, clip_scores

@@ -17,7 +17,6 @@ from jaxtyping import Float, Int
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
 from emcid_jax.evaluation.drawing.before_after import (
     Models,
     Reading,
@@ -26,7 +25,7 @@ from emcid_jax.evaluation.drawing.before_after import (
     is_top,
     read_both,
 )
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
 from emcid_jax.evaluation.judges.labels import LabelGroup
 
 PROMPTS = (

@@ -17,8 +17,6 @@ from jaxtyping import Float
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.benchmarks.aice_holdout import evenly
-from emcid_jax.evaluation.benchmarks.aice_scores import Metric, bootstrap_mean
 from emcid_jax.evaluation.drawing.before_after import (
     Models,
     Readings,
@@ -27,8 +25,10 @@ from emcid_jax.evaluation.drawing.before_after import (
     probability,
     read_both,
 )
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
+from emcid_jax.evaluation.statistics.bootstrap import Metric, bootstrap_mean
+from emcid_jax.evaluation.statistics.evenly import evenly
 
 ARTIST = "artist"
 SENTENCES = (

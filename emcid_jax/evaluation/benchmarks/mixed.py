@@ -18,7 +18,6 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import aice_protocol as aice
 from emcid_jax.evaluation.benchmarks import erase, rectify, registry
-from emcid_jax.evaluation.benchmarks.aice_gallery import picture_files, slug
 from emcid_jax.evaluation.benchmarks.erase import ARTIST, Artist, ErasePlan
 from emcid_jax.evaluation.benchmarks.untouched_names import Name, Spared
 from emcid_jax.evaluation.drawing.before_after import (
@@ -30,7 +29,8 @@ from emcid_jax.evaluation.drawing.before_after import (
     probability,
     read_both,
 )
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics import broken_model

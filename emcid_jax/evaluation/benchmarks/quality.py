@@ -17,7 +17,6 @@ from jaxtyping import Float32
 from tqdm import tqdm
 
 from emcid_jax.config import CountOrZero, EvaluationConfig, Seed
-from emcid_jax.evaluation.benchmarks.aice_scores import paired_means
 from emcid_jax.evaluation.benchmarks.quality_captions import (
     QualityCaption,
     captions_in_file,
@@ -26,14 +25,17 @@ from emcid_jax.evaluation.benchmarks.quality_captions import (
 )
 from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
-from emcid_jax.evaluation.drawing.cache import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.evaluation.judges.clip import Clip, find_clip
 from emcid_jax.evaluation.judges.features import Embedder, inception_features, judge_features
+from emcid_jax.evaluation.statistics.bootstrap import paired_means
 from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.evaluation.statistics.fid import FeatureMoments, feature_moments, frechet_distance
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 
 __all__ = [

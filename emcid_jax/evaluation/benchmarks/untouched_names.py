@@ -12,11 +12,11 @@ from typing import NamedTuple
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks import erase
-from emcid_jax.evaluation.benchmarks.aice_holdout import evenly
 from emcid_jax.evaluation.drawing.before_after import draws_of
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
+from emcid_jax.evaluation.statistics.evenly import evenly
 
 GROUPS = {OBJECT: SENTENCES, erase.ARTIST: erase.SENTENCES}
 """Label groups with names to spare, and what is drawn of these."""

@@ -8,11 +8,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.drawing.cache import Classify, Generate, fingerprint
+from emcid_jax.evaluation.drawing.draw import Classify, Generate
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.hashing import fingerprint
 
 
 def chunked(

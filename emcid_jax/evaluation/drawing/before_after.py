@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.benchmarks.aice_gallery import claim, picture_files, slug
-from emcid_jax.evaluation.benchmarks.aice_protocol import drawn_seeds
 from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import Draw, fingerprint, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
+from emcid_jax.evaluation.drawing.kept_pictures import claim, picture_files, slug
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 
 FORMAT = 1

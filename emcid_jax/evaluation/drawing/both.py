@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.drawing.batches import drawing, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import Classify, Draw, fingerprint, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.draw import Classify, Draw
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 
 

@@ -7,39 +7,19 @@ settings never reads them, a run with more requests draws only what is new.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 
+from emcid_jax.evaluation.drawing.draw import Classify, Draw, Generate
+from emcid_jax.evaluation.drawing.png import png
 from emcid_jax.runtime.files import write_atomically
-
-Generate = Callable[[list[str], list[int]], np.ndarray]
-"""Prompts and seeds to uint8 images (image, height, width, 3)."""
-Classify = Callable[[np.ndarray], np.ndarray]
-"""Images to probabilities (image, label)."""
-
-
-class Draw(NamedTuple):
-    """One image: what is asked and the seed of its initial noise."""
-
-    prompt: str
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """Name of this image in stored results (32 hex digits)."""
-        return hashlib.sha256(f"{self.seed}\n{self.prompt}".encode()).hexdigest()[:32]
-
-
-def fingerprint(*parts: object) -> str:
-    """SHA-256 (hex) of the parts' text: what stored results depend on."""
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()
+from emcid_jax.runtime.hashing import fingerprint
 
 
 def scored_images(
@@ -92,26 +72,6 @@ def scored_images(
         if progress:
             progress(len(part))
     return {draw: stored[draw.key].astype(np.float32) for draw in unique}
-
-
-def png(image: UInt8[np.ndarray, "height width 3"]) -> bytes:
-    """The image as a PNG file's bytes."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
-
-
-def compact(content: bytes) -> bytes:
-    """A figure's PNG in 256 colours at most: a third of the size."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    with Image.open(io.BytesIO(content)) as image:
-        few = image.convert("RGB").quantize(256, kmeans=8, dither=Image.Dither.NONE)
-        few.save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()
 
 
 def _store(folder: Path, depends_on: str, keys: list[str], scores: np.ndarray) -> None:

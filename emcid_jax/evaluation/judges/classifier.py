@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from emcid_jax.evaluation.drawing.cache import fingerprint
 from emcid_jax.evaluation.judges.labels import LabelGroup, label_groups
 from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification, disk_name
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.hashing import fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from emcid_jax.evaluation.drawing.cache import fingerprint
 from emcid_jax.evaluation.judges.classifier import normalisation, read_json
 from emcid_jax.evaluation.judges.features import Embedder
 from emcid_jax.evaluation.judges.resize import centred
@@ -33,6 +32,7 @@ from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel, TextOutput
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.hashing import fingerprint
 
 TOWER = "image_tower"
 """Folder of the image half in a sprite model."""

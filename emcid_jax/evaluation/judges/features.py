@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32
 
-from emcid_jax.evaluation.drawing.cache import fingerprint
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.evaluation.judges.resize import BILINEAR, stretched
 from emcid_jax.models.scoring.inception import DIM, SIZE, InceptionV3, read_inception
 from emcid_jax.models.scoring.vit import ViT
 from emcid_jax.models.weights.params import params_hash
+from emcid_jax.runtime.hashing import fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

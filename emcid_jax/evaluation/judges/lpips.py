@@ -15,12 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from emcid_jax.evaluation.benchmarks.aice_scores import (
-    BOOTSTRAP_DRAWS,
-    Estimate,
-    difference_of_means,
-)
 from emcid_jax.evaluation.judges.resize import stretched
+from emcid_jax.evaluation.statistics.bootstrap import BOOTSTRAP_DRAWS, Estimate, difference_of_means
 from emcid_jax.models.scoring.lpips import Lpips, read_lpips
 
 SIDE = 64

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from emcid_jax.evaluation.benchmarks.aice_scores import (
+from emcid_jax.evaluation.statistics.bootstrap import (
     BOOTSTRAP_DRAWS,
     Metric,
     interval,

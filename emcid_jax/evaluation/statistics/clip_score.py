@@ -7,11 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from emcid_jax.evaluation.benchmarks.aice_scores import (
-    BOOTSTRAP_DRAWS,
-    Estimate,
-    difference_of_means,
-)
+from emcid_jax.evaluation.statistics.bootstrap import BOOTSTRAP_DRAWS, Estimate, difference_of_means
 
 SCALE = 100.0
 """CLIP's own logit scale, in whose units scores are published."""

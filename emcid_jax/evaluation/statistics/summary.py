@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.evaluation.benchmarks.aice_scores import (
+from emcid_jax.evaluation.statistics.accuracy import harmonic_mean
+from emcid_jax.evaluation.statistics.bootstrap import (
     BOOTSTRAP_DRAWS,
     Estimate,
     interval,
     resampled_means,
 )
-from emcid_jax.evaluation.statistics.accuracy import harmonic_mean
 
 
 class Done(NamedTuple):

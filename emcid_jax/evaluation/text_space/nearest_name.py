@@ -16,7 +16,7 @@ from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.editing.encoder.whole_prompts import end_features
-from emcid_jax.evaluation.benchmarks.aice_holdout import evenly
+from emcid_jax.evaluation.statistics.evenly import evenly
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 
 

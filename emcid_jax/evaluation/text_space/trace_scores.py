@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from emcid_jax.evaluation.benchmarks.aice_scores import (
+from emcid_jax.evaluation.statistics.bootstrap import (
     BOOTSTRAP_DRAWS,
     Estimate,
     interval,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.evaluation.benchmarks.aice_gallery import Pair, Seen
-from emcid_jax.evaluation.benchmarks.aice_scores import Metric
+from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.pages.style import CSS
 
 THUMBNAIL = 256

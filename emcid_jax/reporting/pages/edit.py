@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation
 from emcid_jax.evaluation.benchmarks.aice_protocol import RequestRecord
-from emcid_jax.evaluation.benchmarks.aice_scores import Metric
+from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.pages import components as page
 from emcid_jax.reporting.pages.components import cells, escape, number, table
 from emcid_jax.reporting.plots import theme

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from emcid_jax.evaluation.drawing.cache import compact
+from emcid_jax.evaluation.drawing.png import compact
 
 PARTS = ("best", "median", "worst")
 Record = Mapping[str, Any]

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from emcid_jax.evaluation.drawing.cache import compact
+from emcid_jax.evaluation.drawing.png import compact
 from emcid_jax.reporting.plots.theme import BLUE, GREEN, GREY, INK, ORANGE, STYLE
 
 PAGE = 7.5

@@ -7,8 +7,9 @@ import functools
 import numpy as np
 import pytest
 
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.stage_two.nullspace import free_directions, nullspace
-from emcid_jax.editing.stage_two.ridge import Moment, ridge
+from emcid_jax.editing.stage_two.ridge import ridge
 from emcid_jax.editing.stage_two.ridge_on_device import device_ridge
 from emcid_jax.runtime.errors import UserError
 

@@ -21,9 +21,9 @@ from stage_two_oracle import (
     solved,
 )
 
+from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.stage_two.nullspace import nullspace
 from emcid_jax.editing.stage_two.preservation import Protection
-from emcid_jax.editing.stage_two.ridge import Moment
 from emcid_jax.editing.stage_two.solve import apply_edit
 
 

@@ -7,7 +7,8 @@ import logging
 import numpy as np
 import pytest
 
-from emcid_jax.editing.stage_two.ridge import Moment, cholesky, ridge
+from emcid_jax.editing.moments.factored import Moment, cholesky
+from emcid_jax.editing.stage_two.ridge import ridge
 from emcid_jax.editing.stage_two.ridge_on_device import ACCURACY, device_ridge
 from emcid_jax.runtime.errors import UserError
 

@@ -15,8 +15,9 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import aice as evaluation
 from emcid_jax.evaluation.benchmarks.aice import evaluate
-from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation, claim
+from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation
 from emcid_jax.evaluation.drawing import batches
+from emcid_jax.evaluation.drawing.kept_pictures import claim
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, with_text_params

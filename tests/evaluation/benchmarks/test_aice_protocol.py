@@ -17,7 +17,7 @@ from emcid_jax.evaluation.benchmarks.aice_protocol import (
     plan_requests,
     score_plan,
 )
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import LabelGroup
 from emcid_jax.runtime.errors import UserError
 

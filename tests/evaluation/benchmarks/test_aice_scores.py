@@ -13,11 +13,9 @@ from emcid_jax.evaluation.benchmarks.aice_scores import (
     SplitScores,
     aggregates,
     average_score,
-    bootstrap_mean,
     raw_scores,
-    request_scores,
-    score,
 )
+from emcid_jax.evaluation.statistics.bootstrap import bootstrap_mean, request_scores, score
 
 
 def split(*columns: list[float]) -> SplitScores:

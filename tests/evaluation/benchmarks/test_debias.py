@@ -9,7 +9,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import debias
 from emcid_jax.evaluation.drawing.before_after import Readings
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import label_groups
 
 LABELS = """shark / tiger shark, requin / tiger / scene: beach / scene: snow / scene: sea /

@@ -10,7 +10,7 @@ from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import mixed
 from emcid_jax.evaluation.benchmarks.untouched_names import spare
 from emcid_jax.evaluation.drawing.before_after import Readings
-from emcid_jax.evaluation.drawing.cache import Draw
+from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import label_groups
 
 OBJECTS = [f"o{i}" for i in range(12)]

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emcid_jax.evaluation.drawing.cache import Draw, compact, fingerprint, png, scored_images
+from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.png import compact, png
+from emcid_jax.runtime.hashing import fingerprint
 
 
 class FakeModel:

@@ -16,11 +16,11 @@ from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation, Pair, Seen
 from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult, HoldoutRecord, RequestRecord
 from emcid_jax.evaluation.benchmarks.aice_scores import (
     HoldoutScores,
-    Metric,
     SplitScores,
     aggregates,
     raw_scores,
 )
+from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.pages.components import gauge, number
 from emcid_jax.reporting.pages.edit import ReportData, report_html, write_report
 from emcid_jax.reporting.plots.theme import LayerBar, layers_figure, loss_figure
