@@ -1,23 +1,28 @@
 """Task `ablate`: one benchmark over many settings; memories and moments are shared between them.
 
 A variant is a text of overrides, e.g. `stage_two.residual=released stage_two.moment_weight=1000.`;
-the empty text is the base setting. Every (count, variant) that `ablation.json` holds already is
-skipped, so the task resumes and can be widened.
+the empty text is the base setting. Rows that `ablation.json` holds of the same settings and inputs
+are not measured again, so the task resumes and can be widened.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import variant as trial
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.overrides import override
+from emcid_jax.workflow.table import Table
 
 SECTIONS = ("stage_one", "stage_two")
 
@@ -38,6 +43,8 @@ class AblateConfig:
     def check(self) -> None:
         """UserError for an unfit base setting or variant."""
         self.base.check()
+        if not self.base.evaluation.enabled:
+            raise UserError("config.base.evaluation.enabled is False; the rows need it")
         for variant in self.variants:
             _varied(self.base, variant)
 
@@ -49,27 +56,25 @@ def run(config: AblateConfig, workdir: Path) -> None:
     """Fills `workdir/ablation.json` and `workdir/ablation.md`."""
     environment.use_compile_cache()
     folders.require_writable(workdir)
-    path = workdir / "ablation.json"
     with folders.exclusive(workdir):
-        rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
-        done = {(row["count"], row["variant"]) for row in rows}
+        table = Table(workdir / "ablation.json")
         log = folders.Log(workdir / "metrics.jsonl")
         job = edit.prepare(config.base)
         for count in sorted(config.counts):
             for variant in config.variants:
-                if (count, variant) not in done:
-                    varied = dataclasses.replace(job, config=_varied(config.base, variant))
-                    figures = _measure(trial.first(varied, count), workdir, log)
-                    rows.append({"count": count, "variant": variant, **figures})
-                    folders.write_json(path, {"rows": rows})
-                    (workdir / "ablation.md").write_text(table(rows), "utf8")
+                varied = dataclasses.replace(job, config=_varied(config.base, variant))
+                first = trial.first(varied, count)
+                measure = functools.partial(_measure, first, workdir, log)
+                table.row({"count": count, "variant": variant}, first.decides, measure)
+                write_atomically(workdir / "ablation.md", as_markdown(table.rows).encode())
 
 
 def _varied(base: EditConfig, variant: str) -> EditConfig:
     """`base` with a variant's overrides; UserError names an unknown or unfit one."""
     values = dataclasses.asdict(base)
     override(values, variant, SECTIONS, "config.variants")
-    return settings.from_config_dict(values, EditConfig)
+    found = settings.from_config_dict(values, EditConfig)
+    return dataclasses.replace(found, stage_two=preservation.resolved(found.stage_two))
 
 
 def _measure(job: edit.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
@@ -83,7 +88,7 @@ def _measure(job: edit.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
     }
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line per count and variant, one column per aggregate."""
     names = list(rows[0]["aice"])
     lines = ["| n | setting | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -61,6 +62,24 @@ class Job:
     def parts(self) -> list[tuple[EditRequest, ...]]:
         """Per request, those of one destination that Stage I runs for; `prompts` are theirs."""
         return [debias.parts(request) for request in self.requests]
+
+    @property
+    def decides(self) -> list[Any]:
+        """All that the job's edit and what is measured of it depend on, files by their content."""
+        about = dataclasses.asdict(self.config)
+        judging = self.judge is not None and self.config.evaluation.enabled
+        # Requests and model count by content: they are in `inputs`.
+        for section in ("run", "requests", "model", *(() if judging else ("evaluation",))):
+            del about[section]
+        memories = [
+            bank.key(bank.provenance(part, self.config.stage_one, self.model))
+            for parts in self.parts
+            for part in parts
+        ]
+        held = self.config.evaluation.holdout_path if judging else ""
+        held_out = hashlib.sha256(Path(held).read_bytes()).hexdigest() if held else ""
+        judge = self.judge.fingerprint if self.judge is not None else ""
+        return [about, self.inputs, memories, judge, held_out]
 
     @property
     def inputs(self) -> dict[str, str]:

@@ -1,14 +1,15 @@
 """Task `evaluate`: EMCID and other methods on the same model, requests, prompts, seeds and judge.
 
 A row is `NAME: OVERRIDES`, e.g. `UCE, replace: method=uce uce.value=replace`; a cell is a row at a
-number of requests. Cells that `evaluation.json` holds already, made with the same settings, are
-skipped: the task resumes and can be widened.
+number of requests. Cells that `evaluation.json` holds of the same settings and inputs are not
+measured again: the task resumes and can be widened.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
 from emcid_jax.evaluation.benchmarks.mixed import Plan
@@ -40,6 +42,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.methods import Edited, Method
 from emcid_jax.workflow.overrides import override
+from emcid_jax.workflow.table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,12 @@ class General(NamedTuple):
     captions: list[quality.QualityCaption]
     evaluators: quality.Evaluators
 
+    @property
+    def decides(self) -> list[Any]:
+        """All that it depends on, by content."""
+        asked = [(one.prompt, one.seed, one.real and one.real.name) for one in self.captions]
+        return [asked, *(one.fingerprint for one in self.evaluators)]
+
 
 def run(config: EvaluateConfig, workdir: Path) -> None:
     """Fills `workdir/evaluation.json`, `.csv`, `.md` and `.html`, and `workdir/cells/`.
@@ -116,10 +125,9 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     gathered = gather(config.gather)
     job, spared = prepare(config)
     general = _general(config, job)
-    path = workdir / "evaluation.json"
     with folders.exclusive(workdir):
-        rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
         log = folders.Log(workdir / "metrics.jsonl")
+        table = Table(workdir / "evaluation.json")
         for count in sorted(config.counts):
             first = variant.first(job, count)
             plan = _plan(first, spared, config)
@@ -127,19 +135,34 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                 name, chosen = varied(config, text)
                 if chosen.most and count > chosen.most:
                     continue
-                key = hash_of([first.inputs, spared.keep, _settings(chosen)])
-                if any(row["count"] == count and row["settings"] == key for row in rows):
-                    continue
-                with log.timed("edit", count=count, row=name):
-                    made = _edited(job, chosen, count, spared, workdir)
-                with log.timed("judge", count=count, row=name):
-                    cell = f"{count}-{slug(name)}"
-                    found = _judged(first, plan, made, cell, general, workdir)
-                row = {"count": count, "name": name, "settings": key, "row": text} | found
-                rows = [one for one in rows if (one["count"], one["name"]) != (count, name)]
-                rows = _in_order([*rows, row], config)
-                write(rows, workdir)
-        _report(config, _in_order(rows, config), gathered, workdir)
+                told = {"count": count, "name": name}
+                edited = dataclasses.replace(first, config=chosen.base).decides
+                decides = [edited, spared.keep, plan.draws(), _settings(chosen, general)]
+                measure = functools.partial(
+                    _measure, job, first, plan, chosen, told, spared, general, workdir, log
+                )
+                table.row(told, decides, measure)
+                write(table.rows, workdir)
+        _report(config, table.rows, gathered, workdir)
+
+
+def _measure(
+    job: edit.Job,
+    first: edit.Job,
+    plan: Plan,
+    config: EvaluateConfig,
+    told: Mapping[str, Any],
+    spared: Spared,
+    general: General | None,
+    workdir: Path,
+    log: folders.Log,
+) -> dict[str, Any]:
+    """A cell's figures: `first` are its requests of `job`, `told` its count and its row's name."""
+    with log.timed("edit", **told):
+        made = _edited(job, config, told["count"], spared, workdir)
+    with log.timed("judge", **told):
+        cell = f"{told['count']}-{slug(told['name'])}"
+        return _judged(first, plan, made, cell, general, workdir)
 
 
 def prepare(config: EvaluateConfig) -> tuple[edit.Job, Spared]:
@@ -176,12 +199,14 @@ def varied(config: EvaluateConfig, row: str) -> tuple[str, EvaluateConfig]:
     override(shown, text, ("stage_one", "stage_two", *own), "config.rows")
     for part in ("method", "keep", "most"):  # The other sections are changed where they are.
         values[part] = shown[part]
-    return name.strip(), settings.from_config_dict(values, EvaluateConfig)
+    found = settings.from_config_dict(values, EvaluateConfig)
+    stage_two = preservation.resolved(found.base.stage_two)
+    base = dataclasses.replace(found.base, stage_two=stage_two)
+    return name.strip(), dataclasses.replace(found, base=base)
 
 
 def write(rows: list[dict[str, Any]], workdir: Path) -> None:
-    """The figures as JSON, CSV and Markdown."""
-    folders.write_json(workdir / "evaluation.json", {"rows": rows})
+    """The figures as CSV and Markdown."""
     for name, made in (("csv", tables.as_csv), ("md", tables.as_markdown)):
         write_atomically(workdir / f"evaluation.{name}", made(rows).encode())
 
@@ -193,7 +218,6 @@ def _report(
     workdir: Path,
 ) -> None:
     """`evaluation.html`, and its curves and pictures as `curves.png` and `grid.png`."""
-    write(rows, workdir)
     grid = _grid(config, rows, workdir)
     if grid is not None:
         write_atomically(workdir / "grid.png", before_after.sheet(grid))
@@ -291,19 +315,12 @@ def _judged(
     return {"cell": name} | cost | found
 
 
-def _settings(config: EvaluateConfig) -> dict[str, Any]:
-    """What decides a cell's figures."""
-    values: dict[str, Any] = {"base": dataclasses.asdict(config.base)}
-    for part in ("run", "requests", "model"):  # Requests and model count by content.
-        del values["base"][part]
-    used = ["method", "keep", "judged"]
-    used += ["quality"] if config.general else []
-    used += {"emcid": [], "uce": ["uce"], "fine-tune": ["fine_tune"]}[config.method]
-    return values | {name: dataclasses.asdict(config)[name] for name in used}
-
-
-def _in_order(rows: list[dict[str, Any]], config: EvaluateConfig) -> list[dict[str, Any]]:
-    """By number of requests, then as the settings list them, then what they do not list."""
-    names = [varied(config, row)[0] for row in config.rows]
-    places = {name: place for place, name in enumerate(names)}
-    return sorted(rows, key=lambda row: (row["count"], places.get(row["name"], len(names))))
+def _settings(config: EvaluateConfig, general: General | None) -> list[Any]:
+    """What decides a cell's figures, beside its job and what it is judged by."""
+    values = dataclasses.asdict(config)
+    used = {"emcid": [], "uce": ["uce"], "fine-tune": ["fine_tune"]}[config.method]
+    return [
+        {name: values[name] for name in ("method", "keep", *used)},
+        methods.names_of(config.uce) if config.method == "uce" else [],
+        general.decides if general else [],
+    ]

@@ -3,12 +3,14 @@
 Every row of the table is edited once per seed. The edited and the base model draw the source, the
 related and the unrelated prompts; a CLIP model chooses between the old and the new description of
 each picture. Beside them the *oracle*: the base model asked for the new descriptions outright.
-Pairs of row and seed that `implicit.json` holds are skipped.
+Pairs of row and seed that `implicit.json` holds of the same settings and inputs are not measured
+again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,9 +39,10 @@ from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
-from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.find_moments import find_captions, find_moments, moments_folder
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.table import Table
 
 MODELS = ("edited", "base", "oracle")
 
@@ -73,37 +76,29 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
     edits = edits[: config.base.requests.count or None]
     job = _prepare(edits, config)
     clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
-    path = workdir / "implicit.json"
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
-        keys = [hash_of([one.choices, one.dest, _settings(job), clip.fingerprint]) for one in edits]
-        old = folders.read_json(path)["rows"] if path.exists() else []
-        rows = {(row["seed"], row["row"]): row for row in old}
+        table = Table(workdir / "implicit.json")
         layers = config.base.stage_two.layers
-        measured = hash_of([job.model, job.captions, layers])[:16]
+        folder = moments_folder(workdir, job.model, job.captions, layers)
         moments = find_moments(
-            job.pipeline, job.captions, layers, config.base.moments, config.base.run,
-            workdir / "moments" / measured, log,
-        )  # fmt: skip
+            job.pipeline, job.captions, layers, config.base.moments, config.base.run, folder, log
+        )
         memories = find_memories(
             job.pipeline, job.requests, job.prompts, config.base.stage_one, config.base.run,
             job.model, workdir / "bank", log,
         )  # fmt: skip
         bench = _Bench(job, moments, clip, workdir / "images")
+        asked: list[list[dict[str, Any]]] = [[] for _ in range(config.seeds)]
         for place, memory in enumerate(memories):
             seed, number = divmod(place, len(edits))
-            if rows.get((seed, number), {}).get("settings") == keys[number]:
-                continue
-            with log.timed("row") as figures:
-                figures |= {"row": number, "seed": seed}
-                found = bench.measure(edits[number], number, seed, place, memory)
-            about = {"row": number, "seed": seed, "settings": keys[number]}
-            rows[seed, number] = about | dataclasses.asdict(found)
-            folders.write_json(path, {"rows": list(rows.values())})
-        asked = [[rows[s, n] for n in range(len(edits))] for s in range(config.seeds)]
+            one = edits[number]
+            measure = functools.partial(bench.measure, one, number, seed, place, memory, log)
+            decides = [one.choices, one.dest, _settings(job), clip.fingerprint]
+            asked[seed].append(table.row({"row": number, "seed": seed}, decides, measure))
         scores = score(asked)
-        folders.write_json(path, {"scores": scores, "rows": [row for one in asked for row in one]})
-        text = table(scores) + "\n" + row_table(asked)
+        table.write(scores=scores)
+        text = as_markdown(scores) + "\n" + row_table(asked)
         write_atomically(workdir / "implicit.md", text.encode())
         logging.info("%s", text)
 
@@ -137,7 +132,7 @@ def score(rows: Sequence[Sequence[dict[str, Any]]]) -> dict[str, Any]:
     return found | {"edits": len(rows[0]), "seeds": len(rows)}
 
 
-def table(scores: dict[str, Any]) -> str:
+def as_markdown(scores: dict[str, Any]) -> str:
     """Markdown: a line per model; +- is the standard deviation over seeds."""
     above = [f"generality, P > {least}" for least in CONFIDENT]
     head = ["model", "efficacy", "generality", *above, "specificity", "F1"]
@@ -196,9 +191,21 @@ class _Bench:
     """Gets the source's picture of the first seed, before and after."""
 
     def measure(
+        self,
+        asked: ImplicitEdit,
+        number: int,
+        seed: int,
+        place: int,
+        memory: Memory,
+        log: folders.Log,
+    ) -> dict[str, Any]:
+        """One row by one seed: writes, draws, judges."""
+        with log.timed("row", row=number, seed=seed):
+            return dataclasses.asdict(self._found(asked, number, seed, place, memory))
+
+    def _found(
         self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory
     ) -> Found:
-        """One row by one seed: writes, draws, judges."""
         base, count = self.job.pipeline, 1 + len(asked.related)
         seeds = drawn_seeds(asked.source, seed, len(asked.choices))
         prompts = [one.prompt for one in asked.choices]

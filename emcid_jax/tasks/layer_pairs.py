@@ -1,13 +1,15 @@
 """Task `layer_pairs`: every range of edited layers (first, last), judged in text space.
 
 A memory depends on the last layer alone, which is Stage I's: one bank per last layer serves all
-its ranges. Rows that `layer_pairs.json` holds already, made with the same settings, are skipped.
+its ranges. Rows that `layer_pairs.json` holds of the same settings and inputs are not measured
+again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +17,8 @@ import numpy as np
 
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
-from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.evaluation.text_space.nearest_name import make_reader
+from emcid_jax.evaluation.text_space.nearest_name import Reader, make_reader
 from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
@@ -25,6 +26,7 @@ from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment, variant
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
+from emcid_jax.workflow.table import Table
 
 TEXT = {
     "edited": "edited names that read as the destination",
@@ -86,31 +88,40 @@ def run(config: LayerPairsConfig, workdir: Path) -> None:
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
     job = edit.prepare(dataclasses.replace(config.base, evaluation=evaluation))
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
-    path = workdir / "layer_pairs.json"
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
-        key = hash_of([job.inputs, keep, _settings(config)])
-        content = folders.read_json(path) if path.exists() else {}
-        rows = content["rows"] if content.get("settings") == key else []
+        table = Table(workdir / "layer_pairs.json")
         reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
-        for pair, varied, found in _tried(job, lasts, rows, workdir, log):
-            with log.timed("layer_pair") as figures:
-                solved = edit.solve(varied, *found)
-                edited = stage_two.with_edit(job.pipeline, solved)
-                read = reader.read(edited.params["text_encoder"])
-                row = dict(zip(("first", "last"), pair, strict=True)) | read._asdict()
-                row["both"] = read.both
-                row["left"] = solved.report.distance_after / solved.report.distance_before
-                if config.images:
-                    result = variant.judged(varied, edited, workdir)
-                    row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
-                figures |= {"first": pair[0], "last": pair[1]}
-            rows.append(row)
-            folders.write_json(path, {"settings": key, "rows": rows})
-        chosen = [row for row in rows if row["last"] in lasts]
-        chosen.sort(key=lambda row: (row["last"], row["first"]))
-        (workdir / "layer_pairs.md").write_text(table(chosen), "utf8")
-        write_atomically(workdir / "layer_pairs.png", heat_maps(panels(chosen)))
+        told = [keep, config.keep_count, config.template]
+        for last in lasts:
+            find = functools.cache(functools.partial(variant.find, _varied(job, last, last)))
+            for first in range(last + 1):
+                varied = _varied(job, first, last)
+                measure = functools.partial(_measure, varied, reader, find, workdir, log)
+                name = {"first": first, "last": last}
+                table.row(name, [varied.decides, *told], measure)
+        write_atomically(workdir / "layer_pairs.md", as_markdown(table.rows).encode())
+        write_atomically(workdir / "layer_pairs.png", heat_maps(panels(table.rows)))
+
+
+def _measure(
+    job: edit.Job,
+    reader: Reader,
+    find: Callable[[Path, folders.Log], variant.Found],
+    workdir: Path,
+    log: folders.Log,
+) -> dict[str, Any]:
+    """A row's figures."""
+    with log.timed("layer_pair", layers=job.config.stage_two.layers):
+        solved = edit.solve(job, *find(workdir, log))
+        edited = stage_two.with_edit(job.pipeline, solved)
+        read = reader.read(edited.params["text_encoder"])
+        row = read._asdict() | {"both": read.both}
+        row["left"] = solved.report.distance_after / solved.report.distance_before
+        if job.config.evaluation.enabled:
+            result = variant.judged(job, edited, workdir)
+            row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
+    return row
 
 
 def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
@@ -140,7 +151,7 @@ def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per range."""
     names = ("edited", "source", "kept", "both", "gap", "drift", "left")
     lines = [f"| layers | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
@@ -149,23 +160,6 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         layers = str(last) if first == last else f"{first}-{last}"
         lines.append(f"| {layers} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
     return "\n".join(lines) + "\n"
-
-
-def _tried(
-    job: edit.Job,
-    lasts: Sequence[int],
-    rows: Sequence[Mapping[str, Any]],
-    workdir: Path,
-    log: folders.Log,
-) -> Iterator[tuple[tuple[int, int], edit.Job, variant.Found]]:
-    """Every (first, last) that `rows` lack, the job with these layers, and what Stage II reads."""
-    done = {(row["first"], row["last"]) for row in rows}
-    for last in lasts:
-        firsts = [first for first in range(last + 1) if (first, last) not in done]
-        found = variant.find(_varied(job, firsts[0], last), workdir, log) if firsts else None
-        for first in firsts:
-            assert found is not None
-            yield (first, last), _varied(job, first, last), found
 
 
 def _varied(job: edit.Job, first: int, last: int) -> edit.Job:
@@ -186,13 +180,3 @@ def _lasts(config: LayerPairsConfig, blocks: int) -> tuple[int, ...]:
             f"config.lasts has {lasts[-1]}, but the text encoder has blocks 0 to {blocks - 1}"
         )
     return lasts
-
-
-def _settings(config: LayerPairsConfig) -> dict[str, Any]:
-    """What decides a row's figures, beside requests, names and model."""
-    base = dataclasses.asdict(config.base)
-    used = ("stage_one", "stage_two", "moments", *(("evaluation",) if config.images else ()))
-    values = {name: base[name] for name in used}
-    values["stage_one"] = values["stage_one"] | {"layer": 0}
-    values["stage_two"] = values["stage_two"] | {"layers": ()}
-    return values | {name: getattr(config, name) for name in ("keep_count", "template")}

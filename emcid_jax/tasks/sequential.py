@@ -3,12 +3,14 @@
 `edited`: every round starts from the weights that the round before left, memories included, as with
 tools that hand back a model; second moments stay those of the pristine model. `bank`: every round
 starts from the pristine weights and solves for all requests so far, as this package does. Measured
-in text space after up to `CHECKPOINTS` rounds; rows that `sequential.json` holds are skipped.
+in text space after up to `CHECKPOINTS` rounds; rows that `sequential.json` holds of the same
+settings and inputs are not measured again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +18,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from emcid_jax.config import Count, EditConfig
-from emcid_jax.editing.bank.memories import hash_of, model_hashes
+from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.encoder.whole_prompts import Prompts, end_features, text_changes
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -25,11 +27,13 @@ from emcid_jax.evaluation.text_space.measure import names_any
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import write_atomically
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
-from emcid_jax.workflow.find_moments import find_moments, find_other_captions
+from emcid_jax.workflow.find_moments import find_moments, find_other_captions, moments_folder
+from emcid_jax.workflow.table import Table
 
 Way = Literal["edited", "bank"]
 CHECKPOINTS = 10
@@ -66,28 +70,25 @@ def run(config: SequentialConfig, workdir: Path) -> None:
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
             "give at most as many rounds"
         )
-    path = workdir / "sequential.json"
     with folders.exclusive(workdir):
-        rows: list[dict[str, Any]] = folders.read_json(path)["rows"] if path.exists() else []
+        table = Table(workdir / "sequential.json")
         log = folders.Log(workdir / "metrics.jsonl")
-        key = hash_of([job.inputs, _settings(config)])
+        gauge = _Gauge.of(job, config)
+        layers = config.base.stage_two.layers
+        folder = moments_folder(workdir, job.model, job.captions, layers)
         moments = find_moments(
-            job.pipeline, job.captions, config.base.stage_two.layers, config.base.moments,
-            config.base.run, workdir / "moments", log,
-        )  # fmt: skip
+            job.pipeline, job.captions, layers, config.base.moments, config.base.run, folder, log
+        )
         for rounds in sorted(config.rounds):
             for way in config.ways:
-                if any((r["rounds"], r["way"], r["settings"]) == (rounds, way, key) for r in rows):
-                    continue
-                with log.timed(f"{way} {rounds}"):
-                    found = _row(job, moments, rounds, way, config, workdir, log)
-                rows = [row for row in rows if (row["rounds"], row["way"]) != (rounds, way)]
-                rows.append({"rounds": rounds, "way": way, "settings": key} | found)
-                folders.write_json(path, {"rows": rows})
-                (workdir / "sequential.md").write_text(table(rows), "utf8")
+                measure = functools.partial(_row, job, moments, gauge, rounds, way, workdir, log)
+                name = {"rounds": rounds, "way": way}
+                table.row(name, [job.decides, gauge.captions.tolist()], measure)
+                text = as_markdown(table.rows)
+                write_atomically(workdir / "sequential.md", text.encode())
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per number of rounds and way."""
     lines = [
         "| rounds | every round starts from | reached | left to destination | retention | drift |",
@@ -103,16 +104,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 def _row(
     job: edit.Job,
     moments: SecondMoments,
+    gauge: _Gauge,
     rounds: int,
     way: Way,
-    config: SequentialConfig,
     workdir: Path,
     log: folders.Log,
 ) -> dict[str, Any]:
     """All rounds, and what they leave after the measured ones."""
     groups = [part.tolist() for part in np.array_split(np.arange(len(job.requests)), rounds)]
     measured = np.unique(np.linspace(1, rounds, min(rounds, CHECKPOINTS)).round()).astype(int)
-    gauge = _Gauge.of(job, config)
     pipeline, left, drift = job.pipeline, [], []
     for number in range(1, rounds + 1):
         if way == "edited":
@@ -203,10 +203,3 @@ class _Gauge:
         captions = [Prompts.whole(self.captions)]
         (change,) = text_changes(self.base, before, after, captions, 0)
         return float(np.median(change.drift))
-
-
-def _settings(config: SequentialConfig) -> dict[str, Any]:
-    """What decides a row's figures, beside requests and model."""
-    values = dataclasses.asdict(config.base)
-    kept = ("stage_one", "stage_two", "moments")
-    return {name: values[name] for name in kept} | {"captions": config.captions}

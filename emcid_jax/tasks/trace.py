@@ -1,13 +1,14 @@
 # ruff: noqa: RUF009 (sections of settings are frozen)
 """Task `trace`: which blocks of the text encoder hold a name, by causal tracing (docs/tracing.md).
 
-Rows that `trace.json` holds already, made with the same settings, are skipped.
+Rows that `trace.json` holds of the same settings and inputs are not measured again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ from tqdm import tqdm
 
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, slot_count
 from emcid_jax.config import Count, CountOrZero, ModelConfig, Positive, RunConfig, Seed
-from emcid_jax.editing.bank.memories import hash_of, model_hashes
+from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.encoder.causal_tracing import Site
 from emcid_jax.evaluation.text_space import trace_runs
 from emcid_jax.evaluation.text_space.trace_prompts import read_subjects, with_noise, with_partners
@@ -29,6 +30,7 @@ from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.table import Table
 
 MEASURES = {
     "end": "recovered, end token",
@@ -99,32 +101,28 @@ def run(config: TraceConfig, workdir: Path) -> None:
     swapped = None
     if config.corruption == "swap":
         subjects, swapped = with_partners(subjects, config.seed)
-    path = workdir / "trace.json"
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
         traced = trace_runs.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
-        key = hash_of([model_hashes(pipeline), subjects.ids.tolist(), _settings(config)])
-        content = folders.read_json(path) if path.exists() else {}
-        rows = content["rows"] if content.get("settings") == key else []
-        done = {(row["site"], row["first"], row["size"]) for row in rows}
-        left: list[tuple[Site, int, int]] = [
-            (site, first, size)
-            for site in config.sites
-            for first, size in whole_windows(blocks, config.windows)
-            if (site, first, size) not in done
-        ]
-        for site, first, size in tqdm(left, "Tracing", disable=not config.run.progress):
-            with log.timed("trace"):
-                found = _plain(trace_runs.measure(traced, site, range(first, first + size)))
-            rows.append({"site": site, "first": first, "size": size, **found})
-            content = {"settings": key, "names": list(subjects.names), "blocks": blocks}
-            content |= {"corrupted": _plain(traced.nothing), "rows": rows}
-            folders.write_json(path, content)
-        mine = [row for row in rows if row["site"] in config.sites]
-        mine = [row for row in mine if row["size"] in config.windows]
-        (workdir / "trace.md").write_text(table(mine), "utf8")
-        write_atomically(workdir / "trace.png", heat_maps(panels(mine, blocks), len(MEASURES)))
+        about = {"names": list(subjects.names), "corrupted": _plain(traced.nothing)}
+        table = Table(workdir / "trace.json", blocks=blocks, **about)
+        decides = [model_hashes(pipeline), subjects.ids.tolist(), about, _settings(config)]
+        asked = list(itertools.product(config.sites, whole_windows(blocks, config.windows)))
+        for site, (first, size) in tqdm(asked, "Tracing", disable=not config.run.progress):
+            measure = functools.partial(_measure, traced, site, range(first, first + size), log)
+            table.row({"site": site, "first": first, "size": size}, decides, measure)
+        write_atomically(workdir / "trace.md", as_markdown(table.rows).encode())
+        maps = heat_maps(panels(table.rows, blocks), len(MEASURES))
+        write_atomically(workdir / "trace.png", maps)
+
+
+def _measure(
+    traced: trace_runs.Traced, site: Site, blocks: range, log: folders.Log
+) -> dict[str, Any]:
+    """A row's figures."""
+    with log.timed("trace"):
+        return _plain(trace_runs.measure(traced, site, blocks))
 
 
 def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
@@ -144,7 +142,7 @@ def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
     return found
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per site, size and first block, with intervals."""
     names = " | ".join(MEASURES.values())
     lines = [f"| put back | blocks | {names} |", "|---" * (2 + len(MEASURES)) + "|"]

@@ -18,7 +18,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.find_moments import find_captions, find_moments, moments_folder
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 
@@ -109,8 +109,7 @@ def measured_moments(
 ) -> SecondMoments:
     """The model's second moments, measured anew only when what decides them has changed."""
     model, layers = bank.model_hashes(pipeline), config.stage_two.layers
-    decides = [model["text_encoder"], model["tokenizer"], list(captions), layers]
-    folder = workdir / "moments" / bank.hash_of(decides)[:16]
+    folder = moments_folder(workdir, model, captions, layers)
     return find_moments(pipeline, list(captions), layers, config.moments, config.run, folder, log)
 
 

@@ -16,7 +16,7 @@ PACKAGES = ("emcid_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "tr
 
 
 def describe() -> dict[str, str]:
-    """Versions, git commit of the code (`unknown` outside a checkout) and device."""
+    """Versions, git commit of the code (`unknown` outside a checkout of it) and device."""
     versions = {name: _version(name) for name in PACKAGES}
     device = jax.devices()[0]
     return {
@@ -44,16 +44,25 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _git_commit() -> str:
-    """The commit, if this file is what git tracks here: it may lie in a project of the user's."""
-    try:
-        _git("ls-files", "--error-unmatch", Path(__file__).name)
-        return _git("describe", "--always", "--dirty", "--abbrev=40")
-    except (OSError, subprocess.SubprocessError):
+def _git_commit(package: Path = Path(__file__).parents[1]) -> str:
+    """The commit of the checkout that `package` is the code of.
+
+    A package that lies in somebody else's repository (a virtual environment, a copy) has none.
+    """
+    top, tracked = _git(package, "rev-parse", "--show-toplevel"), _git(package, "ls-files", ".")
+    if not (top and tracked) or Path(top) != package.parent.resolve():
         return "unknown"
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40") or "unknown"
 
 
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(Path(__file__).parent), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+def _git(folder: Path, *command: str) -> str:
+    """What git says in `folder`; nothing if there is no git or no repository."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *command],
+            capture_output=True, text=True, timeout=10, check=True, env=own,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ""
     return done.stdout.strip()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from emcid_jax.config import MomentConfig, RunConfig
+from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.captions import read_captions
 from emcid_jax.editing.moments.second_moment import MomentProvenance, Progress, SecondMoments
@@ -34,6 +36,17 @@ def find_other_captions(config: MomentConfig, count: int) -> list[str]:
     return find_captions(other)
 
 
+def moments_folder(
+    workdir: Path, model: Mapping[str, str], captions: Sequence[str], layers: Sequence[int]
+) -> Path:
+    """Where `workdir` keeps the second moments that these inputs decide; others lie beside it.
+
+    `model` are the base model's hashes, see `memories.model_hashes`.
+    """
+    decides = [model["text_encoder"], model["tokenizer"], list(captions), tuple(layers)]
+    return workdir / "moments" / hash_of(decides)[:16]
+
+
 def find_moments(
     pipeline: Pipeline,
     captions: list[str],
@@ -45,7 +58,8 @@ def find_moments(
 ) -> SecondMoments:
     """The second moments of `layers`, with progress and result kept under `folder`.
 
-    A result that is already there is read: the workdir's settings are known to be the same.
+    A result that is already there is read: `folder` is known to be for the same inputs (that of the
+    main job by its workdir's settings, else by its name, see `moments_folder`).
     """
     result = folder / "second_moments.safetensors"
     if result.exists():

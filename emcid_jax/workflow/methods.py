@@ -98,7 +98,7 @@ def _found(job: edit.Job, workdir: Path) -> tuple[variant.Found, Spent]:
 
     The costs of earlier runs are in a log of their own per settings of Stage I.
     """
-    key = hash_of(dataclasses.asdict(job.config.stage_one))[:8]
+    key = hash_of([job.inputs, dataclasses.asdict(job.config.stage_one)])[:8]
     log = folders.Log(workdir / f"stage_one-{key}.jsonl")
     variant.find_moments_of(job, workdir, log)
     before, clock = len(list(log.records())), _Clock()
@@ -117,13 +117,17 @@ def _found(job: edit.Job, workdir: Path) -> tuple[variant.Found, Spent]:
 def by_uce(job: edit.Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
     """The first `count` requests of `job` by UCE's closed form."""
     peak, clock = Peak(), _Clock()
-    names = inputs.names_to_keep(config.preserve, config.preserve_path, "config.uce.preserve_path")
-    found = uce.solve(job.pipeline, job.requests[:count], [*names, *keep], config)
+    found = uce.solve(job.pipeline, job.requests[:count], [*names_of(config), *keep], config)
     unet = uce.apply_edit(job.pipeline.params["unet"], found)
     spent = clock.spent()
     params = job.pipeline.params | {"unet": unet}
     edited = dataclasses.replace(job.pipeline, params=params)
     return Edited(edited, spent, peak.mebibytes(), {"condition": found.condition})
+
+
+def names_of(config: UceConfig) -> list[str]:
+    """The names that UCE shall keep, those of its file included. UserError if it is unreadable."""
+    return inputs.names_to_keep(config.preserve, config.preserve_path, "config.uce.preserve_path")
 
 
 def fine_tuned(job: edit.Job, count: int, config: FineTuneConfig) -> Edited:

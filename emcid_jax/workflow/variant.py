@@ -16,7 +16,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.tasks import edit
 from emcid_jax.workflow.find_memories import find_memories
-from emcid_jax.workflow.find_moments import find_moments
+from emcid_jax.workflow.find_moments import find_moments, moments_folder
 from emcid_jax.workflow.workdir import Log
 
 
@@ -50,9 +50,8 @@ def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> SecondMoments:
     """Second moments of every layer, from `workdir` or found and filed there."""
     every = tuple(range(job.pipeline.text.config.num_hidden_layers))
     config = job.config
-    return find_moments(
-        job.pipeline, job.captions, every, config.moments, config.run, workdir / "moments", log
-    )
+    folder = moments_folder(workdir, job.model, job.captions, every)
+    return find_moments(job.pipeline, job.captions, every, config.moments, config.run, folder, log)
 
 
 def written(job: edit.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:

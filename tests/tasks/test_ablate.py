@@ -37,7 +37,7 @@ def test_table_has_a_line_per_setting():
         {"count": 10, "variant": "", "aice": {"Holdout Delta": {"value": -0.01}}},
         {"count": 10, "variant": "stage_two.layers=(10,)", "aice": {"Holdout Delta": {}}},
     ]
-    assert ablate.table(rows).splitlines() == [
+    assert ablate.as_markdown(rows).splitlines() == [
         "| n | setting | Holdout Delta |",
         "|---|---|---|",
         "| 10 | base | -0.010 |",

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from emcid_jax import config as settings
 from emcid_jax.baselines import uce
 from emcid_jax.evaluation.benchmarks import quality
+from emcid_jax.evaluation.benchmarks.quality import QualityCaption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import edit, evaluate
 from emcid_jax.tasks.evaluate import EvaluateConfig
@@ -80,8 +82,9 @@ def test_methods_are_measured_alike_and_once(
     clip = {"before": {"value": 30.0}, "after": {"value": 29.0}}
     read = {"clip_score": clip, "fid": {"change": 4.5}}
     monkeypatch.setattr(quality, "evaluate", lambda *_, **__: read)
-    monkeypatch.setattr(quality, "read_captions", lambda _, sources: list(sources))
-    monkeypatch.setattr(quality, "load_evaluators", lambda *_: None)
+    captions = [QualityCaption("the snow", 0), QualityCaption("the city", 1)]
+    monkeypatch.setattr(quality, "read_captions", lambda *_: captions)
+    monkeypatch.setattr(quality, "load_evaluators", lambda *_: [SimpleNamespace(fingerprint="")])
     config = dataclasses.replace(config, general=True)
     evaluate.run(dataclasses.replace(config, rows=ROWS[:2]), tmp_path)
     evaluate.run(config, tmp_path)

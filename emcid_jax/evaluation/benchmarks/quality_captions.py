@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -142,8 +143,6 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 
 def _in_file(path: Path) -> RealPicture:
-    about = path.stat()
-
     def read() -> np.ndarray:
         try:
             with Image.open(path) as image:
@@ -151,4 +150,5 @@ def _in_file(path: Path) -> RealPicture:
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path}: not a picture: {error}") from error
 
-    return RealPicture(f"{path.name} {about.st_size} {about.st_mtime_ns}", read)
+    with path.open("rb") as file:  # Stored features are found by it: size and time can lie.
+        return RealPicture(hashlib.file_digest(file, "sha256").hexdigest(), read)

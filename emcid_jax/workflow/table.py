@@ -1,0 +1,72 @@
+"""The table of a sweep: filled row by row, and resumed only where the same inputs decided a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow.workdir import read_json, write_json
+
+FORMAT = 2
+"""Part of every row's hash. Raise it whenever a task's figures come out differently from the same
+inputs: rows of earlier versions are then measured anew."""
+
+Row = dict[str, Any]
+
+
+class Table:
+    """Rows of figures in a JSON file, each beside the hash of everything that decides it.
+
+    `rows` are those that this run has asked for, in the order of asking. Rows of earlier runs stay
+    in the file under `earlier` until they are asked for: nothing that was measured is lost, and
+    nothing is shown that this run's settings do not stand for.
+
+    Example:
+        table = Table(workdir / "ablation.json")
+        row = table.row({"count": 10}, [model_hashes, settings], lambda: {"score": measure(10)})
+    """
+
+    def __init__(self, path: Path, **about: Any) -> None:
+        """Reads the rows that lie at `path`; `about` are further JSON values that it shall hold.
+
+        UserError if something else lies there.
+        """
+        self._path, self._about, self.rows = path, about, list[Row]()
+        try:
+            old = read_json(path) if path.exists() else {"rows": []}
+            self._earlier: list[Row] = [*old["rows"], *old.get("earlier", [])]
+            self._hashes = [row.get("hash") for row in self._earlier]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path}: is no table of this task ({error}); move it away or use another --workdir"
+            ) from error
+
+    def row(
+        self, name: Mapping[str, Any], decides: Any, measure: Callable[[], Mapping[str, Any]]
+    ) -> Row:
+        """The row called `name`: found, or measured and written to the file at once.
+
+        Args:
+            name: the fields that tell a reader which row this is; there is one row of each name.
+            decides: JSON values of everything that the figures depend on beside `name`: settings,
+                hashes of models, the content (not the path) of inputs.
+            measure: gives the figures, as JSON values.
+        """
+        key = hash_of([FORMAT, dict(name), decides])
+        if key in self._hashes:
+            found = self._earlier[self._hashes.index(key)]
+        else:
+            found = {**name, "hash": key, **measure()}
+        left = [row for row in self._earlier if {**row, **name} != row]
+        self._earlier, self._hashes = left, [row.get("hash") for row in left]
+        self.rows.append(found)
+        self.write()
+        return found
+
+    def write(self, **about: Any) -> None:
+        """Writes the file by one rename; `about` are further JSON values that it shall hold."""
+        self._about |= about
+        write_json(self._path, self._about | {"rows": self.rows, "earlier": self._earlier})
