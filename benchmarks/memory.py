@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from emcid_jax.editing.stage_one import loss
-from emcid_jax.models.image import attention
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
+from emcid_jax.models.kernels import attention
 from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines import generate, ldm_keys
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
-from emcid_jax.models.image.convolution import convolve_3x3, is_faster
 from emcid_jax.models.image.normalisation import group_norm, layer_norm
+from emcid_jax.models.kernels.convolution import convolve, pointwise
 
 
 class GroupNorm(nn.Module):
@@ -59,23 +57,6 @@ class LayerNorm(nn.Module):
         return normal.astype(self.dtype)
 
 
-def convolve(
-    x: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "3 3 channel out"],
-    strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    **options: Any,
-) -> Float[Array, "batch new_height new_width out"]:
-    """`jax.lax.conv_general_dilated`, padded by 1; by another way where a CPU computes."""
-
-    def convolution(x: Array, kernel: Array) -> Array:
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, **options)
-
-    if max(strides) > 1 or not is_faster(x, kernel):
-        return convolution(x, kernel)
-    return jax.lax.platform_dependent(x, kernel, cpu=convolve_3x3, default=convolution)
-
-
 def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.Conv:
     """3x3 convolution padded by 1 on every side, which for stride 2 differs from "SAME"."""
     return nn.Conv(
@@ -91,18 +72,7 @@ def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.C
 
 def conv1x1(channels: int, name: str | None, dtype: DTypeLike) -> nn.Conv:
     """Pointwise convolution."""
-    return nn.Conv(channels, (1, 1), dtype=dtype, conv_general_dilated=_pointwise, name=name)
-
-
-def _pointwise(
-    x: Float[Array, "batch height width channel"],
-    kernel: Float[Array, "1 1 channel out"],
-    *_: Any,
-    precision: Any = None,
-    **__: Any,
-) -> Float[Array, "batch height width out"]:
-    """As the product that it is: CPUs take a third less than for the convolution, both ways."""
-    return jnp.einsum("bhwc,co->bhwo", x, kernel[0, 0], precision=precision)
+    return nn.Conv(channels, (1, 1), dtype=dtype, conv_general_dilated=pointwise, name=name)
 
 
 class ResnetBlock(nn.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcid_jax.models.image import attention
+from emcid_jax.models.kernels import attention
 
 CHUNKED = 256 * 20  # 256 queries of 20 keys
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
