@@ -1,4 +1,4 @@
-"""Second moments as released: a pass over all captions for every layer (reference, 5.4)."""
+"""Second moments as released: a pass over all captions for every layer (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage I as released: one concept at a time, everything anew in every step (reference, 3.2)."""
+"""Stage I as released: one concept at a time, everything anew in every step (docs/method.md)."""
 
 from __future__ import annotations
 

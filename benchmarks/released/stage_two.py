@@ -1,4 +1,4 @@
-"""Stage II as released: two passes of everything and an LU solve per layer (reference, 5.1)."""
+"""Stage II as released: two passes of everything and an LU solve per layer (docs/method.md)."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ Every text key and value projection W of the UNet becomes the least-squares solu
 with k_i the text states of an edited name, k_j those of a name to keep, and v_i what W makes of the
 destination (`replace`), or that minus its part along what W makes of the source (`tensor`). Names
 stand alone, without a template; their states run from the last token of the name to the last
-padding that both source and destination have (reference, section 7.3).
+padding that both source and destination have (docs/comparison.md).
 """
 
 from __future__ import annotations

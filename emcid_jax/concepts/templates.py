@@ -15,7 +15,7 @@ DEBIAS_TEMPLATES = ("a photo of {}", "an image of {}", "{}")
 TEMPLATE_SETS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"object": OBJECT_TEMPLATES, "artist": ARTIST_TEMPLATES, "debias": DEBIAS_TEMPLATES}
 )
-"""The published editing templates by name (reference, section 1.1); a file may name a set."""
+"""The published editing templates by name (docs/requests.md); a file may name a set."""
 
 
 class FilledPrompt(NamedTuple):

@@ -69,7 +69,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageOneConfig:
-    """Stage I: one offset per concept by dual self-distillation (reference, section 3)."""
+    """Stage I: one offset per concept by dual self-distillation (docs/stage_one.md)."""
 
     layer: CountOrZero = 10
     """Block L whose output receives the offsets."""
@@ -108,7 +108,7 @@ class StageOneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MomentConfig:
-    """Second moments of the keys over captions (reference, section 5.4)."""
+    """Second moments of the keys over captions (docs/second_moments.md)."""
 
     captions: str = "sprites"
     """`sprites`, a JSONL/text file of captions, or `tfds:<name>`."""
@@ -122,7 +122,7 @@ class MomentConfig:
 
 @dataclasses.dataclass(frozen=True)
 class StageTwoConfig:
-    """Stage II: the closed-form solve (reference, section 5.1)."""
+    """Stage II: the closed-form solve (docs/stage_two.md)."""
 
     layers: tuple[CountOrZero, ...] = tuple(range(11))
     """Edited blocks, ascending; the last must be Stage I's `layer`."""

@@ -1,7 +1,7 @@
 """Implicit assumptions to edit, with the prompts that test the edit: TIMED's and RoAD's tables.
 
 "A pack of roses" is drawn red until an edit says blue. Each test draws a prompt and asks which of
-two descriptions the picture fits (reference, section 8.5).
+two descriptions the picture fits (docs/implicit.md).
 """
 
 from __future__ import annotations

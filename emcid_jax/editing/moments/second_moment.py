@@ -1,7 +1,7 @@
 """Second moments of the keys over captions: all layers in one pass over the text encoder.
 
 `C_l = E[k k^T]`, not centred, over every token of every caption from the start token to the first
-end token; padding does not count (reference, section 5.4). `caption_batches` puts captions into a
+end token; padding does not count (docs/second_moments.md). `caption_batches` puts captions into a
 canonical order first, so the result does not depend on the order they come in, and counts what
 begins alike; of the symmetric product only the blocks on and above the diagonal are computed.
 """

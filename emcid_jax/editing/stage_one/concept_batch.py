@@ -1,4 +1,4 @@
-"""How many concepts Stage I takes at once, read off compiled programs (DESIGN, section 5, point 4).
+"""How many concepts Stage I takes at once, read off compiled programs (docs/stage_one.md).
 
 A program says how much memory it needs before it runs, so that nothing is run to find out.
 """

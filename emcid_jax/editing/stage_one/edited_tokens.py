@@ -1,7 +1,7 @@
 """The tokens of a prompt that offsets are added to: the subject's last one and, if asked, more.
 
 The second is the end token, further ones are the padding behind it, as in the released code's
-later version (reference, section 3.4). All of them come after the subject and so depend on it.
+later version (docs/stage_one.md). All of them come after the subject and so depend on it.
 """
 
 from __future__ import annotations

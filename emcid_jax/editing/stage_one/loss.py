@@ -1,11 +1,11 @@
-"""Stage I's loss at given latents, noise and timesteps (reference, section 3.2).
+"""Stage I's loss at given latents, noise and timesteps (docs/method.md).
 
 An offset `delta` at the edited tokens of the *source* prompts is good when the UNet, reading
 the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
 text features match those of the destination. Everything here is a pure function of its
 arguments; drawing the noise is `draws`' job, taking the steps `loop`'s.
 
-Concepts and prompts are folded into one batch axis for the models (DESIGN, section 4, last point),
+Concepts and prompts are folded into one batch axis for the models (docs/stage_one.md),
 and losses are kept per concept: their sum has, for each concept, exactly that concept's gradient.
 """
 

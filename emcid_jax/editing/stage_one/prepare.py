@@ -1,4 +1,4 @@
-"""What Stage I's loop reads, computed once per concept (DESIGN, section 5, point 1)."""
+"""What Stage I's loop reads, computed once per concept (docs/stage_one.md)."""
 
 from __future__ import annotations
 

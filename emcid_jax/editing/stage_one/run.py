@@ -1,4 +1,4 @@
-"""Stage I: one memory per concept, many concepts at once (DESIGN, section 5).
+"""Stage I: one memory per concept, many concepts at once (docs/stage_one.md).
 
 `compile_program` makes one program of the loop, sharded over the mesh by concept, for as many
 concepts as memory allows; `optimise` runs it batch by batch. A concept's result depends on its own

@@ -1,4 +1,4 @@
-"""Training images of Stage I: drawn by the model itself, or read from files (reference, 3.3).
+"""Training images of Stage I: drawn by the model itself, or read from files (docs/stage_one.md).
 
 Every image depends on its request's seed, its sample and its prompt only, so that adding, removing
 or reordering requests changes nobody else's images.

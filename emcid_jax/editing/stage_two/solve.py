@@ -106,7 +106,7 @@ def solve(
       *prompt 0* with the layers below l already written. Prompt 0 because `z = h^L_0 + delta`
       was recorded there, so a memory with delta = 0 asks for nothing;
     * residual, `released`: `(z - m) / (n - i)`, `m` the output of fc2 of layer l itself (bias
-      included), mean over the prompts: the published code's mixture (reference, section 5.2);
+      included), mean over the prompts: the published code's mixture (docs/method.md);
     * `dW` by the solver with strength `lambda (1 - alpha) / alpha`.
 
     Args:

@@ -1,4 +1,4 @@
-"""AICE, arbitrary ImageNet concept editing: what to draw and how to score it (reference, 8.1).
+"""AICE, arbitrary ImageNet concept editing: what to draw and how to score it (docs/evaluation.md).
 
 Four image sets: *edit* (the templates of the edit), *general* (free-form sentences), *alias* (the
 same sentences with the source's other names) and *hold-out* (classes nobody edits). Each is drawn

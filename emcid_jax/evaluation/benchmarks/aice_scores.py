@@ -1,4 +1,4 @@
-"""AICE scores and aggregates as pure functions on arrays (reference, section 8.1).
+"""AICE scores and aggregates as pure functions on arrays (docs/evaluation.md).
 
 A *score* is the judge's softmax probability of one class: no threshold, mean over the images of one
 request, then mean over requests. Every aggregate is a mean over requests (or hold-out classes) of a

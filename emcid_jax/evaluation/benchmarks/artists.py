@@ -1,4 +1,4 @@
-"""Erased artists without a classifier of styles: CLIP scores and LPIPS (reference, section 8.3).
+"""Erased artists without a classifier of styles: CLIP scores and LPIPS (docs/evaluation.md).
 
 For real models. Prompts about erased artists should fit their pictures less than before, and look
 different; prompts about others should do neither.

@@ -1,4 +1,4 @@
-"""Debias: how far the shares of drawn values are from those asked for (reference, section 6).
+"""Debias: how far the shares of drawn values are from those asked for (docs/debias.md).
 
 Each request is drawn on its evaluation prompts, several images each, for several seeds; the judge
 decides between the request's values alone. Beside the published delta: whether the subject is still

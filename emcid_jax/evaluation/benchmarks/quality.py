@@ -2,7 +2,7 @@
 
 Base and edited model draw the same captions from the same seeds. *CLIP score* says how well images
 fit their captions; *FID* compares all images of one model with the other's, and with real pictures
-where there are some (reference, section 8.4).
+where there are some (docs/evaluation.md).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime.parallel import make_mesh
 
 BLOCK = 3
-# DESIGN section 8. What is left below it is the attention's softmax, which is float32 in any case.
+# Relative error allowed. Below it only the attention's softmax is left, which is always float32.
 BAR = 1e-6
 ONE = make_mesh(jax.devices()[:1])
 # Keys of different tokens overlap a lot here, so that neither term of the system is negligible.

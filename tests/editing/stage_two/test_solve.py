@@ -76,7 +76,7 @@ def test_float32_forward(numpy_clip, captions, residual):
 
 
 def test_memories_of_zero_offset_change_nothing(numpy_clip, captions):
-    """delta = 0 with `memit` asks for nothing; with `released` it does not (reference, 5.2)."""
+    """delta = 0 with `memit` asks for nothing; with `released` it does not (docs/method.md)."""
     prompts = make_prompts(9)
     with jax.enable_x64(True):
         params = jax_params(numpy_clip, np.float64)
