@@ -25,10 +25,20 @@ from emcid_jax.models.text.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.weights import params
 from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tensor
 from emcid_jax.pipelines import ldm_keys
-from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
+from emcid_jax.pipelines.diffusers_layout import (
+    WEIGHT_FILES,
+    write_configs,
+    write_index,
+    write_json,
+)
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing, replacing_folder
 from emcid_jax.runtime.locks import held
+
+FORMAT = 2
+"""Part of a conversion's name: raise it whenever the same file is converted differently."""
+SOURCE = "source.json"
+"""In a converted folder: the SHA-256 (hex) of the file that it was made from."""
 
 Configs = Mapping[str, Mapping[str, Any]]
 Names = Mapping[str, Mapping[str, ldm_keys.Shape]]
@@ -55,9 +65,13 @@ def convert(
 
     Raises:
         UserError: keys, shapes or values that are not those of the model; names file and key.
+
+    The file's content decides which conversion is its own, not its name, size and time: a file
+    that was replaced may agree in all three.
     """
     places = _places(file, header, configs, version)
-    folder = cache / f"{file.stem}-{_digest(file, configs, tokenizer)[:16]}"
+    digest = file_hash(file)
+    folder = cache / f"{file.stem}-{_digest(digest, configs, tokenizer)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with held(cache / f".{folder.name}.lock", f"the cache of models is {str(cache)!r}", wait=True):
         if folder.exists():
@@ -66,8 +80,22 @@ def convert(
             _write_parts(file, header, places, staging)
             write_configs(staging, configs)
             save_tokenizer(tokenizer, staging / "tokenizer")
+            write_json(staging / SOURCE, {"sha256": digest})
             write_index(staging, configs["scheduler"]["_class_name"])
+            if file_hash(file) != digest:
+                raise UserError(f"{file}: was changed while it was converted; run again")
     return folder
+
+
+def source_hash(folder: Path) -> str:
+    """SHA-256 (hex) of the file that `folder`, which `convert` gave, was made from."""
+    return json.loads((folder / SOURCE).read_text("utf8"))["sha256"]
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 (hex) of a file of any size."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def names_of(configs: Configs) -> Names:
@@ -172,14 +200,11 @@ def _write_tensors(path: Path, file: Path, header: Header, sources: Mapping[str,
             stream.write(np.ascontiguousarray(array.reshape(shape)).tobytes())
 
 
-def _digest(file: Path, configs: Configs, tokenizer: Tokenizer) -> str:
-    """What a conversion depends on. The file stands for its content by size and time: reading
-    gigabytes at every start would take longer than the rest of it."""
-    status = file.stat()
+def _digest(file: str, configs: Configs, tokenizer: Tokenizer) -> str:
+    """What a conversion depends on; `file` is the hash of the file's content."""
     about = [
-        str(file.resolve()),
-        status.st_size,
-        status.st_mtime_ns,
+        FORMAT,
+        file,
         {part: dict(config) for part, config in configs.items()},
         tokenizer.backend_tokenizer.to_str(),
         tokenizer.model_max_length,

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from emcid_jax.config import CountOrZero, ModelConfig
 from emcid_jax.editing.export import edit_file, into_folder, into_single_file, lora, text_encoder
 from emcid_jax.editing.export.edit_file import StoredLayer
+from emcid_jax.pipelines.single_file import source_hash
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow.inputs import require_model
@@ -114,11 +115,11 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
 
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
-    arrays = into_folder.read_weights(into_folder.weight_file(require_model(config.model)))
+    folder, source = require_model(config.model), Path(config.model.path)
+    arrays = into_folder.read_weights(into_folder.weight_file(folder))
     into_folder.require_base(arrays, ledger, config.model.path, config.force)
-    source = Path(config.model.path)
     path = workdir / f"{source.stem}-edited.safetensors"
-    into_single_file.write_checkpoint(path, source, content)
+    into_single_file.write_checkpoint(path, source, content, source_hash(folder))
     show(f"wrote {path}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,9 +21,10 @@ from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.weights.safetensors_files import read_header
-from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines import ldm_keys, single_file
 from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.pipelines.single_file import source_hash
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
 
@@ -105,6 +108,44 @@ def test_a_single_file_is_the_folder_it_was_made_from(
     assert (folder / "unet/diffusion_pytorch_model.safetensors").stat().st_mtime_ns == written
     save_file(floats | {CONV_IN: floats[CONV_IN] * 0}, beside / "model.safetensors")
     assert find_model(str(beside / "model.safetensors"), cache=tmp_path / "cache") != folder
+
+
+def test_another_file_of_the_same_size_and_time_is_another_model(
+    tiny_pipeline_folder: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, cache = beside / "model.safetensors", tmp_path / "cache"
+    tensors = ldm_tensors(tiny_pipeline_folder, 1)
+    save_file(tensors, file)
+    os.utime(file, ns=(10**18, 10**18))
+    first, before = find_model(str(file), cache=cache), file.stat()
+    shutil.copy2(file, beside / "kept")
+    save_file(tensors | {CONV_IN: tensors[CONV_IN] + 1}, file)
+    os.utime(file, ns=(10**18, 10**18))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = find_model(str(file), cache=cache)
+    weights = [load_file(x / "unet/diffusion_pytorch_model.safetensors") for x in (first, second)]
+    np.testing.assert_array_equal(
+        weights[1]["conv_in.weight"], weights[0]["conv_in.weight"] + np.float32(1)
+    )
+    assert source_hash(second) == hashlib.sha256(file.read_bytes()).hexdigest()
+    (beside / "kept").replace(file)
+    assert find_model(str(file), cache=cache) == first
+    os.utime(file)  # Touched, not changed.
+    assert find_model(str(file), cache=cache) == first
+
+    # Replaced while it is converted: what was read of either is not kept.
+    write = single_file.write_configs
+
+    def replaced(*arguments: Any) -> None:
+        write(*arguments)
+        save_file(tensors | {CONV_IN: tensors[CONV_IN] + 2}, file)
+
+    monkeypatch.setattr(single_file, "write_configs", replaced)
+    save_file(tensors | {CONV_IN: tensors[CONV_IN] + 3}, file)
+    there = sorted(path.name for path in cache.glob("[!.]*"))
+    with pytest.raises(UserError, match="was changed while it was converted"):
+        find_model(str(file), cache=cache)
+    assert sorted(path.name for path in cache.glob("[!.]*")) == there
 
 
 def test_diffusers_draws_the_same_from_the_converted_folder(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,18 @@ def test_an_edited_checkpoint_is_the_edited_model(
         assert np.abs(delta).max() > 0.1
         fc2["kernel"] = (np.asarray(fc2["kernel"], np.float64) + delta.T).astype(np.float32)
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+    # Another file in its place, of the same size and time, is not taken for it.
+    source = beside / "sd.safetensors"
+    before, made = source.stat(), (tmp_path / "out" / "sd-edited.safetensors").read_bytes()
+    arrays = load_file(source)
+    layer = "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    save_file(arrays | {layer: arrays[layer] + 1}, source)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.stat().st_size == before.st_size
+    with pytest.raises(UserError, match="is not the one that the edit was made for"):
+        run(config, tmp_path / "out")
+    assert (tmp_path / "out" / "sd-edited.safetensors").read_bytes() == made
 
 
 @pytest.mark.parametrize(

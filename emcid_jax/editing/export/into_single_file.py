@@ -14,26 +14,30 @@ import numpy as np
 from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.single_file import file_hash
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing
 
 
-def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
+def write_checkpoint(path: Path, source: Path, content: EditFile, sha256: str) -> None:
     """Writes `source` with the edit in it to `path`, by one rename.
 
     Args:
         path: the new file.
         source: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
         content: the edit.
+        sha256: hash of `source` when it was looked at; a file that changed since is not edited.
 
     Raises:
-        UserError: `source` is damaged or another kind of model, the edit does not fit it, or new
-            values do not fit the type of a weight.
+        UserError: `source` changed, is damaged or another kind of model, the edit does not fit it,
+            or new values do not fit the type of a weight.
     """
-    header = read_header(source)
-    version = ldm_keys.version_of(header.shapes, source)
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
+        if file_hash(temporary) != sha256:
+            raise UserError(f"{source}: was changed while it was read; run again")
+        header = read_header(temporary)
+        version = ldm_keys.version_of(header.shapes, source)
         with temporary.open("r+b") as file:
             for layer, delta in content.deltas().items():
                 key = ldm_keys.locate_text(WEIGHT.format(layer), version, header.shapes).key
@@ -43,7 +47,7 @@ def write_checkpoint(path: Path, source: Path, content: EditFile) -> None:
                         "model it was made for"
                     )
                 kind = np.dtype(FLOATS[header.kinds[key]])
-                weight = read_tensor(source, header, key)
+                weight = read_tensor(temporary, header, key)
                 with np.errstate(over="ignore"):  # Said below.
                     edited = (weight.astype(np.float64) + delta).astype(kind)
                 if not np.isfinite(edited.astype(np.float32)).all():

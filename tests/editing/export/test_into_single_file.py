@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax.editing.export.edit_file import pack
 from emcid_jax.editing.export.into_single_file import write_checkpoint
+from emcid_jax.pipelines.single_file import file_hash
 from emcid_jax.runtime.errors import UserError
 
 PLAIN = "cond_stage_model.transformer."
@@ -45,7 +46,7 @@ def test_only_the_edited_weights_change(kind: str, dtype: str, tmp_path: Path) -
     deltas = {layer: 0.1 * rng.standard_normal((8, 12)) for layer in (0, 2)}
     content = pack(deltas)
     before = source.read_bytes()
-    write_checkpoint(target, source, content)
+    write_checkpoint(target, source, content, file_hash(source))
     assert source.read_bytes() == before
     length = 8 + int.from_bytes(before[:8], "little")
     assert target.read_bytes()[:length] == before[:length]
@@ -66,8 +67,19 @@ def test_an_edit_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:
         ({0: np.full((8, 12), 1e6)}, "does not fit float16"),
     ):
         with pytest.raises(UserError, match=message):
-            write_checkpoint(target, source, pack(deltas))
+            write_checkpoint(target, source, pack(deltas), file_hash(source))
         assert sorted(tmp_path.iterdir()) == [source]
     save_file({"a": np.zeros(2)}, source)
     with pytest.raises(UserError, match="no Stable Diffusion file"):
-        write_checkpoint(target, source, pack({0: np.ones((8, 12))}))
+        write_checkpoint(target, source, pack({0: np.ones((8, 12))}), file_hash(source))
+
+
+def test_a_file_that_changed_since_it_was_looked_at_is_not_edited(tmp_path: Path) -> None:
+    source, target = tmp_path / "sd.safetensors", tmp_path / "edited.safetensors"
+    base = checkpoint("1", "float16")
+    save_file(base, source)
+    looked_at = file_hash(source)
+    save_file({name: array + 1 for name, array in base.items()}, source)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        write_checkpoint(target, source, pack({0: np.ones((8, 12))}), looked_at)
+    assert sorted(tmp_path.iterdir()) == [source]
