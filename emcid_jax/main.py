@@ -38,11 +38,12 @@ TASKS = (
     "text_report",
     "evaluate",
     "sequential",
-    "layer_pairs",
+    "layer_ranges",
     "trace",
     "implicit",
     "quality",
 )
+RENAMED_TASKS = {"layer_pairs": "layer_ranges"}
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\
 usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
@@ -114,6 +115,8 @@ def answer(error: BaseException, place: str) -> int | None:
 def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> None:
     """UserError for a mistake in the settings or in what they name."""
     name = values.get("task")
+    if name in RENAMED_TASKS:
+        raise UserError(f"config.task is {name!r}, which is now called {RENAMED_TASKS[name]!r}")
     if name not in TASKS:
         raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
     if distributed and name not in DISTRIBUTED_TASKS:

@@ -77,7 +77,7 @@ class EvaluateConfig:
     grid: Count = 100
     """The page shows pictures of the first row at this number of requests, or the nearest."""
     gather: tuple[str, ...] = ()
-    """Work folders of `trace`, `layer_pairs`, `ablate` and `sequential` whose figures it shows."""
+    """Work folders of `trace`, `layer_ranges`, `ablate` and `sequential` whose figures it shows."""
 
     def check(self) -> None:
         """UserError for an unfit setting or row."""

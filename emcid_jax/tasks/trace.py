@@ -23,7 +23,8 @@ from emcid_jax.editing.encoder.causal_tracing import Site
 from emcid_jax.evaluation.text_space import trace_runs
 from emcid_jax.evaluation.text_space.trace_prompts import read_subjects, with_noise, with_partners
 from emcid_jax.evaluation.text_space.trace_scores import Recovery, whole_windows
-from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
+from emcid_jax.reporting.plots.heat_maps import heat_maps
+from emcid_jax.reporting.plots.trace_maps import MEASURES, panels
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import environment
@@ -31,12 +32,6 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
-
-MEASURES = {
-    "end": "recovered, end token",
-    "subject": "recovered, subject token",
-    "read": "names read right",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,23 +118,6 @@ def _measure(
     """A row's figures."""
     with log.timed("trace"):
         return _plain(trace_runs.measure(traced, site, blocks))
-
-
-def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
-    """A map per site and measure: window sizes by first block."""
-    sizes = sorted({row["size"] for row in rows})
-    found = []
-    for site in dict.fromkeys(row["site"] for row in rows):
-        for measure, title in MEASURES.items():
-            values = np.full((len(sizes), blocks), np.nan)
-            for row in rows:
-                if row["site"] == site:
-                    values[sizes.index(row["size"]), row["first"]] = row[measure]["value"]
-            label = f"{site}: {title}"
-            found.append(
-                Panel(label, values, sizes, range(blocks), "blocks put back", "first of them")
-            )
-    return found
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:

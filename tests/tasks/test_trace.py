@@ -12,6 +12,7 @@ import pytest
 
 from emcid_jax import config as settings
 from emcid_jax.evaluation.text_space import trace_runs
+from emcid_jax.reporting.plots import trace_maps
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import trace
 from emcid_jax.tasks.trace import TraceConfig
@@ -72,12 +73,12 @@ def test_trace(config: TraceConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_map_has_a_cell_for_every_whole_window() -> None:
     rows = [
         {"site": "mlp", "first": first, "size": size}
-        | {name: {"value": first + size / 10} for name in trace.MEASURES}
+        | {name: {"value": first + size / 10} for name in trace_maps.MEASURES}
         for first, size in ((0, 1), (1, 1), (2, 1), (0, 3))
     ]
-    panels = trace.panels(rows, 3)
+    panels = trace_maps.panels(rows, 3)
     assert [panel.title for panel in panels] == [
-        f"mlp: {title}" for title in trace.MEASURES.values()
+        f"mlp: {title}" for title in trace_maps.MEASURES.values()
     ]
     nothing = np.nan
     np.testing.assert_allclose(panels[1].values, [[0.1, 1.1, 2.1], [0.3, nothing, nothing]])

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from emcid_jax.reporting.pages.comparison import Gathered
+from emcid_jax.reporting.plots import layer_maps, trace_maps
 from emcid_jax.reporting.plots.curves import Curves, Point, figure
 from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks import layer_pairs, trace
 from emcid_jax.workflow import workdir as folders
 
 AICE = {
@@ -42,23 +42,23 @@ def gather(paths: Sequence[str]) -> list[Gathered]:
     return found
 
 
-def _layer_pairs(content: Mapping[str, Any], path: str) -> Gathered:
+def _layer_ranges(content: Mapping[str, Any], path: str) -> Gathered:
     rows = sorted(content["rows"], key=lambda row: (row["last"], row["first"]))
     return Gathered(
         "Which layers to edit",
-        f"Every range of edited layers, last by first, in text space (layer_pairs, {path}).",
-        heat_maps(layer_pairs.panels(rows)),
+        f"Every range of edited layers, last by first, in text space (layer_ranges, {path}).",
+        heat_maps(layer_maps.panels(rows)),
         "image/png",
     )
 
 
 def _trace(content: Mapping[str, Any], path: str) -> Gathered:
-    panels = trace.panels(content["rows"], content["blocks"])
+    panels = trace_maps.panels(content["rows"], content["blocks"])
     return Gathered(
         "Where names are held",
         "Causal tracing: what putting back a window of blocks brings back of a corrupted name "
         f"(trace, {path}).",
-        heat_maps(panels, len(trace.MEASURES)),
+        heat_maps(panels, len(trace_maps.MEASURES)),
         "image/png",
     )
 
@@ -121,7 +121,7 @@ def _way(row: Mapping[str, Any]) -> str:
 
 FILES: dict[str, Callable[[Mapping[str, Any], str], Gathered]] = {
     "trace.json": _trace,
-    "layer_pairs.json": _layer_pairs,
+    "layer_ranges.json": _layer_ranges,
     "ablation.json": _ablation,
     "sequential.json": _sequential,
 }

@@ -28,7 +28,7 @@ def test_every_tasks_figure_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ]
     (tmp_path / "ablation.json").write_text(json.dumps({"rows": rows}))
     pair = {"first": 0, "last": 1, "edited": 1.0, "kept": 0.5, "gap": 0.1, "drift": 0.2}
-    (tmp_path / "layer_pairs.json").write_text(json.dumps({"rows": [pair]}))
+    (tmp_path / "layer_ranges.json").write_text(json.dumps({"rows": [pair]}))
     traced = {"site": "mlp", "first": 0, "size": 1}
     traced |= {key: {"value": 0.5} for key in ("end", "subject", "read")}
     (tmp_path / "trace.json").write_text(json.dumps({"blocks": 2, "rows": [traced]}))

@@ -1,4 +1,4 @@
-"""The task `layer_pairs` on the tiny model: one bank per last layer, rows, resuming, mistakes."""
+"""The task `layer_ranges` on the tiny model: one bank per last layer, rows, resuming, mistakes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import pytest
 
 from emcid_jax import config as settings
 from emcid_jax.evaluation.text_space.nearest_name import make_reader
+from emcid_jax.reporting.plots import layer_maps
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks import edit, layer_pairs
-from emcid_jax.tasks.layer_pairs import LayerPairsConfig
+from emcid_jax.tasks import edit, layer_ranges
+from emcid_jax.tasks.layer_ranges import LayerRangesConfig
 from emcid_jax.workflow import variant
 from emcid_jax.workflow import workdir as folders
 
@@ -22,7 +23,7 @@ PAIRS = (("dog", "cat"), ("goldfish", "beach"))
 
 
 @pytest.fixture
-def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerPairsConfig:
+def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerRangesConfig:
     requests = [{"source": a, "dest": b, "templates": ["a photo of a {}"]} for a, b in PAIRS]
     (tmp_path / "requests.json").write_text(json.dumps(requests))
     words = ["a dog", "the snow", "a doctor", "the city", "art"]
@@ -38,13 +39,13 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerPairsConfig:
         stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-2),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
-    return LayerPairsConfig(
+    return LayerRangesConfig(
         base=base, lasts=(0, 1), keep=("snow", "nurse", "dog"), template="the {}"
     )
 
 
 def test_every_range_once(
-    config: LayerPairsConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: LayerRangesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workdir, made, solve = tmp_path / "out", [], edit.solve
 
@@ -53,16 +54,16 @@ def test_every_range_once(
         return solve(job, *rest)
 
     monkeypatch.setattr(edit, "solve", counted)
-    layer_pairs.run(dataclasses.replace(config, lasts=(1,)), workdir)
-    layer_pairs.run(config, workdir)
-    rows = json.loads((workdir / "layer_pairs.json").read_text())["rows"]
+    layer_ranges.run(dataclasses.replace(config, lasts=(1,)), workdir)
+    layer_ranges.run(config, workdir)
+    rows = json.loads((workdir / "layer_ranges.json").read_text())["rows"]
     pairs = [(0, 0), (0, 1), (1, 1)]
     assert made == [(0, 1), (1,), (0,)]  # Every range once.
     assert [(row["first"], row["last"]) for row in rows] == pairs
     assert len(list((workdir / "bank").glob("*.safetensors"))) == 2 * len(PAIRS)
-    lines = (workdir / "layer_pairs.md").read_text().splitlines()
+    lines = (workdir / "layer_ranges.md").read_text().splitlines()
     assert [line.split(" | ")[0] for line in lines[2:]] == ["| 0", "| 0-1", "| 1"]
-    assert (workdir / "layer_pairs.png").read_bytes().startswith(b"\x89PNG")
+    assert (workdir / "layer_ranges.png").read_bytes().startswith(b"\x89PNG")
 
     # The row of layers 0 and 1, made step by step with the memories and moments of the workdir.
     stage_one = dataclasses.replace(config.base.stage_one, layer=1)
@@ -85,21 +86,21 @@ def test_every_range_once(
 
     monkeypatch.setattr(edit, "solve", refuse)
     with pytest.raises(AssertionError, match="made again"):  # Another template, other figures.
-        layer_pairs.run(dataclasses.replace(config, template="a {}"), workdir)
+        layer_ranges.run(dataclasses.replace(config, template="a {}"), workdir)
 
 
 def test_maps_are_triangles() -> None:
     rows = [
-        {"first": first, "last": last} | dict.fromkeys(layer_pairs.TEXT, last + first / 10)
+        {"first": first, "last": last} | dict.fromkeys(layer_maps.TEXT, last + first / 10)
         for first, last in ((0, 0), (0, 2), (1, 2), (2, 2))
     ]
-    panels = layer_pairs.panels(rows)
-    assert [panel.title for panel in panels] == list(layer_pairs.TEXT.values())
+    panels = layer_maps.panels(rows)
+    assert [panel.title for panel in panels] == list(layer_maps.TEXT.values())
     nothing = np.nan
     np.testing.assert_allclose(panels[0].values, [[0, nothing, nothing], [2.0, 2.1, 2.2]])
     assert list(panels[0].rows) == [0, 2]
     drawn = {"aice": {"holdout_delta": {"value": -0.25}}}
-    panels = layer_pairs.panels([row | drawn for row in rows])
+    panels = layer_maps.panels([row | drawn for row in rows])
     assert panels[-1].title == "images: 1 + Holdout Delta"
     assert panels[-1].values[1, 2] == 0.75
 
@@ -113,7 +114,7 @@ def test_maps_are_triangles() -> None:
     ],
 )
 def test_unfit_settings_are_named(
-    config: LayerPairsConfig, change: dict[str, object], message: str
+    config: LayerRangesConfig, change: dict[str, object], message: str
 ) -> None:
     off = settings.EvaluationConfig(enabled=False)
     base = dataclasses.replace(config.base, evaluation=off)
@@ -122,7 +123,7 @@ def test_unfit_settings_are_named(
     assert message in str(error.value)
 
 
-def test_a_layer_that_is_not_there_is_named(config: LayerPairsConfig, tmp_path: Path) -> None:
+def test_a_layer_that_is_not_there_is_named(config: LayerRangesConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.lasts has 4, but .* blocks 0 to 3"):
-        layer_pairs.run(dataclasses.replace(config, lasts=(1, 4)), tmp_path / "out")
+        layer_ranges.run(dataclasses.replace(config, lasts=(1, 4)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

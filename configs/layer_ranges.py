@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
 from emcid_jax.sprites.bundled import STAGE_ONE
-from emcid_jax.tasks.layer_pairs import LayerPairsConfig
+from emcid_jax.tasks.layer_ranges import LayerRangesConfig
 
 
 def get_config() -> ConfigDict:
@@ -21,4 +21,6 @@ def get_config() -> ConfigDict:
         moments=settings.MomentConfig(count=5_000),
         run=settings.RunConfig(cpu_devices=0, save_every=25),
     )
-    return settings.to_config_dict(LayerPairsConfig(base=base, keep_path="sprites", keep_count=200))
+    return settings.to_config_dict(
+        LayerRangesConfig(base=base, keep_path="sprites", keep_count=200)
+    )

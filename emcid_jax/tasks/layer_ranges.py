@@ -1,7 +1,7 @@
-"""Task `layer_pairs`: every range of edited layers (first, last), judged in text space.
+"""Task `layer_ranges`: every range of edited layers (first, last), judged in text space.
 
 A memory depends on the last layer alone, which is Stage I's: one bank per last layer serves all
-its ranges. Rows that `layer_pairs.json` holds of the same settings and inputs are not measured
+its ranges. Rows that `layer_ranges.json` holds of the same settings and inputs are not measured
 again.
 """
 
@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.text_space.nearest_name import Reader, make_reader
-from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
+from emcid_jax.reporting.plots.heat_maps import heat_maps
+from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.tasks import edit
@@ -28,25 +27,14 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.table import Table
 
-TEXT = {
-    "edited": "edited names that read as the destination",
-    "kept": "kept names that read as themselves",
-    "gap": "gap: left of the way to the destination",
-    "drift": "drift of kept names",
-}
-IMAGES = {
-    "generalization_source2dest": "images: generalization Source2Dest",
-    "holdout_delta": "images: 1 + Holdout Delta",
-}
-
 
 @dataclasses.dataclass(frozen=True)
-class LayerPairsConfig:
+class LayerRangesConfig:
     """Settings of this task."""
 
     base: EditConfig = EditConfig()
     """Requests, model and both stages; `stage_one.layer` and `stage_two.layers` are replaced."""
-    task: Literal["layer_pairs"] = "layer_pairs"
+    task: Literal["layer_ranges"] = "layer_ranges"
     """Which task of main runs."""
     lasts: tuple[CountOrZero, ...] = ()
     """Last edited layers; empty: all but the last block, whose states no other token reads."""
@@ -73,11 +61,11 @@ class LayerPairsConfig:
             )
 
 
-Config = LayerPairsConfig
+Config = LayerRangesConfig
 
 
-def run(config: LayerPairsConfig, workdir: Path) -> None:
-    """Fills `workdir/layer_pairs.json`, `layer_pairs.md` and `layer_pairs.png`.
+def run(config: LayerRangesConfig, workdir: Path) -> None:
+    """Fills `workdir/layer_ranges.json`, `layer_ranges.md` and `layer_ranges.png`.
 
     UserError, before anything is written, if settings, requests, names or model are unfit.
     """
@@ -90,7 +78,7 @@ def run(config: LayerPairsConfig, workdir: Path) -> None:
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
     with folders.exclusive(workdir):
         log = folders.Log(workdir / "metrics.jsonl")
-        table = Table(workdir / "layer_pairs.json")
+        table = Table(workdir / "layer_ranges.json")
         reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
         told = [keep, config.keep_count, config.template]
         for last in lasts:
@@ -100,8 +88,8 @@ def run(config: LayerPairsConfig, workdir: Path) -> None:
                 measure = functools.partial(_measure, varied, reader, find, workdir, log)
                 name = {"first": first, "last": last}
                 table.row(name, [varied.decides, *told], measure)
-        write_atomically(workdir / "layer_pairs.md", as_markdown(table.rows).encode())
-        write_atomically(workdir / "layer_pairs.png", heat_maps(panels(table.rows)))
+        write_atomically(workdir / "layer_ranges.md", as_markdown(table.rows).encode())
+        write_atomically(workdir / "layer_ranges.png", heat_maps(panels(table.rows)))
 
 
 def _measure(
@@ -122,33 +110,6 @@ def _measure(
             result = variant.judged(job, edited, workdir)
             row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
     return row
-
-
-def panels(rows: Sequence[Mapping[str, Any]]) -> list[Panel]:
-    """A map per figure: last layer by first layer."""
-    lasts = sorted({row["last"] for row in rows})
-    firsts = range(max(lasts) + 1)
-
-    def panel(title: str, values: Mapping[tuple[int, int], float]) -> Panel:
-        grid = np.full((len(lasts), len(firsts)), np.nan)
-        for (first, last), value in values.items():
-            grid[lasts.index(last), first] = value
-        return Panel(title, grid, lasts, firsts, "last edited layer", "first edited layer")
-
-    found = [
-        panel(title, {(row["first"], row["last"]): row[name] for row in rows})
-        for name, title in TEXT.items()
-    ]
-    drawn = [row for row in rows if "aice" in row]
-    for name, title in IMAGES.items() if drawn else ():
-        shift = 1.0 if name == "holdout_delta" else 0.0
-        pairs = {
-            (row["first"], row["last"]): shift + row["aice"][name]["value"]
-            for row in drawn
-            if name in row["aice"]
-        }
-        found.append(panel(title, pairs))
-    return found
 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -172,7 +133,7 @@ def _varied(job: edit.Job, first: int, last: int) -> edit.Job:
     )
 
 
-def _lasts(config: LayerPairsConfig, blocks: int) -> tuple[int, ...]:
+def _lasts(config: LayerRangesConfig, blocks: int) -> tuple[int, ...]:
     """The last layers. UserError for one that the text encoder has not."""
     lasts = tuple(sorted(set(config.lasts))) or tuple(range(blocks - 1))
     if lasts[-1] >= blocks:
