@@ -60,6 +60,7 @@ def test_help_lists_the_settings_and_imports_no_accelerator() -> None:
         ([QUICKSTART, "--config.stage_none.steps=3"], ["config.stage_none.steps", "unknown"]),
         ([QUICKSTART, "--config.stage_one.steps=many"], ["config.stage_one.steps", "many"]),
         ([QUICKSTART, "--config.task=paint"], ["config.task", "'paint'", "edit"]),
+        ([QUICKSTART, "--config.task=layer_pairs"], ["config.task", "now called 'layer_ranges'"]),
         ([QUICKSTART, "--wrokdir=x"], ["wrokdir", "workdir"]),
         ([QUICKSTART, "x"], ["'x'", "--config.FIELD=VALUE"]),
     ],
