@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from emcid_jax.config.parse import describe, from_config_dict, to_config_dict
 from emcid_jax.config.schema import (
     Benchmark,
-    Config,
     Count,
     CountOrZero,
     DebiasConfig,
@@ -28,14 +28,10 @@ from emcid_jax.config.schema import (
     SolverName,
     StageOneConfig,
     StageTwoConfig,
-    describe,
-    from_config_dict,
-    to_config_dict,
 )
 
 __all__ = [
     "Benchmark",
-    "Config",
     "Count",
     "CountOrZero",
     "DebiasConfig",

@@ -5,16 +5,11 @@ Imports nothing heavy, so that `--help` and a config file with a mistake answer 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import itertools
-import typing
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.typed_values import Range, section
+from emcid_jax.runtime.typed_values import Range
 
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
 ImageSource = Literal["destination", "source", "files"]
@@ -26,7 +21,6 @@ ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
 Prediction = Literal["", "epsilon", "v_prediction"]
 
-Config = TypeVar("Config")
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
@@ -281,48 +275,3 @@ class EditConfig:
                 f"config.stage_two.layers is {layers}; its last block must be "
                 f"config.stage_one.layer, which is {self.stage_one.layer}"
             )
-
-
-def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "config") -> Config:
-    """`values` as the frozen dataclass `cls`.
-
-    Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
-    of every section that has one. UserError names the field, the value and what is allowed.
-    """
-    return section(values, cls, name)
-
-
-def to_config_dict(config: Any) -> Any:
-    """A dataclass of this file as the ConfigDict that a config file's `get_config` returns."""
-    from ml_collections import ConfigDict
-
-    return ConfigDict(dataclasses.asdict(config))
-
-
-def describe(cls: type, name: str = "config") -> str:
-    """Every field with its default and its documentation, one a line, for `--help`."""
-    lines = []
-    documents = _field_documents(cls)
-    for field in dataclasses.fields(cls):
-        label = f"{name}.{field.name}"
-        if dataclasses.is_dataclass(field.default):
-            lines.append(f"\n{label}: {inspect.getdoc(type(field.default))}")
-            lines.append(describe(type(field.default), label))
-        else:
-            lines.append(f"  {label} = {field.default!r}")
-            lines.append(f"      {documents.get(field.name, '')}")
-    return "\n".join(lines)
-
-
-def _field_documents(cls: type) -> dict[str, str]:
-    """Field name -> the string under it; Python keeps these only in the source."""
-    body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(field.target, ast.Name)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
-        and isinstance(text.value.value, str)
-    }
