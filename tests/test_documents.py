@@ -13,6 +13,7 @@ PAGES = sorted(
         page
         for pattern in ("*.md", "docs/*.md", "*/README.md", "emcid_jax/**/*.md")
         for page in ROOT.glob(pattern)
+        if page.name != "CHANGELOG.md"  # It names files as they were.
     }
 )
 CODE = re.compile(r"```.*?```", re.DOTALL)
