@@ -46,5 +46,19 @@ def test_links_and_paths_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_of_the_package_exist(page: Path) -> None:
+    wrong = []
+    for name in re.findall(r"`(emcid_jax(?:\.\w+)+)", page.read_text("utf8")):
+        path = name.replace(".", "/")
+        module, _, attribute = path.rpartition("/")
+        files = [ROOT / f"{module}.py", ROOT / module / "__init__.py"]
+        text = "".join(file.read_text("utf8") for file in files if file.exists())
+        is_module = (ROOT / path).is_dir() or (ROOT / f"{path}.py").exists()
+        if not is_module and not re.search(rf"\b{attribute}\b", text):
+            wrong.append(name)
+    assert not wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_numbers_have_a_leading_zero(page: Path) -> None:
     assert not re.findall(r"(?<![\w.\])])\.\d+", page.read_text("utf8"))
