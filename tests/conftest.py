@@ -174,3 +174,26 @@ def write_tiny_image_tower() -> Callable[[Path], None]:
         save_file(load_file(file) | {"text_projection.weight": projection}, file)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def small_ledger() -> Callable[..., dict[str, Any]]:
+    """The ledger of an edit of one request that wrote the given layers, with other `fields`."""
+
+    def make(*layers: int, **fields: Any) -> dict[str, Any]:
+        solved = {"form": "dual", "condition": 10.0, "asked": 1.0, "left": 0.5, "change": 0.1}
+        reports = [{"layer": layer, "device_error": None} | solved for layer in layers]
+        request = {"source": "dog", "dest": ["cat"], "task": "update", "weight": 1.0}
+        ledger = {
+            "format": 2,
+            "base": {"text_encoder": "a" * 64},
+            "edited": "b" * 64,
+            "stage_one": [{"layer": layers[-1]}],
+            "moments": {"captions": 7},
+            "stage_two": {"layers": list(layers)},
+            "report": {"distance_before": 2.0, "distance_after": 1.0, "layers": reports},
+            "requests": [request | {"strength": 0.5, "memory": "ab" * 32}],
+        }
+        return ledger | fields
+
+    return make

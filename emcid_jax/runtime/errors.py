@@ -27,7 +27,10 @@ def shown(value: object, limit: int = 80) -> str:
     """`repr` of a value on one line, cut in the middle of long values."""
     if isinstance(value, str) and len(value) > 4 * limit:
         value = value[: 2 * limit] + value[-2 * limit :]  # `repr` of megabytes takes its time
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # More than 4,300 digits, or nested too deeply.
+        return f"a {type(value).__name__} too long to print"
     if len(text) <= limit:
         return text
     return text[: limit // 2] + " ... " + text[-(limit // 2 - 5) :]

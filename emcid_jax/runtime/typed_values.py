@@ -1,10 +1,12 @@
 """Values from outside (settings, JSON) held against the annotations of a dataclass.
 
-A field's annotation says its type and, as `Annotated[int, Range(1, 64)]`, its limits.
+A field's annotation says its type and, as `Annotated[int, Range(1, 64)]`, its limits. One reader
+decides for the settings of a run, configs of models and the headers of this package's own files.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
 import difflib
 import math
@@ -13,9 +15,12 @@ import typing
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
 
 T = TypeVar("T")
+
+ANY_NUMBER = "NaN and infinity too"
+"""As in `Annotated[float, ANY_NUMBER]`: a figure that is only told. Else numbers are finite."""
 
 
 class Range(NamedTuple):
@@ -35,6 +40,21 @@ class Range(NamedTuple):
         low, high = (">", "<") if self.open else (">=", "<=")
         parts = [f"{low} {self.low:g}"] if self.low > -math.inf else []
         return " and ".join([*parts, f"{high} {self.high:g}"] if self.high < math.inf else parts)
+
+
+class Length(NamedTuple):
+    """Limits of how many entries a list may have, both included."""
+
+    low: int
+    high: int
+
+    def __contains__(self, value: object) -> bool:
+        """Whether `value` has as many entries."""
+        return self.low <= len(typing.cast(Any, value)) <= self.high
+
+    def __str__(self) -> str:
+        """The limits in words, for messages."""
+        return f"a list of {self.low} to {self.high} entries"
 
 
 def section(values: Any, cls: type[T], name: str) -> T:
@@ -71,27 +91,50 @@ def section(values: Any, cls: type[T], name: str) -> T:
 
 
 def convert(value: Any, kind: Any, name: str) -> Any:
-    """`value` checked against the annotation `kind`; UserError calls it `name`."""
+    """`value` checked against the annotation `kind`; UserError calls it `name`.
+
+    Of a union, a list is held against its tuple, anything else against its other member.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return section(value, kind, name)
     if origin is Annotated:
+        if ANY_NUMBER in arguments and isinstance(value, float):
+            return value
         result = convert(value, arguments[0], name)
         for limits in arguments[1:]:
-            if result not in limits:
+            if limits is not ANY_NUMBER and result not in limits:
                 raise UserError(f"{name} is {shown(value)}; it must be {limits}")
         return result
     if origin is Literal:
-        if value not in arguments:
+        if not any(value == allowed and type(value) is type(allowed) for allowed in arguments):
             allowed = ", ".join(map(repr, arguments))
             raise UserError(f"{name} is {shown(value)}; allowed: {allowed}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise UserError(f"{name} is {shown(value)}; it must be a tuple")
-        return tuple(convert(x, arguments[0], f"{name}[{i}]") for i, x in enumerate(value))
+            raise UserError(f"{name} is {shown(value)}; it must be a list or tuple")
+        if arguments[-1] is ... and len(arguments) == 2:
+            arguments = arguments[:1] * len(value)
+        if len(arguments) != len(value):
+            raise UserError(f"{name} is {shown(value)}; it must have {len(arguments)} entries")
+        pairs = enumerate(zip(value, arguments, strict=True))
+        return tuple(convert(x, of, f"{name}[{i}]") for i, (x, of) in pairs)
+    if origin is collections.abc.Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is {shown(value)}; it must be a mapping")
+        pairs = ((convert(k, arguments[0], name), v) for k, v in value.items())
+        return {k: convert(v, arguments[1], f"{name}.{k}") for k, v in pairs}
     if origin in (types.UnionType, typing.Union):
-        return None if value is None else convert(value, arguments[0], name)
+        if value is None and types.NoneType in arguments:
+            return None
+        members = [member for member in arguments if member is not types.NoneType]
+        lists = [member for member in members if "tuple" in str(member)]
+        rest = [member for member in members if member not in lists]
+        likely = lists if isinstance(value, list | tuple) else rest
+        return convert(value, (likely or members)[0], name)
+    if kind is Any:
+        return value
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -102,13 +145,3 @@ def convert(value: Any, kind: Any, name: str) -> Any:
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
-
-
-def shown(value: object) -> str:
-    """A value in a message: on one line, and long ones cut."""
-    text = f"a number of {value.bit_length()} bits" if _is_huge(value) else repr(value)
-    return text if len(text) <= 200 else f"{text[:150]} ... {text[-40:]}"
-
-
-def _is_huge(value: object) -> typing.TypeGuard[int]:
-    return isinstance(value, int) and value.bit_length() > 1000  # Python prints no longer ones.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,22 +32,11 @@ def model(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edit(model: Path, tmp_path: Path) -> Path:
+def edit(model: Path, small_ledger: Callable[..., Any], tmp_path: Path) -> Path:
     arrays = load_file(model / "text_encoder" / "model.safetensors")
     rng = np.random.default_rng(0)
     up, down = rng.standard_normal((32, 4)), rng.standard_normal((4, 64))
-    request = {"source": "dog", "dest": ["cat"], "task": "update", "weight": 1.0}
-    ledger: dict[str, Any] = {
-        "base": {"text_encoder": into_folder.weights_hash(arrays)},
-        "edited": "?",
-        "stage_two": {"layers": [1, 2]},
-        "report": {
-            "distance_before": 2.0,
-            "distance_after": 1.0,
-            "layers": [{"change": 0.1, "condition": 10.0}] * 2,
-        },
-        "requests": [request | {"strength": 0.5, "memory": "ab" * 32}],
-    }
+    ledger = small_ledger(1, 2, base={"text_encoder": into_folder.weights_hash(arrays)})
     path = tmp_path / "edit.safetensors"
     edit_file.write_edit(path, edit_file.pack({1: 0.1 * up @ down, 2: np.eye(32, 64)}), ledger)
     return path

@@ -12,7 +12,8 @@ import dataclasses
 import difflib
 import fnmatch
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jaxtyping import Float64
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import normalised, require_consistent
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import StageTwoConfig
+from emcid_jax.config import NotNegative, StageTwoConfig
 from emcid_jax.editing.bank import memories, pack_file
 from emcid_jax.editing.bank.memories import Memory, Record
 from emcid_jax.editing.moments.second_moment import SecondMoments
@@ -32,10 +33,11 @@ from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checksums as seals
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime import checksums
+from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.files import sweep, write_atomically
 from emcid_jax.runtime.locks import held
+from emcid_jax.runtime.typed_values import convert
 
 LIST = "concepts.json"
 FORMAT = 1
@@ -76,29 +78,14 @@ def of_requests(requests: Sequence[EditRequest], records: Sequence[Record]) -> C
     return ConceptBank(united(concepts), dict(zip(names, records, strict=True)))
 
 
-class Records(Mapping[str, Record]):
-    """Records by name, parsed when they are asked for; their bytes are known to be intact."""
-
-    def __init__(self, contents: Mapping[str, bytes]) -> None:
-        self._contents = contents
-
-    def __getitem__(self, name: str) -> Record:
-        return memories.parse_record(self._contents[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._contents)
-
-    def __len__(self) -> int:
-        return len(self._contents)
-
-
 def open_bank(folder: Path) -> ConceptBank:
     """Reads a bank and checks every byte of it.
 
     UserError naming every file that is missing or damaged.
     """
     concepts = read_list(folder)
-    return ConceptBank(concepts, Records(_contents(folder, concepts)))
+    _, records = _read(folder, concepts)
+    return ConceptBank(concepts, records)
 
 
 def read_list(folder: Path) -> tuple[Concept, ...]:
@@ -106,13 +93,14 @@ def read_list(folder: Path) -> tuple[Concept, ...]:
     path = folder / LIST
     try:
         content = path.read_bytes()
-        if not seals.is_intact(content):
+        if not checksums.is_intact(content):
             raise ValueError("its checksum does not fit")
         return tuple(_from_json(entry, str(folder)) for entry in json.loads(content)["concepts"])
     except FileNotFoundError:
         raise UserError(f"{folder} is no concept bank (it has no {LIST}); give another") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); restore it") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path}: damaged ({reason}); restore it") from error
 
 
 def update(
@@ -129,10 +117,10 @@ def update(
         old = read_list(folder) if (folder / LIST).exists() else ()
         new = united(change(old))
         lines = ",\n".join(json.dumps(_to_json(c), ensure_ascii=False) for c in new)
-        head = f'{{"format": {FORMAT}, "checksum": "{seals.UNSEALED}", "concepts": [\n'
-        write_atomically(folder / LIST, seals.sealed(f"{head}{lines}\n]}}\n".encode()))
+        head = f'{{"format": {FORMAT}, "checksum": "{checksums.UNSEALED}", "concepts": [\n'
+        write_atomically(folder / LIST, checksums.sealed(f"{head}{lines}\n]}}\n".encode()))
         if len({c.memory for c in new} - pack_file.names(folder)) >= PACKED:
-            pack_file.write(folder, _contents(folder, new))
+            pack_file.write(folder, _read(folder, new)[0])
     return new
 
 
@@ -334,19 +322,21 @@ def require_base(concepts: ConceptBank, pipeline: Pipeline) -> None:
             )
 
 
-def _contents(folder: Path, concepts: Sequence[Concept]) -> dict[str, bytes]:
-    """Memory -> its bytes, from the pack or its own file; UserError naming all that are damaged."""
+def _read(folder: Path, concepts: Sequence[Concept]) -> tuple[dict[str, bytes], dict[str, Record]]:
+    """By name: bytes from the pack or its own file, and record; UserError naming all damaged."""
     packed = pack_file.read(folder)
     contents: dict[str, bytes] = {}
+    records: dict[str, Record] = {}
     damaged = []
     for name in (concept.memory for concept in concepts):
         try:
             contents[name] = packed.get(name) or memories.read_content(folder, name)
+            records[name] = memories.parse_record(contents[name], name, folder)
         except UserError as error:
             damaged.append(str(error))
     if damaged:
         raise UserError("\n".join(damaged))
-    return contents
+    return contents, records
 
 
 def _added(old: Sequence[Concept], added: Sequence[Concept]) -> list[Concept]:
@@ -393,4 +383,7 @@ def _from_json(entry: Mapping[str, Any], origin: str) -> Concept:
         name: tuple(value) if isinstance(value, list) else value
         for name, value in entry["request"].items()
     }
-    return Concept(EditRequest(**asked, origin=origin), entry["memory"], entry["strength"])
+    strength = convert(entry["strength"], NotNegative, "strength")
+    if not re.fullmatch("[0-9a-f]{64}", entry["memory"]):
+        raise ValueError(f"{shown(entry['memory'])} is no name of a memory")
+    return Concept(EditRequest(**asked, origin=origin), entry["memory"], strength)

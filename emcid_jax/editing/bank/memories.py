@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
@@ -28,7 +29,7 @@ from emcid_jax.editing.stage_one.training_images import reads_files
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.files import write_atomically
 
 FORMAT = 1
@@ -39,6 +40,8 @@ LATER: Mapping[str, Any] = {"text_tokens": 0, "edited_tokens": 1}
 the provenance, so memories of older versions are still found."""
 
 SUFFIX = ".safetensors"
+
+_REMEDY = "restore it, or delete it and add its concept again"
 
 Provenance = Mapping[str, Any]
 
@@ -144,40 +147,66 @@ def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
 
 
 def read_record(folder: Path, name: str) -> Record:
-    """The record called `name` (a `key`), every byte of it checked.
+    """The record called `name` (a `key`), every byte and field of it checked.
 
     UserError naming the file if it is missing or damaged.
     """
-    return parse_record(read_content(folder, name))
+    return parse_record(read_content(folder, name), name, folder)
 
 
 def read_content(folder: Path, name: str) -> bytes:
-    """The bytes of the record called `name`, checked; UserError as `read_record`."""
+    """The bytes of the record called `name`, checked by their checksum; UserError as `read_record`.
+
+    What they say is checked by `parse_record`.
+    """
     path = f"{folder}/{name}{SUFFIX}"  # No Path: making one costs as much as hashing the file.
     try:
         with open(path, "rb") as file:
             content = file.read()
-        if not checksums.is_intact(content):
-            raise ValueError("its checksum does not fit")
-        about = _head(content)[0]["__metadata__"]["provenance"]
-        if hashlib.sha256(about.encode()).hexdigest() != name:
-            raise ValueError("the name is not that of its content")
-        return content
     except FileNotFoundError:
         raise UserError(f"{path}: no such memory; restore it or add its concept again") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: damaged ({error}); restore it, or delete it and add its concept again"
-        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: damaged ({error}); {_REMEDY}") from error
+    if not checksums.is_intact(content):
+        raise UserError(f"{path}: damaged (its checksum does not fit); {_REMEDY}")
+    return content
 
 
-def parse_record(content: bytes) -> Record:
-    """The record in the bytes that `read_content` gave."""
-    header, start = _head(content)
-    said = header["__metadata__"]
-    memory = Memory(*(_array(content, start, header[field]) for field in Memory._fields))
-    about, details = json.loads(said["provenance"]), json.loads(said["details"])
-    return Record(about, memory, details, said["code"])
+def parse_record(content: bytes, name: str, folder: Path) -> Record:
+    """The record called `name` of `folder` in these bytes. UserError if they are no such record."""
+    try:
+        arrays = load(content)  # Refuses what is no safetensors file, so its header is one.
+        said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
+        if hashlib.sha256(said["provenance"].encode()).hexdigest() != name:
+            raise ValueError("the name is not that of its content")
+        about, details = json.loads(said["provenance"]), json.loads(said["details"])
+        layer, tokens, model = about["stage_one"]["layer"], edited_tokens(about), about["model"]
+        if type(layer) is not int or type(tokens) is not int or layer < 0 or tokens < 1:
+            raise ValueError(f"layer is {shown(layer)}, edited_tokens {shown(tokens)}")
+        if not isinstance(details, dict) or {type(value) for value in model.values()} != {str}:
+            raise ValueError("details are no object, or model holds more than hashes")
+        memory = Memory(**arrays)
+        _require_memory(memory, tokens)
+        return Record(about, memory, details, said["code"])
+    except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}/{name}{SUFFIX}: damaged ({error}); {_REMEDY}") from error
+    except RecursionError as error:
+        raise UserError(f"{folder}/{name}{SUFFIX}: nested too deeply; {_REMEDY}") from error
+
+
+def _require_memory(memory: Memory, tokens: int) -> None:
+    """ValueError for arrays that Stage I does not write."""
+    for field, array in memory._asdict().items():
+        if array.dtype != np.float32 or array.ndim != 1:
+            raise ValueError(f"{field} is {array.dtype} of shape {array.shape}")
+    if not (np.isfinite(memory.z).all() and np.isfinite(memory.delta).all()):
+        raise ValueError("z or delta is not finite")
+    if len(memory.z) != len(memory.delta) or not len(memory.z) or len(memory.z) % tokens:
+        raise ValueError(
+            f"z has {len(memory.z)} numbers, delta {len(memory.delta)}, for {tokens} tokens"
+        )
+    if len(memory.start) != 4 or len(memory.end) != 4:
+        raise ValueError(f"start has {len(memory.start)} numbers, end {len(memory.end)}, not 4")
 
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
@@ -185,32 +214,18 @@ def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str,
     arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
     said = {
         "provenance": _dumped(about),
-        "details": json.dumps(dict(details)),
+        "details": json.dumps(dict(details), sort_keys=True),
         "code": _code_version(),
-        "checksum": checksums.UNSEALED,
     }
-    content = checksums.sealed(save(arrays, metadata=said))
     pack_file.forget(folder, key(about))
-    write_atomically(_path(folder, key(about)), content)
+    checksums.write_tensors(_path(folder, key(about)), arrays, said)
 
 
 def copy_record(source: Path, target: Path, name: str) -> None:
     """Copies a record, byte by byte, after checking it. UserError if it is damaged."""
-    write_atomically(_path(target, name), read_content(source, name))
-
-
-def _head(content: bytes) -> tuple[dict[str, Any], int]:
-    """Header of a safetensors file, and where its data begin."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    return json.loads(content[8:start]), start
-
-
-def _array(content: bytes, start: int, entry: Mapping[str, Any]) -> np.ndarray:
-    """A tensor of a safetensors file whose data begin at `start`."""
-    if entry["dtype"] != "F32":
-        raise ValueError(f"holds {entry['dtype']}")
-    first, last = entry["data_offsets"]
-    return np.frombuffer(content, "<f4", (last - first) // 4, start + first)
+    content = read_content(source, name)
+    parse_record(content, name, source)
+    write_atomically(_path(target, name), content)
 
 
 def _read_if_intact(path: Path) -> Record | None:

@@ -22,7 +22,7 @@ def names(folder: Path) -> set[str]:
     try:
         with (folder / FILE).open("rb") as file:
             return set(json.loads(file.readline())["sizes"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
 
 
@@ -33,14 +33,19 @@ def read(folder: Path) -> dict[str, bytes]:
         content = path.read_bytes()
     except FileNotFoundError:
         return {}
-    if not checksums.is_intact(content):
-        logging.warning("%s: damaged; delete it: the memories are also in their own files", path)
-        return {}
-    start = content.index(b"\n") + 1
     found = {}
-    for name, size in json.loads(content[:start])["sizes"].items():
-        found[name] = content[start : start + size]
-        start += size
+    try:
+        if not checksums.is_intact(content):
+            raise ValueError("its checksum does not fit")
+        start = content.index(b"\n") + 1
+        for name, size in json.loads(content[:start])["sizes"].items():
+            found[name] = content[start : start + size]
+            start += size
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logging.warning(
+            "%s: damaged (%s); delete it: the memories are also in their own files", path, error
+        )
+        return {}
     return found
 
 

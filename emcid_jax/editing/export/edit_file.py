@@ -15,21 +15,22 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Float64
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save
 
-from emcid_jax.config import StageTwoConfig
+from emcid_jax.concepts.requests import Task
+from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import LayerReport, StageTwoReport
-from emcid_jax.runtime import checksums
-from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime import checksums, typed_values
+from emcid_jax.runtime.errors import UserError, shown
 
 WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
 """Name on disk of the weight that block {} gets changed."""
 
 FORMAT = 2
+
+_KIND = "weight edit"
+_REMEDY = "make it again"
 
 ACCURACY = 2.0**-22
 """Largest relative Frobenius error of factors: that of rounding to float32 is 2^-25 to 2^-24."""
@@ -42,14 +43,40 @@ _ENERGY = 2.0**-46
 class StoredLayer:
     """How one layer is stored."""
 
-    layer: int
+    layer: CountOrZero
     form: Literal["dense", "factors"]
-    rank: int
+    rank: Count
     """Columns of `up`; for `dense` the largest rank that such a matrix can have."""
     error: float
     """|stored - dW| / |dW| (Frobenius)."""
     norm: float
     """|dW| (Frobenius)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """A request in the ledger."""
+
+    source: str
+    dest: tuple[str, ...]
+    task: Task
+    weight: Positive
+    strength: Positive
+    memory: str
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ledger:
+    """The fields of a ledger, for checking; see `make_ledger`."""
+
+    format: int
+    base: Mapping[str, str]
+    edited: str
+    stage_one: tuple[Mapping[str, Any], ...]
+    moments: Mapping[str, Any]
+    stage_two: Mapping[str, Any]
+    report: StageTwoReport
+    requests: tuple[_Request, ...]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,33 +114,66 @@ def pack(deltas: Mapping[int, Float[np.ndarray, "out inner"]]) -> EditFile:
 
 def write_edit(path: Path, content: EditFile, ledger: Mapping[str, Any]) -> None:
     """Writes an edit as one safetensors file, by one rename; a checksum covers all its bytes."""
-    metadata = {
+    about = {
         "format": "pt",
         "layers": json.dumps([dataclasses.asdict(stored) for stored in content.layers]),
         "ledger": json.dumps(dict(ledger), ensure_ascii=False),
-        "checksum": checksums.UNSEALED,
     }
-    write_atomically(path, checksums.sealed(save(content.arrays, metadata=metadata)))
+    checksums.write_tensors(path, content.arrays, about)
 
 
 def read_edit(path: Path) -> tuple[EditFile, dict[str, Any]]:
     """Content and ledger. UserError if `path` is no edit file or damaged."""
-    layers, ledger = read_ledger(path)
-    content = path.read_bytes()
-    if not checksums.is_intact(content):
-        raise UserError(f"{path}: damaged (its checksum does not fit); make it again")
-    return EditFile(load(content), layers), ledger
+    found = checksums.read_tensors(path, _KIND, _REMEDY)
+    layers, ledger = _parsed(path, found)
+    try:
+        _require_fitting(found.arrays, layers)
+    except ValueError as error:
+        raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
+    return EditFile(found.arrays, layers), ledger
 
 
 def read_ledger(path: Path) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
-    """How layers are stored and the ledger, from the head of the file alone."""
+    """How layers are stored and the ledger; every byte of the file is checked."""
+    return _parsed(path, checksums.read_about(path, _KIND, _REMEDY))
+
+
+def _parsed(path: Path, found: checksums.Tensors) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
+    """What the file says of its tensors, every field checked."""
     try:
-        with safe_open(path, framework="np") as file:
-            metadata = file.metadata()
-        layers = tuple(StoredLayer(**entry) for entry in json.loads(metadata["layers"]))
-        return layers, json.loads(metadata["ledger"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a weight edit ({error}); make it again") from error
+        if not found.sealed:
+            raise ValueError("it has no checksum")
+        stored, ledger = json.loads(found.about["layers"]), json.loads(found.about["ledger"])
+        layers = typed_values.convert(stored, tuple[StoredLayer, ...], "layers")
+        about = typed_values.section(ledger, _Ledger, "ledger")
+        numbers = [layer.layer for layer in layers]
+        if about.format != FORMAT:
+            raise ValueError(f"its format is {about.format}; this version reads {FORMAT}")
+        if numbers != sorted(set(numbers)) or numbers != [one.layer for one in about.report.layers]:
+            raise ValueError("its layers are not those of its report, in ascending order")
+        if "text_encoder" not in about.base:
+            raise ValueError("ledger.base has no text_encoder")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
+    return layers, ledger
+
+
+def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLayer]) -> None:
+    """ValueError unless the arrays are just those that `layers` speak of."""
+    wanted = {
+        f"{WEIGHT.format(stored.layer)}{part}": stored
+        for stored in layers
+        for part in ([""] if stored.form == "dense" else [".up", ".down"])
+    }
+    if arrays.keys() != wanted.keys():
+        raise ValueError(f"its tensors are {shown(sorted(arrays))}, not {shown(sorted(wanted))}")
+    for name, stored in wanted.items():
+        array = arrays[name]
+        if array.dtype != np.float32 or array.ndim != 2 or not np.isfinite(array).all():
+            raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, or not finite")
+        ranks = {"up": array.shape[-1], "down": array.shape[0]}
+        if ranks.get(name.rpartition(".")[2], stored.rank) != stored.rank:
+            raise ValueError(f"{name} has shape {array.shape}, not of rank {stored.rank}")
 
 
 def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:

@@ -13,9 +13,10 @@ import functools
 import hashlib
 import itertools
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +24,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Float64, Int
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from emcid_jax.editing.moments.caption_batches import canonical, make_batches
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.weights.params import params_hash
+from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
 from emcid_jax.runtime.parallel import (
     CONCEPT_AXIS,
     make_mesh,
@@ -40,6 +39,10 @@ from emcid_jax.runtime.parallel import (
     replicated,
     sharded,
 )
+from emcid_jax.runtime.typed_values import Range
+
+_ABOUT = "second_moments"
+_REMEDY = "compute it again"
 
 # Bands that the product is computed in: 4 do 10 of its 16 blocks.
 BANDS = 4
@@ -53,7 +56,7 @@ class MomentProvenance:
     """`params_hash` of the text encoder's parameters."""
     caption_hash: str
     """SHA-256 over the token ids of all captions, whatever their order."""
-    captions: int
+    captions: Annotated[int, Range(1)]
     """Number of captions."""
     layers: tuple[int, ...]
     """Blocks whose keys were measured, ascending."""
@@ -186,24 +189,49 @@ def exact(model: ClipTextModel, params: dict[str, Any]) -> ClipTextModel:
 
 
 def write_moments(path: Path, moments: SecondMoments) -> None:
-    """Write `moments` to one safetensors file, atomically."""
+    """Write `moments` to one safetensors file with a checksum, atomically."""
     arrays = {str(layer): matrix for layer, matrix in moments.moments.items()}
     about = dataclasses.asdict(moments.provenance) | {"count": moments.count}
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"second_moments": json.dumps(about)})
+    checksums.write_tensors(path, arrays, {_ABOUT: json.dumps(about, sort_keys=True)})
 
 
 def read_moments(path: Path) -> SecondMoments:
-    """Read what `write_moments` wrote. Raises `UserError` if it is not such a file."""
+    """Read what `write_moments` wrote.
+
+    A file of version 0.1 has no checksum: that is said in a warning, and it is read if every
+    matrix is symmetric to the bit.
+
+    Raises:
+        UserError: it is no such file, or a byte of it was changed.
+    """
+    found = checksums.read_tensors(path, "second-moment file", _REMEDY)
+    if not found.sealed:
+        logging.warning("%s: of version 0.1, has no checksum; %s to have one", path, _REMEDY)
     try:
-        with safe_open(path, framework="np") as file:
-            about = json.loads(file.metadata()["second_moments"])
-            moments = {int(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a second-moment file ({error}); compute it again") from error
-    count = about.pop("count")
-    about["layers"] = tuple(about["layers"])
-    return SecondMoments(dict(sorted(moments.items())), count, MomentProvenance(**about))
+        if set(found.about) != {_ABOUT}:
+            raise ValueError(f"its metadata are {sorted(found.about)}")
+        about = json.loads(found.about[_ABOUT])
+        count = typed_values.convert(about.pop("count"), Annotated[int, Range(1)], "count")
+        provenance = typed_values.section(about, MomentProvenance, "provenance")
+        moments = {int(name): matrix for name, matrix in found.arrays.items()}
+        if tuple(sorted(moments)) != provenance.layers or not moments:
+            raise ValueError(f"it holds layers {sorted(moments)}, but says {provenance.layers}")
+        for layer, matrix in moments.items():
+            _require_moment(layer, matrix)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path}: no second-moment file ({error}); {_REMEDY}") from error
+    return SecondMoments(dict(sorted(moments.items())), count, provenance)
+
+
+def _require_moment(layer: int, matrix: np.ndarray) -> None:
+    """ValueError for what cannot be E[k k^T]. Most flipped bits break the symmetry."""
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if matrix.dtype != np.float64 or not square:
+        raise ValueError(f"layer {layer} is {matrix.dtype} of shape {matrix.shape}")
+    if not (
+        np.isfinite(matrix).all() and (matrix == matrix.T).all() and (matrix.diagonal() >= 0).all()
+    ):
+        raise ValueError(f"layer {layer} is no second moment: not finite, symmetric and positive")
 
 
 def _hash_rows(ids: Int[np.ndarray, "caption token"]) -> str:

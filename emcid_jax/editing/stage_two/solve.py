@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +41,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import make_mesh
+from emcid_jax.runtime.typed_values import ANY_NUMBER
 
 _SOLVERS: Mapping[Solve, Solver] = {"host": ridge, "device": device_ridge}
 
@@ -52,7 +53,7 @@ class LayerReport:
     layer: int
     form: Form
     """Form of the system that was solved, see `ridge.ridge`."""
-    condition: float
+    condition: Annotated[float, ANY_NUMBER]
     """Estimated condition number of that system."""
     asked: float
     """|R_l|: the residual this layer was asked to write."""
@@ -60,7 +61,7 @@ class LayerReport:
     """|R_l - dW_l K_l|: what regularisation left unwritten of it."""
     change: float
     """|dW_l| / |W_l| (Frobenius)."""
-    device_error: float | None = None
+    device_error: Annotated[float, ANY_NUMBER] | None = None
     """Relative error that the device reached; too large a one means that the host solved."""
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import require_readable
 
 Shape = tuple[int, ...]
 
@@ -43,7 +44,8 @@ def read_header(file: Path) -> Header:
     Raises:
         UserError: no such file, or one that the safetensors library refuses.
     """
-    if not file.is_file():  # A pipe would never answer.
+    require_readable(file)
+    if not file.is_file():
         raise UserError(f"{file}: no such file; give a *.safetensors file or folder")
     try:
         with file.open("rb") as stream:

@@ -289,7 +289,7 @@ def test_whatever_write_fails_the_bank_is_whole_and_the_merge_can_be_repeated(
 WRITER = """
 import sys
 from pathlib import Path
-from emcid_jax.editing import concept_bank
+from emcid_jax.editing.bank import concepts as concept_bank
 
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
 for concept in concept_bank.read_list(folder.parent / "all")[first::2]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from emcid_jax.editing.export import edit_file
 from emcid_jax.editing.export.edit_file import WEIGHT, pack, read_edit, read_ledger, write_edit
 from emcid_jax.runtime.errors import UserError
 
-LEDGER = {"format": 2, "requests": [{"source": "é"}]}
+Ledger = Callable[..., dict[str, Any]]
 
 
 def low_rank(rank: int, seed: int = 0, decay: float = 1.0) -> np.ndarray:
@@ -28,7 +30,7 @@ def error(found: np.ndarray, wanted: np.ndarray) -> float:
 
 @pytest.mark.parametrize("decay", [1.0, 0.7])
 def test_an_edit_of_few_requests_is_stored_as_factors_as_accurate_as_float32(
-    decay: float, tmp_path: Path
+    decay: float, small_ledger: Ledger, tmp_path: Path
 ) -> None:
     deltas = {3: low_rank(20, decay=decay), 1: low_rank(96)}
     content = pack(deltas)
@@ -37,10 +39,11 @@ def test_an_edit_of_few_requests_is_stored_as_factors_as_accurate_as_float32(
     assert content.arrays[WEIGHT.format(1)].shape == (96, 384)
     assert content.arrays[f"{WEIGHT.format(3)}.up"].shape == (96, 20)
     assert content.arrays[f"{WEIGHT.format(3)}.down"].shape == (20, 384)
-    write_edit(tmp_path / "edit.safetensors", content, LEDGER)
+    wanted = small_ledger(1, 3, edited="é")
+    write_edit(tmp_path / "edit.safetensors", content, wanted)
     assert load_file(tmp_path / "edit.safetensors").keys() == content.arrays.keys()
     found, ledger = read_edit(tmp_path / "edit.safetensors")
-    assert ledger == LEDGER
+    assert ledger == wanted
     assert found.layers == content.layers
     for layer, delta in found.deltas().items():
         as_float32 = error(deltas[layer].astype(np.float32), deltas[layer])
@@ -65,26 +68,27 @@ def test_a_layer_without_change_is_stored_as_such() -> None:
     np.testing.assert_array_equal(content.deltas()[0], 0)
 
 
-def test_show_reads_the_head_alone(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_found_by_show_too(small_ledger: Ledger, tmp_path: Path) -> None:
     path = tmp_path / "edit.safetensors"
-    content = pack({0: low_rank(5)})
-    write_edit(path, content, LEDGER)
-    data = bytearray(path.read_bytes())
-    data[-5] ^= 1
-    path.write_bytes(data)
-    assert read_ledger(path) == (content.layers, LEDGER)
-    with pytest.raises(UserError, match=r"edit\.safetensors: damaged"):
-        read_edit(path)
+    content, ledger = pack({0: low_rank(5)}), small_ledger(0)
+    write_edit(path, content, ledger)
+    assert read_ledger(path) == (content.layers, ledger)
+    data = path.read_bytes()
+    for place in (3, 20, 300, len(data) // 2, len(data) - 5):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        for read in (read_edit, read_ledger):
+            with pytest.raises(UserError, match=r"edit\.safetensors: no weight edit"):
+                read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all"])
 def test_a_file_that_is_no_edit_is_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "edit.safetensors"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"edit\.safetensors: not a weight edit"):
+    with pytest.raises(UserError, match=r"edit\.safetensors: no weight edit"):
         edit_file.read_edit(path)
     save_file({"a": np.zeros(2)}, path)
-    with pytest.raises(UserError, match="not a weight edit"):
+    with pytest.raises(UserError, match="no weight edit"):
         edit_file.read_edit(path)
-    with pytest.raises(UserError, match="not a weight edit"):
+    with pytest.raises(UserError, match="no weight edit"):
         edit_file.read_edit(tmp_path / "nowhere")
