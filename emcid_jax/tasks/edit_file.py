@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emcid_jax.config import CountOrZero, ModelConfig
-from emcid_jax.editing.export import edit_file, into_folder, into_single_file, lora, text_encoder
+from emcid_jax.editing.export import (
+    edit_file,
+    into_folder,
+    into_single_file,
+    lora,
+    stored_weights,
+    text_encoder,
+)
 from emcid_jax.editing.export.edit_file import StoredLayer
 from emcid_jax.pipelines.single_file import source_hash
 from emcid_jax.runtime.errors import UserError
@@ -76,32 +83,41 @@ def _show(config: EditFileConfig, workdir: Path) -> None:
 def _apply(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     folder = require_model(config.model)
-    into_folder.apply(folder, content, ledger, config.force)
+    left = into_folder.apply(folder, content, ledger, config.force, config.model.variant)
     show(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
+    _say_unedited(left, "is not edited")
 
 
 def _undo(config: EditFileConfig, workdir: Path) -> None:
     folder = require_model(config.model)
-    into_folder.undo(folder, config.force)
+    into_folder.undo(folder, config.force, config.model.variant)
     show(f"{folder} has its original text encoder again")
 
 
 def _folder(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     path = workdir / "model"
-    into_folder.write_copy(path, require_model(config.model), content, ledger, config.force)
+    folder, variant = require_model(config.model), config.model.variant
+    left = into_folder.write_copy(path, folder, content, ledger, config.force, variant)
     show(f"wrote {path}")
+    _say_unedited(left, "is left out, for it is not edited")
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
-    arrays = into_folder.read_weights(into_folder.weight_file(require_model(config.model)))
-    into_folder.require_base(arrays, ledger, config.model.path, config.force)
+    folder, variant = require_model(config.model), config.model.variant
+    arrays = stored_weights.read_weights(folder, variant).arrays
+    stored_weights.require_base(arrays, ledger, config.model.path, config.force)
     path = workdir / "clip_l.safetensors"
-    text_encoder.write_clip(
-        path, into_folder.add_deltas(arrays, content), config.model.export_dtype
-    )
+    edited = stored_weights.add_deltas(arrays, content)
+    text_encoder.write_clip(path, edited, config.model.export_dtype)
     show(f"wrote {path}")
+
+
+def _say_unedited(names: list[str], what: str) -> None:
+    """What a tool may read that the edit is not in."""
+    for name in names:
+        show(f"text_encoder/{name} {what}")
 
 
 def _lora(config: EditFileConfig, workdir: Path) -> None:
@@ -116,8 +132,8 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     content, ledger = edit_file.read_edit(Path(config.edit))
     folder, source = require_model(config.model), Path(config.model.path)
-    arrays = into_folder.read_weights(into_folder.weight_file(folder))
-    into_folder.require_base(arrays, ledger, config.model.path, config.force)
+    arrays = stored_weights.read_weights(folder).arrays
+    stored_weights.require_base(arrays, ledger, config.model.path, config.force)
     path = workdir / f"{source.stem}-edited.safetensors"
     into_single_file.write_checkpoint(path, source, content, source_hash(folder))
     show(f"wrote {path}")

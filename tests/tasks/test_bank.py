@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax import main
-from emcid_jax.editing.export import into_folder
+from emcid_jax.editing.export import stored_weights
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
 from emcid_jax.tasks import edit
 from emcid_jax.tasks.bank import BankConfig
@@ -164,9 +164,9 @@ def test_a_derived_model_gets_the_edit_or_a_solve_of_its_own(
         assert found["difference"]["blocks"] == [block]
         assert {one["source"] for one in found["reached"]} == set(NAMES[:2])
         content, ledger = read_edit(tmp_path / "workdir" / "edit.safetensors")
-        assert ledger["base"]["text_encoder"] == into_folder.weights_hash(arrays)
+        assert ledger["base"]["text_encoder"] == stored_weights.weights_hash(arrays)
         edited = load_file(tmp_path / "workdir" / "text_encoder" / "model.safetensors")
-        assert ledger["edited"] == into_folder.weights_hash(edited)
+        assert ledger["edited"] == stored_weights.weights_hash(edited)
         same = [
             np.array_equal(content.arrays[key], array)
             for key, array in read_edit(edit_path)[0].arrays.items()

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emcid_jax.config import ModelConfig
-from emcid_jax.editing.export import edit_file, into_folder
+from emcid_jax.editing.export import edit_file, stored_weights
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.pipelines import ldm_keys
@@ -36,7 +36,7 @@ def edit(model: Path, small_ledger: Callable[..., Any], tmp_path: Path) -> Path:
     arrays = load_file(model / "text_encoder" / "model.safetensors")
     rng = np.random.default_rng(0)
     up, down = rng.standard_normal((32, 4)), rng.standard_normal((4, 64))
-    ledger = small_ledger(1, 2, base={"text_encoder": into_folder.weights_hash(arrays)})
+    ledger = small_ledger(1, 2, base={"text_encoder": stored_weights.weights_hash(arrays)})
     path = tmp_path / "edit.safetensors"
     edit_file.write_edit(path, edit_file.pack({1: 0.1 * up @ down, 2: np.eye(32, 64)}), ledger)
     return path
@@ -71,6 +71,37 @@ def test_operations(
         say("clip", model=here)
     say("undo", model=here)
     assert file.read_bytes() == original
+
+
+def test_the_variant_is_edited_and_what_is_not_is_said(
+    edit: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = model / "text_encoder"
+    plain, half = text / "model.safetensors", text / "model.fp16.safetensors"
+    arrays = {name: array.astype(np.float16) for name, array in load_file(plain).items()}
+    save_file(arrays, half, metadata={"format": "pt"})
+    before = plain.read_bytes(), half.read_bytes()
+    here = ModelConfig(path=str(model), variant="fp16")
+
+    def say(operation: str) -> str:
+        config = EditFileConfig(operation=operation, edit=str(edit), model=here, force=True)
+        run(config, tmp_path / "out")
+        return capsys.readouterr().out
+
+    say("clip")  # Before the folder is edited: the variant's weights and types.
+    clip = load_file(tmp_path / "out" / "clip_l.safetensors")
+    assert "text_encoder/model.safetensors is not edited" in say("apply")
+    assert plain.read_bytes() == before[0]
+    edited = load_file(half)
+    assert {array.dtype for array in clip.values()} == {np.dtype(np.float16)}
+    for name, array in edited.items():
+        np.testing.assert_array_equal(clip[f"text_model.{name.removeprefix('text_model.')}"], array)
+    say("undo")
+    assert (plain.read_bytes(), half.read_bytes()) == before
+    assert "text_encoder/model.safetensors is left out" in say("folder")
+    copy = load_file(tmp_path / "out" / "model" / "text_encoder" / "model.fp16.safetensors")
+    for name, array in edited.items():
+        np.testing.assert_array_equal(copy[name], array)
 
 
 def write_single_file(folder: Path, path: Path) -> None:

@@ -1,7 +1,9 @@
 """An edit file applied to the text encoder of a diffusers folder, and undone.
 
-The original weight file stays beside the edited one until `undo` puts it back, bit by bit.
-Whenever the process dies the folder holds a whole model, and the same call completes the work.
+What tools look for is replaced in one step: the weight file, or of a sharded set its index, which
+then names edited copies of the shards that change. The original stays beside it until `undo` puts
+it back, bit by bit. Whenever the process dies the folder holds a whole model, edited or not, and
+the same call completes the work.
 """
 
 from __future__ import annotations
@@ -9,109 +11,185 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
-from flax.traverse_util import unflatten_dict
-from safetensors import SafetensorError
-from safetensors.numpy import load
-
-from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
-from emcid_jax.models.text.clip import disk_name
-from emcid_jax.models.weights.params import params_hash
+from emcid_jax.editing.export.edit_file import EditFile
+from emcid_jax.editing.export.stored_weights import StoredWeights, read_weights, require_base
+from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import replacing_folder, require_plain, write_atomically
 
 RECORD = "edit.json"
-"""What was applied, beside the weights: hashes of both files and the edit's ledger."""
+"""What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have
+their own, e.g. `edit.fp16.json`."""
 KEPT = ".unedited"
 """Appended to the name of the original file: no tool takes it for weights."""
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
+"""Endings of files in which tools look for weights."""
 
 
-def apply(folder: Path, content: EditFile, ledger: Mapping[str, Any], force: bool = False) -> None:
-    """Adds an edit to the weights in `folder/text_encoder`, in their stored type.
+class _Files(NamedTuple):
+    """Where an edit of one variant leaves what."""
+
+    head: Path
+    kept: Path
+    record: Path
+
+
+def apply(
+    folder: Path,
+    content: EditFile,
+    ledger: Mapping[str, Any],
+    force: bool = False,
+    variant: str = "",
+) -> list[str]:
+    """Adds an edit to the weights in `folder/text_encoder`, in their stored types.
 
     Args:
         folder: a model in diffusers' layout.
         content: the edit.
         ledger: its ledger.
         force: add it to another base model than it was made for, too.
+        variant: which weight files, see `weight_files`.
+
+    Returns:
+        The text encoder's other weight files, which are not edited: variants and other formats.
 
     Raises:
-        UserError: another base, an edit already there, weights that the edit does not fit.
+        UserError: another base, an edit already there, weights that the edit does not fit, or
+            somebody else's file in a place that is needed.
     """
-    file = weight_file(folder)
-    record, kept = file.with_name(RECORD), file.with_name(file.name + KEPT)
-    original = file.read_bytes()
-    if record.exists() and _sha(original) != _read(record)["original"]:
+    weights = read_weights(folder, variant)
+    files = _files(weights.head)
+    original = weights.head.read_bytes()
+    record = _read(files.record)
+    if record and _sha(original) != record["original"]:
         raise UserError(f"{folder}: is edited already; undo that first, or merge the two banks")
-    arrays = read_weights(file)
-    require_base(arrays, ledger, folder, force)
-    edited = _replaced(original, arrays, add_deltas(arrays, content))
-    write_atomically(kept, original)
-    about = {"original": _sha(original), "edited": _sha(edited), "ledger": dict(ledger)}
-    write_atomically(record, json.dumps(about, indent=2, ensure_ascii=False).encode())
-    write_atomically(file, edited)
+    require_base(weights.arrays, ledger, folder, force)
+    edited, added = _edited(weights, original, content)
+    # What a killed call left has a record, or is what this one would write.
+    known = {files.kept.name, *record["added"]} if record else set()
+    for path, data in {files.kept: original, **added}.items():
+        require_plain(path)
+        if path.exists() and path.name not in known and path.read_bytes() != data:
+            raise UserError(f"{path}: is not of this program, and in the way; move it away")
+    require_plain(files.head)
+    about = {
+        "original": _sha(original),
+        "edited": _sha(edited),
+        "added": {path.name: _sha(data) for path, data in added.items()},
+        "ledger": dict(ledger),
+    }
+    write_atomically(files.record, json.dumps(about, indent=2, ensure_ascii=False).encode())
+    write_atomically(files.kept, original)
+    for path, data in added.items():
+        write_atomically(path, data)
+    write_atomically(files.head, edited)
+    return _unedited(files.head, {*weights.files, *added})
 
 
-def undo(folder: Path, force: bool = False) -> None:
+def undo(folder: Path, force: bool = False, variant: str = "") -> None:
     """Puts the original weights of `folder/text_encoder` back, checked by their hash.
 
     UserError if no edit was applied, the original is lost or damaged, or, unless `force`, the
     weights were changed since.
     """
-    file = weight_file(folder)
-    record, kept = file.with_name(RECORD), file.with_name(file.name + KEPT)
-    if not record.exists():
-        raise UserError(f"{folder}: no edit was applied here; there is nothing to undo")
-    about = _read(record)
-    now = _sha(file.read_bytes())
-    if now not in (about["original"], about["edited"]) and not force:
+    place = folder / "text_encoder"
+    if not place.is_dir():
+        raise UserError(f"{place}: no such folder; give a model folder in diffusers' layout")
+    files = _files(head_file(place, variant))
+    record = _read(files.record)
+    if record is None:
+        others = [path for path in place.glob("edit.*.json") if path != files.record]
+        hint = f" ({others[0].name} is of another config.model.variant)" if others else ""
+        raise UserError(f"{folder}: no edit was applied here; there is nothing to undo{hint}")
+    added = {place / name: digest for name, digest in record["added"].items()}
+    now = _sha(files.head.read_bytes())
+    changed = [path for path, digest in added.items() if path.exists() and _file(path) != digest]
+    changed += [files.head] if now not in (record["original"], record["edited"]) else []
+    if changed and not force:
         raise UserError(
-            f"{file}: was changed after the edit; --config.force=True restores the original all "
-            "the same"
+            f"{changed[0]}: was changed after the edit; --config.force=True restores the original "
+            "all the same"
         )
-    if now != about["original"]:
-        if not kept.exists() or _sha(kept.read_bytes()) != about["original"]:
-            raise UserError(f"{kept}: the original is lost or damaged; fetch the model again")
-        kept.replace(file)
-    kept.unlink(missing_ok=True)
-    record.unlink()
+    if now != record["original"]:
+        if not files.kept.exists() or _file(files.kept) != record["original"]:
+            raise UserError(f"{files.kept}: the original is lost or damaged; fetch the model again")
+        files.kept.replace(files.head)
+    for path in (files.kept, *added):
+        path.unlink(missing_ok=True)
+    files.record.unlink()
 
 
 def write_copy(
-    target: Path, folder: Path, content: EditFile, ledger: Mapping[str, Any], force: bool = False
-) -> None:
+    target: Path,
+    folder: Path,
+    content: EditFile,
+    ledger: Mapping[str, Any],
+    force: bool = False,
+    variant: str = "",
+) -> list[str]:
     """Writes a whole model folder with the edit in it; `folder` stays as it is.
 
     Unedited parts are hard links where the disk allows it, else copies. Other weight files of the
-    text encoder (variants, pickles) are left out: they are not edited. The folder appears by one
-    rename. UserError as in `apply`, and if `target` is there already.
+    text encoder (variants, pickles) are left out, and their names returned: they are not edited.
+    The folder appears by one rename. UserError as in `apply`, and if `target` is there already.
     """
     if target.exists():
         raise UserError(f"{target}: is there already; give another --workdir")
-    weights = weight_file(folder)
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
+    weights = read_weights(folder, variant)
+    require_base(weights.arrays, ledger, folder, force)
+    edited = weights.edited(content)
+    left = _unedited(weights.head, weights.files)
+    with replacing_folder(target) as staging:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
             place = file.relative_to(folder)
-            edited = place.parts[0] == weights.parent.name
-            if place.parts[0].startswith(".") or (
-                edited and file != weights and file.suffix != ".json"
-            ):
+            beside = file.parent == weights.head.parent and file != weights.head
+            if place.parts[0].startswith(".") or (beside and _is_left_out(file.name, left)):
                 continue
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
-            _link(file.resolve(), staging / place)
-        apply(staging, content, ledger, force)
-        copied = weight_file(staging)
-        copied.with_name(RECORD).unlink()
-        copied.with_name(copied.name + KEPT).unlink()
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+            if file in edited:
+                (staging / place).write_bytes(edited[file])
+            else:
+                _link(file.resolve(), staging / place)
+    return left
+
+
+def _edited(
+    weights: StoredWeights, original: bytes, content: EditFile
+) -> tuple[bytes, dict[Path, bytes]]:
+    """The new content of the file that tools look for, and the new files that it names."""
+    edited = weights.edited(content)
+    if weights.head in weights.files:
+        return edited.get(weights.head, original), {}
+    names = {file.name: SHARD.sub(r".edited\g<0>", file.name, count=1) for file in edited}
+    index = json.loads(original)
+    places = index["weight_map"]
+    index["weight_map"] = {tensor: names.get(file, file) for tensor, file in places.items()}
+    added = {file.with_name(names[file.name]): data for file, data in edited.items()}
+    return json.dumps(index, indent=2).encode(), added
+
+
+def _files(head: Path) -> _Files:
+    variant = variant_of(head.name)
+    record = f"edit.{variant}.json" if variant else RECORD
+    return _Files(head, head.with_name(head.name + KEPT), head.with_name(record))
+
+
+def _unedited(head: Path, edited: Collection[Path]) -> list[str]:
+    """Names of the text encoder's weight files that are not `edited`, whatever reads them."""
+    every = sorted(head.parent.iterdir())
+    return [path.name for path in every if path.suffix in WEIGHTS and path not in edited]
+
+
+def _is_left_out(name: str, unedited: Collection[str]) -> bool:
+    """Whether a copy does without this file: other weights, their index, or what `apply` left."""
+    ours = name.endswith(KEPT) or re.fullmatch(r"edit(\..+)?\.json", name)
+    return name in unedited or ".index." in name or bool(ours)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -121,86 +199,22 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def require_base(
-    arrays: Mapping[str, np.ndarray], ledger: Mapping[str, Any], source: object, force: bool
-) -> None:
-    """UserError, unless `force`, if the edit was made for other weights than those of `source`."""
-    found, base = weights_hash(arrays), ledger["base"]["text_encoder"]
-    if found != base and not force:
-        already = " (it has this edit already)" if found == ledger["edited"] else ""
+def _read(record: Path) -> dict[str, Any] | None:
+    """The record of an edit; None if there is none. UserError for somebody else's file."""
+    if not record.exists():
+        return None
+    try:
+        about = json.loads(record.read_bytes())
+        found = {name: about[name] for name in ("original", "edited", "ledger")}
+        return {"added": about.get("added", {}), **found}  # Version 0.1 knew no shards.
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{source}: text encoder {found[:12]} is not the one that the edit was made for, "
-            f"{base[:12]}{already}; solve the bank for this model (task bank, operation solve), or "
-            "--config.force=True adds the edit all the same"
-        )
+            f"{record}: is no record of an edit ({error}); move it away, or fetch the model again"
+        ) from error
 
 
-def weight_file(folder: Path) -> Path:
-    """The weights of a model's text encoder. UserError if there is no such file."""
-    file = folder / "text_encoder" / "model.safetensors"
-    if not file.is_file():
-        raise UserError(f"{file}: no such file; give a model folder in diffusers' layout")
-    return file
-
-
-def read_weights(file: Path) -> dict[str, np.ndarray]:
-    """The file's tensors under its own names. UserError if it is damaged."""
-    try:
-        return load(file.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"{file}: not a readable safetensors file: {error}") from error
-
-
-def weights_hash(arrays: Mapping[str, np.ndarray]) -> str:
-    """`params_hash` of a text encoder's float32 parameters, from what its file holds."""
-    named = {
-        tuple(disk_name(name).split(".")): array.astype(np.float32)
-        for name, array in arrays.items()
-        if not name.endswith(".position_ids")
-    }
-    return params_hash(unflatten_dict(named))
-
-
-def add_deltas(arrays: Mapping[str, np.ndarray], content: EditFile) -> dict[str, np.ndarray]:
-    """The tensors with every dW added, in their own types; all else is shared.
-
-    UserError if a weight is missing, of another shape, or too small a type for its new values.
-    """
-    stored = {disk_name(name): name for name in arrays}
-    edited = dict(arrays)
-    for layer, delta in content.deltas().items():
-        name = stored.get(WEIGHT.format(layer))
-        if name is None or arrays[name].shape != delta.shape:
-            raise UserError(
-                f"weight edit: {WEIGHT.format(layer)} of shape {delta.shape} is not in this text "
-                "encoder; apply the edit to the model it was made for"
-            )
-        with np.errstate(over="ignore"):  # Said below.
-            edited[name] = (arrays[name].astype(np.float64) + delta).astype(arrays[name].dtype)
-        if not np.isfinite(edited[name].astype(np.float32)).all():
-            raise UserError(f"weight edit: {name} does not fit {arrays[name].dtype}; use float32")
-    return edited
-
-
-def _replaced(
-    original: bytes, arrays: Mapping[str, np.ndarray], edited: Mapping[str, np.ndarray]
-) -> bytes:
-    """The file with new values in the place of old ones; all other bytes stay."""
-    content = bytearray(original)
-    start = 8 + int.from_bytes(original[:8], "little")
-    entries = json.loads(original[8:start])
-    for name, array in edited.items():
-        if array is not arrays[name]:
-            first, last = entries[name]["data_offsets"]
-            content[start + first : start + last] = array.tobytes()
-    return bytes(content)
-
-
-def _read(record: Path) -> dict[str, Any]:
-    try:
-        return json.loads(record.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{record}: not readable ({error}); fetch the model again") from error
+def _file(path: Path) -> str:
+    return _sha(path.read_bytes())
 
 
 def _sha(content: bytes) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from emcid_jax.runtime.errors import UserError
 
-_SHARD = re.compile(r"-\d+-of-\d+")
+SHARD = re.compile(r"-\d+-of-\d+")
+"""What tells the shards of a set apart in their names."""
 
 
 def weight_files(source: Path, variant: str = "") -> list[Path]:
@@ -21,26 +22,34 @@ def weight_files(source: Path, variant: str = "") -> list[Path]:
     Raises:
         UserError: there is none, several fit, or a shard is missing.
     """
+    head = head_file(source, variant)
+    return _shards(head) if head.suffix == ".json" else [head]
+
+
+def head_file(source: Path, variant: str = "") -> Path:
+    """The file that tools look for: the weights, or the index of their shards; see `weight_files`.
+
+    `source` itself if it is no folder.
+    """
     if not source.is_dir():
-        return [source]
+        return source
     names = sorted(path.name for path in source.iterdir() if ".safetensors" in path.name)
     indices = [name for name in names if name.endswith(".json") and ".index." in name]
-    singles = [name for name in names if name.endswith(".safetensors") and not _SHARD.search(name)]
+    singles = [name for name in names if name.endswith(".safetensors") and not SHARD.search(name)]
     every = indices + singles
-    chosen = [name for name in every if _variant_of(name) == variant]
+    chosen = [name for name in every if variant_of(name) == variant]
     if not chosen and not variant:
         chosen = every
     if not chosen:
         what = f"*.{variant}.safetensors" if variant else "*.safetensors"
         there = f"there are {', '.join(every)}" if every else "pickled weights are not read"
         raise UserError(f"{source}: holds no {what} file ({there})")
-    if len({_variant_of(name) for name in chosen}) > 1 or len(set(chosen) & set(singles)) > 1:
+    if len({variant_of(name) for name in chosen}) > 1 or len(set(chosen) & set(singles)) > 1:
         raise UserError(f"{source}: holds several weight files ({', '.join(chosen)}); name one")
-    # A sharded set comes first, as in diffusers.
-    return _shards(source / chosen[0]) if chosen[0] in indices else [source / chosen[0]]
+    return source / chosen[0]  # A sharded set comes first, as in diffusers.
 
 
-def _variant_of(name: str) -> str:
+def variant_of(name: str) -> str:
     """`fp16` of `model.fp16.safetensors` or `model.safetensors.index.fp16.json`."""
     known = ("safetensors", "index", "json")
     return ".".join(part for part in name.split(".")[1:] if part not in known)

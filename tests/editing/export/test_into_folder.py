@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax.editing.export import into_folder
+from emcid_jax.editing.export import into_folder, stored_weights
 from emcid_jax.editing.export.edit_file import EditFile, pack
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
@@ -52,7 +52,7 @@ def folder(request: pytest.FixtureRequest, tiny_pipeline_folder: Path, tmp_path:
 
 def based_on(ledger: dict[str, Any], folder: Path) -> dict[str, Any]:
     arrays = load_file(folder / "text_encoder" / "model.safetensors")
-    return ledger | {"base": {"text_encoder": into_folder.weights_hash(arrays)}}
+    return ledger | {"base": {"text_encoder": stored_weights.weights_hash(arrays)}}
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -61,9 +61,9 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_the_hash_is_that_of_the_loaded_parameters(pipeline: Pipeline) -> None:
     arrays = load_file(pipeline.folder / "text_encoder" / "model.safetensors")
-    assert into_folder.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
+    assert stored_weights.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
     arrays["text_model.embeddings.position_ids"] = np.arange(3)
-    assert into_folder.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
+    assert stored_weights.weights_hash(arrays) == params_hash(pipeline.params["text_encoder"])
 
 
 def test_apply_adds_the_edit_and_undo_restores_every_byte(
@@ -168,7 +168,7 @@ def test_an_edit_that_does_not_fit_is_refused(folder: Path, ledger: dict[str, An
         with pytest.raises(UserError, match="does not fit float16"):
             into_folder.apply(folder, pack({0: np.full((32, 64), 1e6)}), ledger)
     assert snapshot(folder) == before
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no such folder"):
         into_folder.undo(folder / "nowhere")
 
 
