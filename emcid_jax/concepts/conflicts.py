@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.runtime.errors import UserError
 
@@ -26,13 +26,6 @@ class Conflict(NamedTuple):
     severity: Severity
     requests: tuple[int, ...]
     message: str
-
-
-def normalised(name: str) -> str:
-    """A name as conflicts compare it: NFC, case folded, white space collapsed."""
-    # Case folding may undo the composition, hence twice.
-    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-    return " ".join(folded.split())
 
 
 def find_conflicts(requests: Sequence[EditRequest]) -> list[Conflict]:

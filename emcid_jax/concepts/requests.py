@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
+from emcid_jax.concepts.names import stripped, text_problems
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.runtime.errors import Problem, UserError
 
@@ -104,13 +105,15 @@ def _problems(request: EditRequest) -> Iterator[Problem]:
     yield from _seed_problems(request)
     for field in ("source_id", "dest_id"):
         value = getattr(request, field)
-        if value is not None and not (is_integer(value) and value >= 0):
+        if value is not None and not (is_integer(value) and 0 <= value <= MAX_SEED):
             yield Problem(field, "is not a class id", value, "give an integer >= 0 or leave it out")
     if not (_is_number(request.weight) and request.weight > 0):
         yield Problem("weight", "is not a positive number", request.weight, "give a number > 0")
     for path in request.image_paths:
         if not isinstance(path, str) or not path.strip():
             yield Problem("image_paths", "is not a path", path, "give file names")
+        else:
+            yield from text_problems("image_paths", path)
     shared = isinstance(request.dest, tuple) and request.dest
     if shared and len(request.image_paths) % len(request.dest):
         problem = f"{len(request.image_paths)} files cannot be shared by {len(request.dest)}"
@@ -121,10 +124,14 @@ def _problems(request: EditRequest) -> Iterator[Problem]:
 def _name_problems(field: str, name: object) -> Iterator[Problem]:
     if not isinstance(name, str):
         yield Problem(field, "is not text", name, "give a name in quotes")
-    elif not name.strip():
+    elif not stripped(name):
         yield Problem(field, "is empty", name, "give the concept's name")
     elif name.strip().upper() in GLOBAL_SOURCES:
         yield Problem(field, "global edits are not supported", name, "name a concept instead")
+    elif stripped(name) != name.strip():  # The last token of the name is the one that is edited.
+        yield Problem(field, "has an invisible character at an end", name, "remove it")
+    else:
+        yield from text_problems(field, name)
 
 
 def _task_problems(request: EditRequest) -> Iterator[Problem]:
@@ -167,6 +174,8 @@ def _template_problems(request: EditRequest) -> Iterator[Problem]:
         elif slot_count(template) != 1:
             problem = f"has {slot_count(template)} slots" if "{}" in template else "has no slot {}"
             yield Problem("templates", problem, template, "write exactly one {} for the name")
+        else:
+            yield from text_problems("templates", template)
     for template in request.validation_templates:
         if not isinstance(template, str) or not template.strip():
             problem = "is not a prompt"
@@ -174,6 +183,8 @@ def _template_problems(request: EditRequest) -> Iterator[Problem]:
         elif slot_count(template) > 1:
             problem = f"has {slot_count(template)} slots"
             yield Problem("validation_templates", problem, template, "write at most one {}")
+        else:
+            yield from text_problems("validation_templates", template)
 
 
 def _seed_problems(request: EditRequest) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from typing import Any
 from absl import logging
 
 from emcid_jax.runtime.errors import Failures, Problem, UserError, shown
-from emcid_jax.runtime.json_text import load_json
+from emcid_jax.runtime.json_text import parse_json
 
 LIMIT = 2**28
 """Bytes of a text file that are read at most: 256 MiB."""
@@ -76,8 +76,8 @@ def read_json(path: Path | str, field: str, limit: int = LIMIT) -> Any:
     failures = Failures(Path(path))
     text = read_text(path, field, limit)
     if not text.strip():
-        raise UserError(Problem(field, "is empty", str(path), "give a JSON file").line(str(path)))
-    value = load_json(text, failures)
+        raise UserError(f"{field} is {str(path)!r}: is empty — give a JSON file")
+    value = parse_json(text, failures)
     failures.raise_if_any()
     return value
 
@@ -92,7 +92,7 @@ def read_json_object(path: Path | str, field: str, limit: int = LIMIT) -> dict[s
 
 def _read_bytes(path: Path, field: str, limit: int) -> bytes:
     def refused(reason: str, fix: str) -> UserError:
-        return UserError(Problem(field, reason, str(path), fix).line(str(path)))
+        return UserError(f"{field} is {str(path)!r}: {reason} — {fix}")
 
     readable = "give a readable text file"
     if not str(path) or "\0" in str(path):

@@ -17,16 +17,17 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from emcid_jax.concepts.readers.located import number_in
+from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
 from emcid_jax.diffusion.samplers import make_sampler
-from emcid_jax.evaluation.benchmarks.quality_captions import captions_in_file
 from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.plots import sample_grids
 from emcid_jax.runtime import parallel
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import Failures, UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
@@ -48,8 +49,8 @@ class SamplingConfig:
     prompts: tuple[str, ...] = ()
     """Each prompt is drawn with each seed."""
     prompts_file: str = ""
-    """Text file with further prompts, one per line; or a CSV with the columns `prompt` and
-    `evaluation_seed`, each row drawn once, with its own seed."""
+    """File with further prompts: one a line, a JSON list, JSON lines, or a CSV with the column
+    `prompt`. An entry with `evaluation_seed` beside it is drawn once, with its own seed."""
     seeds: tuple[Seed, ...] = (0,)
     """Seeds of the initial noise."""
     negative: str = ""
@@ -137,23 +138,22 @@ def run(config: SampleConfig, workdir: Path) -> None:
 
 
 def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int]]]:
-    """Prompts in order, each once, and a CSV's rows with their seeds.
+    """Prompts in order, each once, and those of a file that have seeds of their own.
 
     UserError if the file is missing or holds none.
     """
-    prompts, rows, path = list(config.prompts), [], Path(config.prompts_file)
-    if path.suffix.lower() == ".csv":
-        rows = [(caption.prompt, caption.seed) for caption in captions_in_file(path, 0)]
-    elif config.prompts_file:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"config.sampling.prompts_file is {config.prompts_file!r}, not readable: {error}"
-            ) from error
-        prompts += [line.strip() for line in lines if line.strip()]
+    field = "config.sampling.prompts_file"
+    prompts, rows = list(config.prompts), []
+    failures = Failures(config.prompts_file)
+    entries = read_texts(config.prompts_file, field, PROMPT_COLUMNS) if config.prompts_file else []
+    for text, line, fields in entries:
+        if "evaluation_seed" in fields:
+            rows.append((text, number_in(fields, "evaluation_seed", line, failures)))
+        else:
+            prompts.append(text)
+    failures.finish()
     if not prompts and not rows:
-        raise UserError(f"config.sampling.prompts_file: {config.prompts_file} holds no prompt")
+        raise UserError(f"{field}: {config.prompts_file} holds no prompt")
     return list(dict.fromkeys(prompts)), rows
 
 

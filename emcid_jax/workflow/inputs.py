@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcid_jax.concepts.conflicts import require_consistent
-from emcid_jax.concepts.name_lists import names_in_file
 from emcid_jax.concepts.readers import manifests
+from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
 from emcid_jax.pipelines.pipeline import Pipeline
@@ -39,7 +39,7 @@ def names_to_keep(names: Sequence[str], path: str, field: str) -> list[str]:
         from emcid_jax.sprites.catalogue import catalogue
 
         return [*names, *catalogue().objects]
-    return [*names, *(names_in_file(path, field, ", or `sprites`") if path else ())]
+    return [*names, *(read_names(path, field) if path else ())]
 
 
 def require_model(config: ModelConfig) -> Path:

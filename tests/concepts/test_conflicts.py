@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emcid_jax.concepts.conflicts import find_conflicts, normalised, require_consistent
+from emcid_jax.concepts.conflicts import find_conflicts, require_consistent
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.runtime.errors import UserError
 

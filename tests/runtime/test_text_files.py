@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emcid_jax.runtime.errors import Failures, UserError
-from emcid_jax.runtime.json_text import MAX_DEPTH, load_json, parse_json
+from emcid_jax.runtime.json_text import MAX_DEPTH, parse_json
 from emcid_jax.runtime.text_files import lines, read_json, read_json_object, read_text
 
 
@@ -49,12 +49,12 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     for path, reason in (
-        (pipe, "names: is a pipe or device"),
-        (Path("/dev/zero"), "names: is a pipe or device"),
-        (tmp_path, "names: is a directory"),
-        (tmp_path / "none", "names: no such file or directory"),
-        (tmp_path / ("x" * 300), "names: file name too long"),
-        ("a\0b", "names: is no path"),
+        (pipe, ": is a pipe or device"),
+        (Path("/dev/zero"), ": is a pipe or device"),
+        (tmp_path, "names is .*: is a directory"),
+        (tmp_path / "none", "names is .*: no such file or directory"),
+        (tmp_path / ("x" * 300), ": file name too long"),
+        ("a\0b", ": is no path"),
     ):
         with pytest.raises(UserError, match=reason) as caught:
             read_text(path, "names")
@@ -80,11 +80,11 @@ def test_lines_end_as_in_an_editor() -> None:
         ("[1,\n1e999]", "file:2: json: is no finite number ('1e999')"),
         ('{"a":\n NaN}', "file:2: json: is no finite number ('NaN')"),
         ("[1,\r2,\r]", "file:3: json: Expecting value at column 1"),
-        ('[\n"\\ud83d"]', "file:1: text: holds half of a surrogate pair"),
+        ('[\n"\\ud83d"]', "file:2: text: holds half of a surrogate pair"),
         ('[\n{"\\ud83d": 1}]', "file:2: text: holds half of a surrogate pair"),
         ("[" * (MAX_DEPTH + 1) + "]" * (MAX_DEPTH + 1), "file:1: json: is nested too deeply"),
         ("[" * 100_000, "file:1: json: is nested too deeply"),
-        (" ", "file: model: is empty"),
+        (" ", ": is empty — give a JSON file"),
         ("{} x", "file:1: json: Extra data at column 4"),
     ],
 )
@@ -108,10 +108,8 @@ json_like = st.text(st.sampled_from('[]{}",:\\ud83e1.-ntf \r\n\x1b'), max_size=3
 
 @given(text=json_like | st.recursive(st.integers() | st.text(), st.lists).map(json.dumps))
 @settings(deadline=None)
-def test_both_json_readers_take_the_same_and_fail_alike(text: str) -> None:
-    """They read what `json` reads or note a problem, and nothing else happens."""
-    fast, located = Failures(Path("f")), Failures(Path("f"))
-    value, other = load_json(text, fast), parse_json(text, located)
-    assert bool(fast) == bool(located)
-    if not fast:
-        assert value == other == json.loads(text)
+def test_json_is_what_json_reads_or_a_problem(text: str) -> None:
+    failures = Failures(Path("f"))
+    value = parse_json(text, failures)
+    if not failures:
+        assert value == json.loads(text)

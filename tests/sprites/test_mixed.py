@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from emcid_jax.concepts.conflicts import find_conflicts, normalised
+from emcid_jax.concepts.conflicts import find_conflicts
+from emcid_jax.concepts.names import normalised
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.sprites.mixed import mixed_requests
 

@@ -120,7 +120,7 @@ def test_mistakes_are_told_first(config: QualityTaskConfig, tmp_path: Path) -> N
             task.run(dataclasses.replace(config, **change), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "bad.csv").write_text(ROWS.replace(",5,", ",x,"))
-    with pytest.raises(UserError, match=r"bad\.csv:4: evaluation_seed: is no seed \('x'\)"):
+    with pytest.raises(UserError, match=r"bad\.csv:4: evaluation_seed: is no number \('x'\)"):
         read_artists(tmp_path / "bad.csv")
     (tmp_path / "bad.csv").write_text(ROWS.replace("holdout", "preserved"))
     with pytest.raises(UserError, match=r"type: has no row \('holdout'\)"):

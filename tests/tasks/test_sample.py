@@ -206,7 +206,7 @@ def test_prompts_come_from_settings_and_file(tmp_path: Path) -> None:
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no prompt"):
         task.read_prompts(SamplingConfig(prompts_file=str(file)))
-    with pytest.raises(UserError, match=r"config\.sampling\.prompts_file is .*nowhere"):
+    with pytest.raises(UserError, match=r"config\.sampling\.prompts_file is .*nowhere': no such"):
         task.read_prompts(SamplingConfig(prompts_file=str(tmp_path / "nowhere")))
 
 

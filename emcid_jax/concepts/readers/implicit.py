@@ -84,7 +84,7 @@ def read_implicit(path: Path) -> list[ImplicitEdit]:
     `UserError` with one line per problem.
     """
     failures = Failures(path)
-    table = parse(read_text(path, "requests"), path, failures)
+    table = parse(read_text(path, "implicit"), failures)
     found: list[ImplicitEdit] = []
     if isinstance(table, Table):
         layout = next((one for one in _LAYOUTS if _required(one) <= set(table.columns)), None)
@@ -97,7 +97,7 @@ def read_implicit(path: Path) -> list[ImplicitEdit]:
         failures.add(1, Problem("file", "is no table", path.name, FIX))
     if not found and not failures:
         failures.add(1, Problem("file", "holds no row", path.name, "write at least one"))
-    failures.raise_if_any()
+    failures.finish()
     return found
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from emcid_jax.concepts.names import clean_name
 from emcid_jax.concepts.readers import published
+from emcid_jax.concepts.readers.literal_lists import literal_list
 from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.concepts.requests import TASKS, EditRequest, RequestError, is_integer
 from emcid_jax.concepts.templates import DEBIAS_TEMPLATES, OBJECT_TEMPLATES, SLOT, TEMPLATE_SETS
-from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import Record
+from emcid_jax.runtime.errors import Failures, Problem, shown
+from emcid_jax.runtime.json_text import Listed, Record
 from emcid_jax.runtime.text_files import read_text
 
 DEFAULT_SEED = 0
@@ -71,7 +71,7 @@ def read_requests(
     """
     path = Path(path)
     failures = Failures(path)
-    tree = parse(read_text(path, "requests"), path, failures)
+    tree = parse(read_text(path, "requests"), failures)
     # A file that does not parse gives no second failure about its kind.
     records = _records(tree, failures) if tree is not None else []
     requests = []
@@ -81,7 +81,7 @@ def read_requests(
             requests.append(request)
     if not records and not failures:
         failures.add(1, Problem("file", "holds no edit request", 0, "write at least one"))
-    failures.raise_if_any()
+    failures.finish()
     return requests
 
 
@@ -97,18 +97,21 @@ def _records(tree: Table | Any, failures: Failures) -> list[Record]:
         return rows if manifest else _unknown("columns " + ", ".join(tree.columns), failures)
     if isinstance(tree, Record):
         return _manifest(tree, failures)
-    if not isinstance(tree, list):
-        return _unknown(f"a single value {tree!r}", failures)
+    if not isinstance(tree, Listed):
+        return _unknown(f"a single value {shown(tree)}", failures)
     if tree and all(isinstance(item, str) for item in tree):
-        return published.artist_names(tree)
-    return _listed(tree, failures, 1)
+        failures.assume(
+            1, f"a bare list of names is taken as artists, erased towards {published.ARTIST_DEST!r}"
+        )
+        return published.artist_names(tree, tree.lines)
+    return _listed(tree, failures)
 
 
 def _known_columns(table: Table, failures: Failures) -> list[Record]:
-    """Rows without unknown columns, told once, or nameless ones, such as a written row index."""
+    """Rows without unknown columns, which are told once."""
     unknown = {name for name in table.columns if ALIASES.get(name, name) not in _CONVERTERS}
     for name in table.columns:
-        if name and name in unknown:
+        if name in unknown:
             failures.add(table.line, _unknown_field(name, "column"))
     return [
         Record({name: row[name] for name in row if name not in unknown}, row.line)
@@ -117,7 +120,7 @@ def _known_columns(table: Table, failures: Failures) -> list[Record]:
 
 
 def _unknown_field(name: str, value: object) -> Problem:
-    close = difflib.get_close_matches(name, list(_CONVERTERS), 1)
+    close = difflib.get_close_matches(name[:40], list(_CONVERTERS), 1)
     fix = f"did you mean {close[0]}?" if close else "use " + ", ".join(_CONVERTERS)
     return Problem(name, "is no request field", value, fix)
 
@@ -138,15 +141,12 @@ def _manifest(tree: Record, failures: Failures) -> list[Record]:
         failures.add(line, Problem("defaults", "is not an object", defaults, "write fields"))
         defaults = Record({}, line)
     defaults = _canonical(defaults, failures)
-    line = tree.line_of("requests")
-    if not isinstance(tree["requests"], list):
-        problem = "is not a list"
-        failures.add(
-            line, Problem("requests", problem, tree["requests"], "write a list of objects")
-        )
+    if not isinstance(tree["requests"], Listed):
+        problem = Problem("requests", "is not a list", tree["requests"], "write a list of objects")
+        failures.add(tree.line_of("requests"), problem)
         return []
     rows = []
-    for record in _listed(tree["requests"], failures, line):
+    for record in _listed(tree["requests"], failures):
         own = _canonical(record, failures)
         lines = {field: defaults.line_of(field) for field in defaults}
         lines |= {field: own.line_of(field) for field in own}
@@ -155,14 +155,14 @@ def _manifest(tree: Record, failures: Failures) -> list[Record]:
     return rows
 
 
-def _listed(items: list[Any], failures: Failures, line: int) -> list[Record]:
+def _listed(items: Listed, failures: Failures) -> list[Record]:
     """The objects of a list, in the published prompt-per-object form or the manifest's."""
     records = []
-    for number, item in enumerate(items):
+    for number, (item, line) in enumerate(zip(items, items.lines, strict=True), 1):
         if isinstance(item, Record):
             records.append(item)
         else:
-            problem = f"entry {number + 1} is not an object"
+            problem = f"entry {number} is not an object"
             failures.add(line, Problem("requests", problem, item, "write source, dest, ..."))
     if any(published.is_class_prompt(record) for record in records):
         return published.class_prompts(records, failures)
@@ -212,6 +212,12 @@ def _request(
                 fields[field] = _texts(value)
         except _FieldError as error:
             problems.append(Problem(field, error.problem, value, error.fix))
+    for field in ("source", "dest"):
+        if field in fields:
+            fields[field] = _clean(fields[field], field, record, failures)
+    if "task" not in record and "|" in fields.get("dest", ""):
+        assumed = "dest: a bar without a task is part of the name; task debias takes several"
+        failures.assume(record.line_of("dest"), assumed)
     task = fields.get("task", "update")
     required = ("source",) if task == "erase" else ("source", "dest")
     problems += [
@@ -245,6 +251,14 @@ def _request(
         name = record.names.get(problem.field, problem.field)
         failures.add(record.line_of(problem.field), problem._replace(field=name))
     return None
+
+
+def _clean(value: Any, field: str, record: Record, failures: Failures) -> Any:
+    """A name, or several, without what nobody can see at the ends."""
+    if not isinstance(value, str):
+        return tuple(_clean(name, field, record, failures) for name in value)
+    named = record.names.get(field, field)
+    return clean_name(value, named, record.line_of(field), failures)
 
 
 def _spoils(field: str) -> tuple[str, ...]:
@@ -306,14 +320,10 @@ def _texts(value: Any) -> tuple[str, ...]:
 
 def _literal_list(text: str) -> list[Any]:
     """A list written in text: JSON, or a Python literal as in the published files."""
-    for read in (json.loads, ast.literal_eval):
-        try:
-            value = read(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-        if isinstance(value, list):
-            return value
-    raise _FieldError("is not a list", 'write ["...", "..."]')
+    value = literal_list(text)
+    if value is None:
+        raise _FieldError("is not a list", 'write ["...", "..."]')
+    return value
 
 
 def _integer(value: Any) -> int:
@@ -330,11 +340,10 @@ def _integers(value: Any) -> tuple[int, ...]:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
-        return float(_text(value))
-    except ValueError:
+        return float(value if number else _text(value))
+    except (ValueError, OverflowError):
         raise _FieldError("is not a number", "give a number") from None
 
 
@@ -354,7 +363,7 @@ def _items(value: Any) -> Iterable[Any]:
 
 def _kind(value: Any) -> str:
     names = {bool: "a yes/no value", int: "a number", float: "a number", dict: "an object"}
-    names |= {Record: "an object", list: "a list", str: "text", type(None): "nothing"}
+    names |= {Record: "an object", Listed: "a list", str: "text", type(None): "nothing"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 

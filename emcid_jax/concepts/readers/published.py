@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ast
 import random
 import re
 from collections.abc import Callable
 
 import numpy as np
 
+from emcid_jax.concepts.readers.literal_lists import literal_list
 from emcid_jax.concepts.templates import (
     ARTIST_TEMPLATES,
     DEBIAS_TEMPLATES,
@@ -55,11 +55,9 @@ def _edit_rows(rows: list[Record], failures: Failures) -> list[Record]:
 
 
 def _is_template_set(text: str) -> bool:
-    try:
-        return tuple(ast.literal_eval(text)) in TEMPLATE_SETS.values()
-    except (ValueError, SyntaxError, TypeError):
-        # Left as templates, so that the reader reports the field under its own name.
-        return True
+    found = literal_list(text)
+    # What is no list is left as templates, so that the reader reports it under its own name.
+    return found is None or tuple(found) in TEMPLATE_SETS.values()
 
 
 def is_class_prompt(record: Record) -> bool:
@@ -106,8 +104,8 @@ def class_prompts(records: list[Record], failures: Failures) -> list[Record]:
     return list(classes.values())
 
 
-def artist_names(names: list[str]) -> list[Record]:
-    """A list of artist names, all erased towards "art". The lists are written on one line."""
+def artist_names(names: list[str], lines: list[int]) -> list[Record]:
+    """A list of artist names, each with its line, all erased towards "art"."""
     seeds = artist_seeds(len(names))
     return [
         Record(
@@ -118,9 +116,9 @@ def artist_names(names: list[str]) -> list[Record]:
                 "templates": ARTIST_TEMPLATES,
                 "seed": seed,
             },
-            1,
+            line,
         )
-        for name, seed in zip(names, seeds, strict=True)
+        for name, line, seed in zip(names, lines, seeds, strict=True)
     ]
 
 
@@ -144,8 +142,7 @@ def _artist_prompts(rows: list[Record], failures: Failures) -> list[Record]:
             continue
         name = row["artist"]
         if name not in artists:
-            artists[name] = artist_names([name])[0]
-            artists[name].line = row.line
+            artists[name] = artist_names([name], [row.line])[0]
             artists[name] |= {"seeds": [], "validation_templates": []}
         artists[name]["seeds"].append(row["evaluation_seed"])
         artists[name]["validation_templates"].append(template_from(row["prompt"], name))
@@ -155,10 +152,13 @@ def _artist_prompts(rows: list[Record], failures: Failures) -> list[Record]:
 
 
 def _professions(rows: list[Record], failures: Failures) -> list[Record]:
-    """The debias CSVs: two equal shares. The unprocessed file names one of the two."""
+    """The debias CSVs: two equal shares. The unprocessed file names one of the two.
+
+    Only columns that `TABLES` names are read.
+    """
     records = []
     for row in rows:
-        if "female" in row:
+        if {"female", "male"} <= set(row):
             dest = [row["female"], row["male"]]
         else:
             neutral = re.sub(r"\b(fe)?male\b", "{}", row["new"])

@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from emcid_jax.concepts import spans
-from emcid_jax.concepts.conflicts import normalised, require_consistent
+from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import NotNegative, StageTwoConfig
 from emcid_jax.editing.bank import memories, pack_file

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float64, Int
 
 from emcid_jax.concepts import spans
-from emcid_jax.concepts.conflicts import Conflict, find_conflicts, normalised
+from emcid_jax.concepts.conflicts import Conflict, find_conflicts
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank

@@ -1,14 +1,13 @@
-"""Captions that second moments are measured over: JSONL, plain text, or TensorFlow Datasets."""
+"""Captions that second moments are measured over: a file of them, or TensorFlow Datasets."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emcid_jax.concepts.readers.texts import CAPTION_COLUMNS, read_texts
 from emcid_jax.runtime.errors import UserError
 
 # Features that hold captions in the data sets of tfds, the likeliest first.
@@ -19,9 +18,9 @@ def read_captions(source: str, count: int, seed: int) -> list[str]:
     """`count` captions of `source`, picked by `seed`; all of them if there are no more.
 
     Args:
-        source: a `.jsonl` file with `{"caption": ...}` per line, any other file with a caption
-            per line, or `tfds:<name>` for the `train` split of that data set (its feature
-            `caption`, `captions` or `text`). Blank lines and blank captions do not count.
+        source: a file (`read_texts`: JSON, JSON lines or CSV with `caption` or `prompt`, COCO's
+            captions, or a caption a line), or `tfds:<name>` for the `train` split of that data set
+            (its feature `caption`, `captions` or `text`). Blank captions do not count.
         count: how many captions.
         seed: the same seed picks the same captions of the same source.
 
@@ -35,50 +34,11 @@ def read_captions(source: str, count: int, seed: int) -> list[str]:
     if source.startswith("tfds:"):
         captions = _from_data_set(source.removeprefix("tfds:"), count, rng)
     else:
-        path = Path(source)
-        lines = list(_jsonl(path) if path.suffix == ".jsonl" else _text(path))
-        captions = [lines[index] for index in rng.permutation(len(lines))[:count]]
+        texts = [one.text for one in read_texts(source, "moments.captions", CAPTION_COLUMNS)]
+        captions = [texts[index] for index in rng.permutation(len(texts))[:count]]
     if not captions:
         raise UserError(f"moments.captions: {source} holds no caption; name another source")
     return captions
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line that is not blank."""
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, line.strip()
-    except OSError as error:
-        raise UserError(
-            f"moments.captions is {str(path)!r}, which cannot be read ({error.strerror}); name a "
-            "JSONL or text file, or tfds:<name>"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); convert it") from error
-
-
-def _text(path: Path) -> Iterator[str]:
-    for _, line in _lines(path):
-        yield line
-
-
-def _jsonl(path: Path) -> Iterator[str]:
-    for number, line in _lines(path):
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{number}: not JSON ({error.msg}); one object a line"
-            ) from error
-        caption = record.get("caption") if isinstance(record, dict) else None
-        if not isinstance(caption, str):
-            raise UserError(
-                f'{path}:{number}: no text in field "caption"; write {{"caption": "..."}}'
-            )
-        if caption.strip():
-            yield caption.strip()
 
 
 def _from_data_set(name: str, count: int, rng: np.random.Generator) -> list[str]:

@@ -19,8 +19,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
-from emcid_jax.concepts.conflicts import normalised
-from emcid_jax.concepts.name_lists import names_in_file
+from emcid_jax.concepts.names import normalised
+from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import StageTwoConfig
@@ -60,7 +60,7 @@ def resolved(config: StageTwoConfig) -> StageTwoConfig:
     config.check()
     names = [*config.preserve]
     if config.preserve_path:
-        names += names_in_file(config.preserve_path, "config.stage_two.preserve_path")
+        names += read_names(config.preserve_path, "config.stage_two.preserve_path")
         if not names:
             raise UserError(
                 f"config.stage_two.preserve_path: {config.preserve_path} holds no name; "

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.concepts.readers.located import Table, parse
+from emcid_jax.concepts.readers.located import Table, number_in, parse
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
 from emcid_jax.evaluation.drawing.draw import Draw
@@ -43,25 +43,22 @@ class ArtistDraws(NamedTuple):
 def read_artists(path: Path) -> ArtistDraws:
     """The prompts and seeds of a published `erased-*.csv`. UserError tells all that is wrong."""
     failures = Failures(path)
-    table = parse(read_text(path, "requests"), path, failures)
+    table = parse(read_text(path, "artists"), failures)
     found: dict[str, dict[str, list[Draw]]] = {"erased": {}, "holdout": {}}
     if not isinstance(table, Table) or not set(COLUMNS) <= set(table.columns):
         problem = Problem("file", "is no table of artists", path.name, f"columns {COLUMNS}")
         failures.add(1, problem)
     else:
         for row in table.rows:
-            seed = row["evaluation_seed"].strip()
-            if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
-                fix = "give a number from 0 to 2^32 - 1"
-                failures.add(row.line, Problem("evaluation_seed", "is no seed", seed, fix))
-            elif row["type"] in found:
+            seed = number_in(row, "evaluation_seed", row.line, failures)
+            if row["type"] in found:
                 draws = found[row["type"]].setdefault(row["artist"], [])
-                draws.append(Draw(row["prompt"].strip(), int(seed)))
+                draws.append(Draw(row["prompt"].strip(), seed))
         for kind, artists in found.items():
             if not artists and not failures:
                 fix = "give rows of type erased and of type holdout"
                 failures.add(table.line, Problem("type", "has no row", kind, fix))
-    failures.raise_if_any()
+    failures.finish()
     return ArtistDraws(found["erased"], found["holdout"])
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +13,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from emcid_jax.concepts.readers.located import number_in
+from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.evaluation.text_space.measure import names_any
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import Failures, UserError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -69,11 +70,11 @@ def sprite_captions(count: int, seed: int) -> list[QualityCaption]:
 
 
 def captions_in_file(path: Path, count: int, real: Path | None = None) -> list[QualityCaption]:
-    """The first `count` rows (0: all) of a CSV with `prompt` and `evaluation_seed`.
+    """The first `count` entries (0: all) of a file with `prompt` and `evaluation_seed`.
 
     Args:
-        path: e.g. the published `coco_30k.csv`; other columns are ignored.
-        count: rows taken.
+        path: e.g. the published `coco_30k.csv` (kinds: `read_texts`); other columns are ignored.
+        count: entries taken.
         real: folder of real pictures; a row's `coco_id` is the number at the end of its
             picture's name (`COCO_val2014_000000203564.jpg`, `203564.png`, ...).
 
@@ -82,19 +83,19 @@ def captions_in_file(path: Path, count: int, real: Path | None = None) -> list[Q
             line), or pictures that are not there.
     """
     pictures = _pictures(real) if real else {}
+    failures = Failures(path)
     captions, missing = [], []
-    for line, row in _rows(path, ("prompt", "evaluation_seed", *(("coco_id",) if real else ()))):
-        if count and len(captions) == count:
-            break
-        seed = _number(row, "evaluation_seed", path, line)
+    for entry in read_texts(path, "captions", PROMPT_COLUMNS)[: count or None]:
+        seed = number_in(entry.fields, "evaluation_seed", entry.line, failures)
         picture = None
         if real:
-            number = _number(row, "coco_id", path, line)
+            number = number_in(entry.fields, "coco_id", entry.line, failures)
             if number in pictures:
                 picture = _in_file(pictures[number])
             else:
                 missing.append(number)
-        captions.append(QualityCaption(row["prompt"].strip(), seed, picture))
+        captions.append(QualityCaption(entry.text, seed, picture))
+    failures.finish()
     if missing:
         raise UserError(
             f"{real}: holds no picture of {len(missing)} of {len(captions)} captions, coco_id "
@@ -104,30 +105,6 @@ def captions_in_file(path: Path, count: int, real: Path | None = None) -> list[Q
     if not captions:
         raise UserError(f"{path}: holds no caption")
     return captions
-
-
-def _rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for name in columns:
-                if name not in (reader.fieldnames or ()):
-                    raise UserError(
-                        f"{path}: no column {name!r}; it has {', '.join(reader.fieldnames or ())}"
-                    )
-            for row in reader:
-                if None in row.values():
-                    raise UserError(f"{path}:{reader.line_num}: a row with too few fields")
-                yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not readable as CSV: {error}") from error
-
-
-def _number(row: dict[str, str], column: str, path: Path, line: int) -> int:
-    text = row[column].strip()
-    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
-        raise UserError(f"{path}:{line}: {column} is {text!r}; give a number from 0 to 2^32 - 1")
-    return int(text)
 
 
 def _pictures(folder: Path) -> dict[int, Path]:

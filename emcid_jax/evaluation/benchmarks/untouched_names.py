@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from emcid_jax.concepts.conflicts import normalised
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks import erase
 from emcid_jax.evaluation.drawing.before_after import draws_of

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from emcid_jax.concepts import spans
-from emcid_jax.concepts.conflicts import normalised
+from emcid_jax.concepts.names import normalised
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts

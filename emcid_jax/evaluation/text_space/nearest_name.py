@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from emcid_jax.concepts.conflicts import normalised
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.editing.encoder.whole_prompts import end_features

@@ -27,10 +27,11 @@ def test_text_and_jsonl_hold_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"caption": "a"}\n{"text": "b"}\n', r'x\.jsonl:2: no text in field "caption"'),
-        ('{"caption": "a"}\n\n[3]\n', r"x\.jsonl:3: no text"),
-        ('{"caption": 3}\n', r"x\.jsonl:1: no text"),
-        ("a caption\n", r"x\.jsonl:1: not JSON"),
+        ('{"caption": "a"}\n{"text": "b"}\n', r"x\.jsonl:2: caption: is no text \({'text': 'b'}\)"),
+        ('{"caption": "a"}\n\n[3]\n', r"x\.jsonl:3: caption: is no text"),
+        ('{"caption": 3}\n', r"x\.jsonl:1: caption: is no text"),
+        ('{"caption": "a"}\n{"caption": "b"\n', r"x\.jsonl:2: json: Expecting ',' delimiter"),
+        ("a caption\n", r"x\.jsonl:1: moments\.captions: is no jsonl file"),
         ('{"caption": " "}\n', "holds no caption"),
     ],
 )
@@ -42,7 +43,7 @@ def test_bad_jsonl_is_named_by_line(tmp_path, content, message):
 
 
 def test_other_bad_sources(tmp_path):
-    with pytest.raises(UserError, match=r"captions is '.*absent\.txt'.*No such file"):
+    with pytest.raises(UserError, match=r"captions is '.*absent\.txt': no such file"):
         read_captions(str(tmp_path / "absent.txt"), 5, 0)
     (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     with pytest.raises(UserError, match="not UTF-8"):
