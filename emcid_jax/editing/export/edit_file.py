@@ -20,7 +20,7 @@ from emcid_jax.concepts.requests import Task
 from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.moments.second_moment import SecondMoments
-from emcid_jax.editing.stage_two.solve import LayerReport, StageTwoReport
+from emcid_jax.editing.stage_two.solve import StageTwoReport
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError, shown
 
@@ -178,9 +178,7 @@ def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLa
 
 def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:
     """What Stage II did, from the ledger."""
-    about = dict(ledger["report"])
-    layers = tuple(LayerReport(**layer) for layer in about.pop("layers"))
-    return StageTwoReport(layers, **about)
+    return typed_values.section(ledger["report"], StageTwoReport, "ledger.report")
 
 
 def make_ledger(
