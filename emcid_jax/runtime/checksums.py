@@ -48,21 +48,28 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     write_atomically(path, sealed(f"{text}\n".encode()))
 
 
-def read_json(path: Path, remedy: str) -> dict[str, Any]:
+def read_json(path: Path, remedy: str, older: bool = False) -> dict[str, Any]:
     """The JSON object that `write_json` wrote.
 
-    UserError, which ends with `remedy` (what to do about it), if a byte was changed or it is not
-    there.
+    Args:
+        path: the file.
+        remedy: what to do if it is not to be read, for messages.
+        older: read a file without a checksum, too, as earlier versions wrote it.
+
+    Raises:
+        UserError: a byte was changed, it is no JSON object, or not there.
     """
+    require_readable(path)
     try:
         content = path.read_bytes()
-        if not is_intact(content):
-            raise ValueError("its checksum does not fit")
         found = json.loads(content)
-        found.pop("checksum")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        if "checksum" in found or not older:
+            if not is_intact(content):
+                raise ValueError("its checksum does not fit")
+            del found["checksum"]
+        return dict(found)
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: missing or damaged ({error}); {remedy}") from error
-    return found
 
 
 class Tensors(NamedTuple):

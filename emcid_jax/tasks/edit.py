@@ -32,7 +32,7 @@ from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.models.weights.params import params_hash, read_params
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
-from emcid_jax.runtime import parallel
+from emcid_jax.runtime import checksums, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import debias_search, environment, write_report
 from emcid_jax.workflow import workdir as folders
@@ -258,7 +258,7 @@ def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
             )
     mixing = workdir / debias_search.FILE
     if mixing.exists():
-        others["debias_search"] = folders.read_json(mixing)["found"]
+        others["debias_search"] = checksums.read_json(mixing, "delete it", older=True)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
     with log.timed("report"):
         memories = [

@@ -35,9 +35,10 @@ from emcid_jax.evaluation.drawing.draw import drawn_seeds
 from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import preemption
+from emcid_jax.runtime import checksums, preemption
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.workflow.workdir import Log, read_json, write_json
+from emcid_jax.runtime.typed_values import convert
+from emcid_jax.workflow.workdir import Log
 
 FORMAT = 1
 """Raised whenever a trial would come out differently from the same inputs."""
@@ -192,15 +193,37 @@ def _aimed(trials: Sequence[Trial], ratios: Sequence[float], config: DebiasConfi
     return mixing.aim(response, ratios, config.images)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Round:
+    """What a round drew."""
+
+    kind: str
+    trials: tuple[tuple[tuple[Factors, tuple[int, ...]], ...], ...]
+    """Per request and candidate: the factors and the counts."""
+
+
+def _stored(search: Search, path: Path) -> list[_Round]:
+    """The rounds on file of an equal search. UserError if the file is damaged."""
+    remedy = "delete it, and the search starts anew"
+    content = checksums.read_json(path, remedy, older=True)
+    if content.get("fingerprint") != search.fingerprint:
+        return []
+    try:
+        rounds = convert(content.get("rounds"), tuple[_Round, ...], "rounds")
+        if any(len(one.trials) != len(search.requests) for one in rounds):
+            raise UserError("rounds are not those of this run's requests")
+    except UserError as error:
+        raise UserError(f"{path}: {error}; {remedy}") from error
+    return list(rounds)
+
+
 class Rounds:
     """Rounds of trials in their order: those on file first, then drawn ones, filed at once."""
 
     def __init__(self, search: Search, path: Path, log: Log) -> None:
         self._search, self._path, self._log = search, path, log
-        stored = read_json(path) if path.exists() else {}
-        same = stored.get("fingerprint") == search.fingerprint
-        self._stored: list[Any] = stored["rounds"] if same else []
-        self._done: list[Any] = []
+        self._stored = _stored(search, path) if path.exists() else []
+        self._done: list[_Round] = []
 
     def next(self, kind: str, candidates: Candidates, solve: Solve | None) -> list[list[Trial]]:
         """The trials of every candidate; with `solve` on the jointly edited model.
@@ -217,11 +240,10 @@ class Rounds:
             ):
                 figures |= {"round": number, "kind": kind, "requests": sum(map(bool, candidates))}
                 counts = self._counts(number, kind, candidates, solve)
-                self._done.append({"kind": kind, "trials": counts})
+                self._done.append(convert({"kind": kind, "trials": counts}, _Round, "round"))
                 self._write({})
         return [
-            [Trial(tuple(factors), tuple(counts)) for factors, counts in one]
-            for one in self._done[number]["trials"]
+            [Trial(factors, counts) for factors, counts in one] for one in self._done[number].trials
         ]
 
     def finish(self, found: Mixtures) -> None:
@@ -241,8 +263,9 @@ class Rounds:
         )
 
     def _write(self, found: dict[str, Any]) -> None:
-        content = {"fingerprint": self._search.fingerprint, "found": found, "rounds": self._done}
-        write_json(self._path, content)
+        content = {"fingerprint": self._search.fingerprint, "found": found}
+        content |= {"rounds": [dataclasses.asdict(one) for one in self._done]}
+        checksums.write_json(self._path, content)
 
     def _counts(
         self, number: int, kind: str, candidates: Candidates, solve: Solve | None

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.workflow.workdir import read_json, write_json
 
 FORMAT = 2
 """Part of every row's hash. Raise it whenever a task's figures come out differently from the same
 inputs: rows of earlier versions are then measured anew."""
+
+_REMEDY = "move it away or use another --workdir"
 
 Row = dict[str, Any]
 
@@ -36,13 +38,11 @@ class Table:
         """
         self._path, self._about, self.rows = path, about, list[Row]()
         try:
-            old = read_json(path) if path.exists() else {"rows": []}
+            old = checksums.read_json(path, _REMEDY, older=True) if path.exists() else {"rows": []}
             self._earlier: list[Row] = [*old["rows"], *old.get("earlier", [])]
             self._hashes = [row.get("hash") for row in self._earlier]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{path}: is no table of this task ({error}); move it away or use another --workdir"
-            ) from error
+            raise UserError(f"{path}: is no table of this task ({error}); {_REMEDY}") from error
 
     def row(
         self, name: Mapping[str, Any], decides: Any, measure: Callable[[], Mapping[str, Any]]
@@ -69,4 +69,6 @@ class Table:
     def write(self, **about: Any) -> None:
         """Writes the file by one rename; `about` are further JSON values that it shall hold."""
         self._about |= about
-        write_json(self._path, self._about | {"rows": self.rows, "earlier": self._earlier})
+        checksums.write_json(
+            self._path, self._about | {"rows": self.rows, "earlier": self._earlier}
+        )

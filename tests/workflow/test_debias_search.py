@@ -17,6 +17,7 @@ from emcid_jax.config import EditConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.export.edit_file import read_edit
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import debias_search
@@ -136,10 +137,10 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_bits(
     workdir = tmp_path / "workdir"
     shutil.copytree(finished, workdir)
     (workdir / "edit.safetensors").unlink()
-    content = read_json(workdir / debias_search.FILE)
+    content = checksums.read_json(workdir / debias_search.FILE, "")
     rounds = len(content["rounds"])
     content["rounds"].pop()
-    (workdir / debias_search.FILE).write_text(json.dumps(content))
+    checksums.write_json(workdir / debias_search.FILE, content)
     drawn = []
     counts = debias_search.Rounds._counts
 
@@ -183,3 +184,22 @@ def test_a_search_takes_one_edited_token(config: EditConfig) -> None:
 def test_other_tasks_than_the_main_job_refuse_debias(job: edit.Job) -> None:
     with pytest.raises(UserError, match="which only the main job"):
         read_prompts(job.pipeline, job.requests, job.config.stage_one)
+
+
+@pytest.mark.parametrize("damage", ["a byte", "a field", "no number"])
+def test_damaged_rounds_are_not_used(
+    damage: str, finished: Path, config: EditConfig, tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(finished, tmp_path / "workdir"))
+    (workdir / "edit.safetensors").unlink()
+    path = workdir / debias_search.FILE
+    content = checksums.read_json(path, "")
+    if damage == "a byte":
+        path.write_bytes(path.read_bytes().replace(b'"search"', b'"seaRch"', 1))
+    elif damage == "a field":
+        checksums.write_json(path, content | {"rounds": [{"kind": "search"}]})
+    else:
+        content["rounds"][0]["trials"][0][0][1] = ["x"]
+        checksums.write_json(path, content)
+    with pytest.raises(UserError, match=r"debias\.json: .*delete it, and the search starts anew"):
+        edit.run(config, workdir)

@@ -66,10 +66,18 @@ def test_another_format_is_measured_anew(tmp_path: Path, monkeypatch: pytest.Mon
     assert fill(path, "a", 1)[0] == ["a"]
 
 
+def test_a_flipped_bit_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    fill(path, "ab", 1)
+    path.write_bytes(path.read_bytes().replace(b"a of 1", b"c of 1"))
+    with pytest.raises(UserError, match=r"its checksum does not fit.*move it away"):
+        Table(path)
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"rows": 1}', '{"rows": [1]}', "{}"])
 def test_what_is_no_table_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "t.json"
     path.write_text(content)
-    with pytest.raises(UserError, match="no table of this task"):
+    with pytest.raises(UserError, match=r"no table of this task|missing or damaged"):
         Table(path)
     assert path.read_text() == content
