@@ -1,0 +1,1 @@
+"""The program under torture: kills, mutated inputs, rivals and hostile names, counted."""
