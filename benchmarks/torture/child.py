@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-import json
+import itertools
 import os
 import pkgutil
 import resource
@@ -19,6 +20,7 @@ MEMORY = 2 * 2**30
 """More resident memory than this counts as a failure."""
 CAGE = 6 * 2**30
 """Address space of a child: it cannot take the machine down with it."""
+_NUMBERS = itertools.count()
 _WRITES = frozenset(
     (
         "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
@@ -74,11 +76,20 @@ def warm_up(cache: Path) -> None:
         importlib.import_module(f"emcid_jax.tasks.{module.name}")
 
 
+class Running(NamedTuple):
+    """A run that was begun."""
+
+    process: int
+    files: tuple[Path, Path, Path]
+    """Its output, its errors, and its count of file operations."""
+    began: float
+
+
 def run(
     work: Callable[[], int | None],
     folder: Path,
     *,
-    limit: float = 120.0,
+    limit: float = 180.0,
     kill: Kill | None = None,
     count: bool = False,
 ) -> Ended:
@@ -91,15 +102,32 @@ def run(
         kill: how it is killed, if at all.
         count: whether file operations are counted though none is awaited.
     """
+    return ended(start(work, folder, kill=kill, count=count), limit=limit, kill=kill)
+
+
+def start(
+    work: Callable[[], int | None],
+    folder: Path,
+    *,
+    kill: Kill | None = None,
+    count: bool = False,
+) -> Running:
+    """Begins what `run` runs."""
     folder.mkdir(parents=True, exist_ok=True)
-    out, err, counted = (folder / f"{os.getpid()}.{name}" for name in ("out", "err", "count"))
-    counted.unlink(missing_ok=True)
+    name = f"{os.getpid()}.{next(_NUMBERS)}"
+    out, err, counted = (folder / f"{name}.{kind}" for kind in ("out", "err", "count"))
     sys.stdout.flush()
     sys.stderr.flush()
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _be(work, out, err, counted if count or (kill and kill.operation) else None, kill)
+    return Running(child, (out, err, counted), began)
+
+
+def ended(running: Running, *, limit: float = 180.0, kill: Kill | None = None) -> Ended:
+    """Waits for a run, and kills it as `run` says."""
+    child, (out, err, counted), began = running
     deadline = began + limit
     strike = began + kill.seconds if kill and not kill.operation else None
     hung, pause = False, 0.001
@@ -120,43 +148,33 @@ def run(
     seconds = time.monotonic() - began
     code = os.waitstatus_to_exitcode(status)
     operations = int(counted.read_text() or 0) if counted.exists() else 0
-    texts = [path.read_bytes().decode("utf-8", "replace") for path in (out, err)]
-    return Ended(code, *texts, seconds, usage.ru_maxrss * 1024, hung, operations)
+    said, told = (
+        path.read_bytes().decode("utf-8", "replace") if path.exists() else "" for path in (out, err)
+    )
+    for path in (out, err, counted):
+        path.unlink(missing_ok=True)
+    return Ended(code, said, told, seconds, usage.ru_maxrss * 1024, hung, operations)
 
 
-def command(values: dict[str, Any], workdir: Path, *overrides: str) -> Callable[[], int | None]:
-    """A run of main with these settings, to be given to `run`."""
+def command(
+    values: dict[str, Any], workdir: Path, logs: Path, *overrides: str
+) -> Callable[[], int | None]:
+    """A run of main with these settings, to be given to `run`; its config file lies in `logs`."""
+    text = (
+        "from ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict({values!r})\n"
+    )
+    logs.mkdir(parents=True, exist_ok=True)
+    file = logs / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.{os.getpid()}.py"
+    file.write_text(text, encoding="utf-8")
 
     def work() -> int | None:
         from emcid_jax import main
 
-        file = workdir.with_name(f".{workdir.name}.{os.getpid()}.py")
-        file.write_text(
-            "import ast\nfrom ml_collections import ConfigDict\n"
-            f"def get_config():\n    return ConfigDict({values!r})\n",
-            encoding="utf-8",
-        )
         sys.argv = ["main", f"--config={file}", f"--workdir={workdir}", *overrides]
-        try:
-            return main.main(main._parse_flags(sys.argv))
-        finally:
-            file.unlink(missing_ok=True)
+        return main.main(main._parse_flags(sys.argv))
 
     return work
-
-
-def door(work: Callable[[], Any]) -> int:
-    """Runs `work` as main would: what the user or the machine causes is a line and exit code 2."""
-    from emcid_jax import main
-
-    try:
-        work()
-    except Exception as error:
-        code = main.answer(error, "--workdir")
-        if code is None:
-            raise
-        return code
-    return 0
 
 
 def _be(
@@ -208,8 +226,3 @@ def _count_operations(counted: Path, kill: Kill | None) -> None:
 
 def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-
-
-def as_json(ended: Ended) -> str:
-    """For the log of what failed."""
-    return json.dumps(ended._asdict())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ def make_model(folder: Path) -> None:
     from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification
     from emcid_jax.models.text.tokenizer import load_tokenizer
     from emcid_jax.models.weights.params import abstract_params, to_hf
-    from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
     from emcid_jax.pipelines.abstract import abstract_pipeline
+    from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
     from emcid_jax.sprites.judge_training import judge_config
     from emcid_jax.sprites.tokenizer import train_tokenizer
 
@@ -40,7 +39,7 @@ def make_model(folder: Path) -> None:
     write_configs(folder, configs)
     rng = np.random.default_rng(0)
 
-    def weights(shapes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    def weights(shapes: Any) -> dict[str, np.ndarray]:
         drawn = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
         return {name: _drawn(rng, name, zeros.shape) for name, zeros in to_hf(drawn).items()}
 
@@ -59,6 +58,16 @@ def make_model(folder: Path) -> None:
     shapes = abstract_params(ViTForImageClassification(vit), pixels)
     save_file(weights(shapes), judge / "model.safetensors", {"format": "pt"})
     write_index(folder, configs["scheduler"]["_class_name"])
+
+
+def write_shapes(model: Path, path: Path) -> None:
+    """Paths and shapes of the text encoder's parameters, for readers of its weights."""
+    from flax.traverse_util import flatten_dict
+
+    from emcid_jax.pipelines.abstract import abstract_pipeline
+
+    flat: dict[Any, Any] = flatten_dict(abstract_pipeline(model).params["text_encoder"])
+    path.write_text(json.dumps([[list(key), list(leaf.shape)] for key, leaf in flat.items()]))
 
 
 def make_inputs(folder: Path) -> None:
