@@ -59,7 +59,7 @@ def manifest(rng: random.Random, place: Path, folder: Path) -> str:
 
 def captions(rng: random.Random, place: Path, folder: Path) -> str:
     """Captions in text, JSON lines and a JSON list; names to keep."""
-    from emcid_jax.concepts.name_lists import names_in_file
+    from emcid_jax.concepts.readers.texts import read_names
     from emcid_jax.editing.moments.captions import read_captions
 
     plain = (place / "captions.txt").read_text().splitlines()[:12]
@@ -73,7 +73,7 @@ def captions(rng: random.Random, place: Path, folder: Path) -> str:
     file = folder / f"captions.{rng.choice((style, 'txt', 'jsonl'))}"
     file.write_bytes(raw)
     if style == "names":
-        found = names_in_file(str(file), "config.keep_path")
+        found = read_names(str(file), "config.keep_path")
         return _lists_differ(oracles.lines_of_text(raw), [oracles.seen(name) for name in found])
     found = [oracles.seen(one) for one in read_captions(str(file), 10_000, 1)]
     return _lists_differ(_captions_said(raw), found)
