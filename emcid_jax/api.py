@@ -35,6 +35,7 @@ from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.pipelines import pipeline as pipelines
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import ownership
 from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.tasks import bank as bank_task
 from emcid_jax.workflow.inputs import require_model
@@ -69,7 +70,8 @@ def memorize(
         run: chunk size and progress bars.
 
     Raises:
-        UserError: requests that contradict each other, the bank, or do not fit the tokenizer.
+        UserError: requests that contradict each other, the bank, or do not fit the tokenizer; a
+            folder that is a model's, or has a metrics.jsonl of somebody else's.
     """
     folder = Path(folder)
     asked = [
@@ -80,6 +82,8 @@ def memorize(
     ]
     require_consistent(asked)
     log = Log(folder / "metrics.jsonl")
+    concept_bank.require_usable(folder)
+    ownership.require_free(folder, (log.path.name,), f"the bank is {str(folder)!r}")
     folder.mkdir(parents=True, exist_ok=True)
     bank_task.memorize(pipeline, asked, folder, config, run, log)
     return concept_bank.open_bank(folder)
@@ -114,7 +118,11 @@ def apply(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
 
 
 def export(edited: Pipeline, folder: Path | str, dtype: ExportDtype = "source") -> None:
-    """Writes the text encoder as the drop-in `text_encoder` folder of a diffusers model."""
+    """Writes the text encoder as the drop-in `text_encoder` folder of a diffusers model.
+
+    An earlier one is replaced. UserError, with nothing changed, if anything in `folder` was not
+    written by this program, or `folder` lies in a model's.
+    """
     exports.write_text_encoder(
         Path(folder), edited.params["text_encoder"], edited.folder / "text_encoder", dtype
     )

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,9 @@ WEIGHTS = "orbax"
 """Folder of the weights in a model folder."""
 RECORD = "orbax.json"
 """What the weights are, beside them: hashes of the model's parts and of every file, and shapes."""
+
+_OWN = re.compile(r"\d+(\.orbax-checkpoint-tmp.*)?")
+"""Names of steps, whole ones and those that a killed process was saving."""
 
 
 class Checkpoint(NamedTuple):
@@ -58,7 +62,7 @@ def save(folder: Path, step: int, arrays: Mapping[str, Any], metadata: Mapping[s
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(target, ocp.args.PyTreeSave(host), custom_metadata=dict(metadata))
     for child in folder.iterdir():  # Older steps, and what a killed save left.
-        if child.name != str(step):
+        if child.name != str(step) and _OWN.fullmatch(child.name):
             shutil.rmtree(child)
 
 

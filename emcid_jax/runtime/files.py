@@ -129,16 +129,23 @@ def sweep(folder: Path, *, below: bool = False) -> None:
 
 def require_plain(path: Path) -> None:
     """UserError if `path`, which is to be opened or replaced, is a link or no plain file."""
-    kind = _kind(path)
-    if kind not in (None, stat.S_IFREG):
-        raise UserError(f"{path}: is {_KINDS.get(kind, 'no file')}, not a file; move it away")
+    _require(path, "a file", stat.S_IFREG)
 
 
 def require_folder(path: Path) -> None:
     """UserError if `path`, which is to be replaced, is a link or no folder."""
+    _require(path, "a folder", stat.S_IFDIR)
+
+
+def require_plain_or_folder(path: Path) -> None:
+    """UserError if `path`, which is to be written to, is a link, a pipe or a device."""
+    _require(path, "a file or folder", stat.S_IFREG, stat.S_IFDIR)
+
+
+def _require(path: Path, wanted: str, *kinds: int) -> None:
     kind = _kind(path)
-    if kind not in (None, stat.S_IFDIR):
-        raise UserError(f"{path}: is {_KINDS.get(kind, 'a file')}, not a folder; move it away")
+    if kind is not None and kind not in kinds:
+        raise UserError(f"{path}: is {_KINDS.get(kind, 'a file')}, not {wanted}; move it away")
 
 
 def require_readable(path: Path) -> None:

@@ -50,13 +50,15 @@ class AblateConfig:
 
 
 Config = AblateConfig
+WRITES = ("ablation.json", "ablation.md", "metrics.jsonl", "bank", "moments", "count-*")
+"""What the task writes in its workdir."""
 
 
 def run(config: AblateConfig, workdir: Path) -> None:
     """Fills `workdir/ablation.json` and `workdir/ablation.md`."""
     environment.use_compile_cache()
-    folders.require_writable(workdir)
-    with folders.exclusive(workdir):
+    folders.require_writable(workdir, WRITES, config)
+    with folders.exclusive(workdir, WRITES):
         table = Table(workdir / "ablation.json")
         log = folders.Log(workdir / "metrics.jsonl")
         job = edit.prepare(config.base)

@@ -26,14 +26,17 @@ from emcid_jax.config import (
     StageOneConfig,
     StageTwoConfig,
 )
+from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import Concept, ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts
 from emcid_jax.editing.diagnostics.predicted_conflicts import Prediction
+from emcid_jax.editing.export import text_encoder
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.reporting.pages.text_space import conflicts_html
+from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import show
@@ -100,10 +103,22 @@ class BankConfig:
 
 
 Config = BankConfig
+WRITES = (
+    "config.json",
+    "metrics.jsonl",
+    "edit.safetensors",
+    "text_encoder",
+    "conflicts.json",
+    "conflicts.html",
+    "port.json",
+    "moments",
+)
+"""What the task writes in its workdir."""
 
 
 def run(config: BankConfig, workdir: Path) -> None:
     """Does the operation. `solve` leaves its results in `workdir`; `add` logs there."""
+    ownership.require_apart(workdir, folders.said(workdir))
     _OPERATIONS[config.operation](config, workdir)
 
 
@@ -125,7 +140,7 @@ def _show(config: BankConfig, workdir: Path) -> None:
 
 def _diff(config: BankConfig, workdir: Path) -> None:
     ours, theirs = (concept_bank.read_list(Path(name)) for name in (config.bank, config.other))
-    found = concept_bank.diff(ours, theirs)
+    found = choice.diff(ours, theirs)
     show(json.dumps(found, indent=2, ensure_ascii=False))
 
 
@@ -148,10 +163,10 @@ def _merge(config: BankConfig, workdir: Path) -> None:
 
 
 def _add(config: BankConfig, workdir: Path) -> None:
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     requests = read_requests(config.requests)
     pipeline = load(config, config.model)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         new = memorize(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
     total = concept_bank.read_list(Path(config.bank))
@@ -159,7 +174,8 @@ def _add(config: BankConfig, workdir: Path) -> None:
 
 
 def _solve(config: BankConfig, workdir: Path) -> None:
-    with solvable(config, workdir) as job:
+    text_encoder.require_replaceable(workdir / "text_encoder")
+    with solvable(config, workdir, WRITES) as job:
         report = edit.write_results(
             job.concepts,
             job.pipeline,
@@ -177,7 +193,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
 
 
 def _conflicts(config: BankConfig, workdir: Path) -> None:
-    with solvable(config, workdir) as job:
+    with solvable(config, workdir, WRITES) as job:
         found = predicted_conflicts.predict(
             job.concepts, job.pipeline, job.moments, config.stage_two, config.keep
         )
@@ -189,7 +205,7 @@ def _conflicts(config: BankConfig, workdir: Path) -> None:
 
 
 def _port(config: BankConfig, workdir: Path) -> None:
-    found = port(config, workdir)
+    found = port(config, workdir, WRITES)
     left = [one.left for one in found.reached]
     where = (
         f"blocks {list(found.difference.blocks)} differ"
@@ -291,7 +307,7 @@ def prediction_table(found: Prediction, most: int = 20) -> list[str]:
 def _chosen(config: BankConfig, concepts: Sequence[Concept]) -> list[Concept]:
     """The concepts meant; UserError if there is none."""
     requests = read_requests(config.requests) if config.requests.path else []
-    chosen = concept_bank.select(concepts, config.names, config.query, requests)
+    chosen = choice.select(concepts, config.names, config.query, requests)
     if not chosen:
         raise UserError(
             f"config.query is {config.query!r} and config.requests.path "

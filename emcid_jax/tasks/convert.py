@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +22,7 @@ from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES, WEIGHT_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime import checkpoints, parallel
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import replacing_folder
 from emcid_jax.workflow.inputs import require_model
 from emcid_jax.workflow.workdir import require_writable, write_json
 
@@ -41,6 +41,8 @@ class ConvertConfig:
 
 
 Config = ConvertConfig
+WRITES = ("*",)
+"""What the task writes in its workdir, which must be new."""
 
 
 def run(config: ConvertConfig, workdir: Path) -> None:
@@ -48,9 +50,8 @@ def run(config: ConvertConfig, workdir: Path) -> None:
 
     It appears by one rename, read back and compared. UserError if something is there already.
     """
-    require_writable(workdir)
-    if workdir.exists() and any(workdir.iterdir()):
-        raise UserError(f"--workdir is {str(workdir)!r}, which is not empty; give a new folder")
+    require_writable(workdir, (), config)
+    _require_empty(workdir)
     source = require_model(config.model)
     everywhere = parallel.replicated(parallel.make_mesh())
     pipeline = load_pipeline(source, variant=config.model.variant, sharding=everywhere)
@@ -61,8 +62,7 @@ def run(config: ConvertConfig, workdir: Path) -> None:
     }
     params = {part: _cast(tree, dtypes[part]) for part, tree in pipeline.params.items()}
     hashes = {part: params_hash(_cast(tree, "float32")) for part, tree in params.items()}
-    staging = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
-    try:
+    with replacing_folder(workdir) as staging:
         checkpoints.save_weights(staging, params, hashes)
         for name in ("model_index.json", *(f"{part}/{x}" for part, x in CONFIG_FILES.items())):
             (staging / name).parent.mkdir(exist_ok=True)
@@ -76,12 +76,13 @@ def run(config: ConvertConfig, workdir: Path) -> None:
         for part, digest in hashes.items():
             if params_hash(again[part]) != digest:
                 raise UserError(f"{workdir}: {part} is not read back as it was written; try again")
-        if workdir.exists():
-            workdir.rmdir()
-        staging.rename(workdir)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        _require_empty(workdir)
     logging.info("%s: converted; use --config.model.path=%s", workdir, workdir)
+
+
+def _require_empty(workdir: Path) -> None:
+    if workdir.exists() and any(workdir.iterdir()):
+        raise UserError(f"--workdir is {str(workdir)!r}, which is not empty; give a new folder")
 
 
 def _cast(tree: Any, dtype: str) -> Any:

@@ -42,6 +42,20 @@ from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.open_model import export_dtype, open_model
 
 Config = EditConfig
+WRITES = (
+    "config.json",
+    "metrics.jsonl",
+    "metrics.json",
+    "debias.json",
+    "edit.safetensors",
+    "text_encoder",
+    "report.html",
+    "bank",
+    "moments",
+    "evaluation",
+    "images",
+)
+"""What the task writes in its workdir."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +96,12 @@ class Job:
         return [about, self.inputs, memories, judge, held_out]
 
     @property
+    def concepts(self) -> list[Concept]:
+        """What the requests are in the bank."""
+        about = [bank.provenance(r, self.config.stage_one, self.model) for r in self.requests]
+        return [Concept(r, bank.key(a)) for r, a in zip(self.requests, about, strict=True)]
+
+    @property
     def inputs(self) -> dict[str, str]:
         """Hash of what a field names: the same name may mean something else another day."""
         asked = [dataclasses.asdict(request) | {"origin": ""} for request in self.requests]
@@ -101,9 +121,9 @@ def run(config: EditConfig, workdir: Path) -> None:
     if config.run.compile_cache:
         environment.use_compile_cache()
     began = time.perf_counter()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     job = prepare(config)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
         folders.write_config(workdir, config, job.inputs, environment.describe())
         log = folders.Log(workdir / "metrics.jsonl")
@@ -139,17 +159,16 @@ def prepare(config: EditConfig) -> Job:
         scored = split(requests, judge.groups).aice
         for reason in make_plan(scored, judge.groups[OBJECT], config.evaluation).skipped:
             logging.warning("not evaluated: %s", reason)
-    model = model_hashes(pipeline)
-    concept_bank.united(
-        Concept(request, bank.key(bank.provenance(request, config.stage_one, model)))
-        for request in requests
-    )
-    return Job(config, requests, pipeline, prompts, captions, model, judge)
+    job = Job(config, requests, pipeline, prompts, captions, model_hashes(pipeline), judge)
+    concept_bank.united(job.concepts)
+    return job
 
 
 def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     """Both stages and the exports; edit.safetensors appears last, when all is done."""
     config, pipeline = job.config, job.pipeline
+    text_encoder.require_replaceable(workdir / "text_encoder")
+    concept_bank.require_puttable(workdir / "bank", job.concepts)
     singles = [part for parts in job.parts for part in parts]
     found = iter(
         find_memories(
@@ -179,7 +198,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         if request.task == "debias":
             bank.write(workdir / "bank", record.provenance, record.memory, record.details)
     concepts = concept_bank.of_requests(job.requests, records)
-    concept_bank.update(workdir / "bank", lambda old: concepts.concepts)
+    concept_bank.put(workdir / "bank", concepts.concepts)
     dtype = export_dtype(config.model, pipeline)
     write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 

@@ -20,10 +20,13 @@ from emcid_jax.editing.export import (
 )
 from emcid_jax.editing.export.edit_file import StoredLayer
 from emcid_jax.pipelines.single_file import source_hash
+from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.terminal import show
+from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
 
+CLIP, LORA = "clip_l.safetensors", "lora.safetensors"
 Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "checkpoint"]
 
 
@@ -67,10 +70,13 @@ class EditFileConfig:
 
 
 Config = EditFileConfig
+WRITES = ("model", CLIP, LORA, "*-edited.safetensors")
+"""What the task writes in its workdir."""
 
 
 def run(config: EditFileConfig, workdir: Path) -> None:
     """Does the operation; exports lie in `workdir`."""
+    ownership.require_apart(workdir, folders.said(workdir))
     _OPERATIONS[config.operation](config, workdir)
 
 
@@ -95,8 +101,9 @@ def _undo(config: EditFileConfig, workdir: Path) -> None:
 
 
 def _folder(config: EditFileConfig, workdir: Path) -> None:
-    content, ledger = edit_file.read_edit(Path(config.edit))
     path = workdir / "model"
+    _require_free(path, config)
+    content, ledger = edit_file.read_edit(Path(config.edit))
     folder, variant = require_model(config.model), config.model.variant
     left = into_folder.write_copy(path, folder, content, ledger, config.force, variant)
     show(f"wrote {path}")
@@ -104,11 +111,12 @@ def _folder(config: EditFileConfig, workdir: Path) -> None:
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
+    path = workdir / CLIP
+    _require_free(path, config)
     content, ledger = edit_file.read_edit(Path(config.edit))
     folder, variant = require_model(config.model), config.model.variant
     arrays = stored_weights.read_weights(folder, variant).arrays
     stored_weights.require_base(arrays, ledger, config.model.path, config.force)
-    path = workdir / "clip_l.safetensors"
     edited = stored_weights.add_deltas(arrays, content)
     text_encoder.write_clip(path, edited, config.model.export_dtype)
     show(f"wrote {path}")
@@ -121,8 +129,9 @@ def _say_unedited(names: list[str], what: str) -> None:
 
 
 def _lora(config: EditFileConfig, workdir: Path) -> None:
+    path = workdir / LORA
+    _require_free(path, config)
     content, _ = edit_file.read_edit(Path(config.edit))
-    path = workdir / "lora.safetensors"
     dtype = "float16" if config.model.export_dtype == "float16" else "float32"
     for layer in lora.write_lora(path, content, config.rank, dtype):
         show(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
@@ -130,13 +139,24 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
 
 
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
+    source = Path(config.model.path)
+    path = workdir / f"{source.stem}-edited.safetensors"
+    _require_free(path, config)
     content, ledger = edit_file.read_edit(Path(config.edit))
-    folder, source = require_model(config.model), Path(config.model.path)
+    folder = require_model(config.model)
     arrays = stored_weights.read_weights(folder).arrays
     stored_weights.require_base(arrays, ledger, config.model.path, config.force)
-    path = workdir / f"{source.stem}-edited.safetensors"
     into_single_file.write_checkpoint(path, source, content, source_hash(folder))
     show(f"wrote {path}")
+
+
+def _require_free(path: Path, config: EditFileConfig) -> None:
+    """UserError, before anything is read, if `path` must not be written or is somebody else's."""
+    folders.require_writable(path.parent, (), config)
+    if path.name in (LORA, CLIP):
+        ownership.require_own_file(path)
+    else:
+        ownership.require_new(path)
 
 
 def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:

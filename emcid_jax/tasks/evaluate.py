@@ -99,6 +99,19 @@ class EvaluateConfig:
 
 
 Config = EvaluateConfig
+WRITES = (
+    "evaluation.*",
+    "grid.png",
+    "curves.png",
+    "metrics.jsonl",
+    "stage_one-*.jsonl",
+    "bank",
+    "moments",
+    "cells",
+    "evaluation",
+    "images",
+)
+"""What the task writes in its workdir."""
 
 
 class General(NamedTuple):
@@ -121,11 +134,11 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     """
     if config.base.run.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     gathered = gather(config.gather)
     job, spared = prepare(config)
     general = _general(config, job)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         table = Table(workdir / "evaluation.json")
         for count in sorted(config.counts):

@@ -62,6 +62,8 @@ class ImplicitConfig:
 
 
 Config = ImplicitConfig
+WRITES = ("implicit.json", "implicit.md", "metrics.jsonl", "bank", "moments", "images")
+"""What the task writes in its workdir."""
 
 
 def run(config: ImplicitConfig, workdir: Path) -> None:
@@ -71,12 +73,12 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
     """
     if config.base.run.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     edits = read_implicit(Path(config.base.requests.path))
     edits = edits[: config.base.requests.count or None]
     job = _prepare(edits, config)
     clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         table = Table(workdir / "implicit.json")
         layers = config.base.stage_two.layers

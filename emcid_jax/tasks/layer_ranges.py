@@ -62,6 +62,8 @@ class LayerRangesConfig:
 
 
 Config = LayerRangesConfig
+WRITES = ("layer_ranges.*", "metrics.jsonl", "bank", "moments", "evaluation", "images")
+"""What the task writes in its workdir."""
 
 
 def run(config: LayerRangesConfig, workdir: Path) -> None:
@@ -71,12 +73,12 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     """
     if config.base.run.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
     job = edit.prepare(dataclasses.replace(config.base, evaluation=evaluation))
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         table = Table(workdir / "layer_ranges.json")
         reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)

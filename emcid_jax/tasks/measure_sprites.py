@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +10,12 @@ import numpy as np
 from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.runtime.files import replacing
 from emcid_jax.runtime.terminal import show
 from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.sprites.drawing import contact_sheet
 from emcid_jax.sprites.measure import measure, probes
+from emcid_jax.workflow import workdir as folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +41,13 @@ class MeasureConfig:
 
 
 Config = MeasureConfig
+WRITES = ("scores.json", "sheet.png")
+"""What the task writes in its workdir."""
 
 
 def run(config: MeasureConfig, workdir: Path) -> None:
     """Writes `scores.json` and `sheet.png` to `workdir` and prints the scores."""
+    folders.require_writable(workdir, WRITES, config)
     found = probes(
         Path(config.sentences) if config.sentences else None, config.per_kind, config.seed
     )
@@ -60,11 +64,12 @@ def run(config: MeasureConfig, workdir: Path) -> None:
             batch=config.batch,
         )
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    prompts = [prompt for probe in found for prompt in probe.prompts[:10]]
-    sheet = draw(prompts, list(range(config.seed, config.seed + len(prompts))))
-    contact_sheet(np.asarray(sheet), 10, scale=2).save(workdir / "sheet.png")
-    scores = measure(found, draw, judge.classify, config.seed)
-    (workdir / "scores.json").write_text(json.dumps(scores, indent=2) + "\n", "utf8")
+    with folders.exclusive(workdir, WRITES):
+        prompts = [prompt for probe in found for prompt in probe.prompts[:10]]
+        sheet = draw(prompts, list(range(config.seed, config.seed + len(prompts))))
+        with replacing(workdir / "sheet.png") as temporary:
+            contact_sheet(np.asarray(sheet), 10, scale=2).save(temporary, "PNG")
+        scores = measure(found, draw, judge.classify, config.seed)
+        folders.write_json(workdir / "scores.json", scores)
     for name, score in scores.items():
         show(f"{name:35s} {score['accuracy']:.3f} of {score['images']}")

@@ -73,6 +73,8 @@ class PlanConfig:
 
 
 Config = PlanConfig
+WRITES = ("plan.json",)
+"""What the task writes in its workdir."""
 
 
 class Built(NamedTuple):
@@ -85,12 +87,12 @@ class Built(NamedTuple):
 
 def run(config: PlanConfig, workdir: Path) -> None:
     """Prints the plan and leaves it in `workdir/plan.json`."""
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     target = find_target(config.target)
     mesh = mesh_of(target)
     pipeline = open_abstract(config.model)
     parts = [_PARTS[name](config, pipeline, target, mesh) for name in config.parts]
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         folders.write_json(workdir / "plan.json", report(config, target, parts))
     show("\n".join(_lines(config, pipeline, target, parts)))
 

@@ -57,6 +57,8 @@ class QualityTaskConfig:
 
 
 Config = QualityTaskConfig
+WRITES = ("quality.json", "quality.md", "evaluation", "images")
+"""What the task writes in its workdir."""
 
 
 def run(config: QualityTaskConfig, workdir: Path) -> None:
@@ -66,7 +68,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
     """
     if config.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     captions = quality.read_captions(config.quality, _sources(config.edited))
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
     lpips = load_lpips(Path(config.lpips)) if config.lpips else None
@@ -77,7 +79,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
     judge = load_judge(folder) if named or folder.is_dir() else None
     evaluators = quality.load_evaluators(config.quality, base, judge)
     models = Both(base, edited, hash_of(model_hashes(base)), parallel.make_mesh())
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         found: dict[str, Any] = {
             "quality": quality.evaluate(
                 captions, models, evaluators, config.evaluation, workdir, progress=config.progress

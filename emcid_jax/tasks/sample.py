@@ -22,6 +22,7 @@ from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.evaluation.drawing.kept_pictures import slug
+from emcid_jax.evaluation.drawing.png import read_note
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
@@ -95,6 +96,8 @@ class SampleConfig:
 
 
 Config = SampleConfig
+WRITES = ("images", "images.csv", "grid-*.png")
+"""What the task writes in its workdir."""
 
 
 class Drawing(NamedTuple):
@@ -114,11 +117,11 @@ def run(config: SampleConfig, workdir: Path) -> None:
     """
     if config.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     prompts, rows = read_prompts(config.sampling)
     asked = [(prompt, seed) for prompt in prompts for seed in config.sampling.seeds] + rows
     models = _models(config)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         files: dict[tuple[str, str, int], Path] = {}
         hashes: dict[str, str] = {}
         for name, pipeline in models.items():
@@ -213,7 +216,7 @@ def _draw_missing(
         said = {"prompt": drawing.prompt, "seed": drawing.seed, **settings}
         return json.dumps(said, sort_keys=True, ensure_ascii=True)
 
-    missing = [d for d, path in files.items() if sample_grids.read_note(path) != about(d)]
+    missing = [d for d, path in files.items() if read_note(path) != about(d)]
     sampling = config.sampling
     batches = image_batches(
         pipeline,

@@ -57,20 +57,30 @@ class SequentialConfig:
 
 
 Config = SequentialConfig
+WRITES = (
+    "sequential.json",
+    "sequential.md",
+    "metrics.jsonl",
+    "bank",
+    "moments",
+    "evaluation",
+    "images",
+)
+"""What the task writes in its workdir."""
 
 
 def run(config: SequentialConfig, workdir: Path) -> None:
     """Fills `workdir/sequential.json` and `workdir/sequential.md`."""
     if config.base.run.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     job = edit.prepare(config.base)
     if max(config.rounds) > len(job.requests):
         raise UserError(
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
             "give at most as many rounds"
         )
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         table = Table(workdir / "sequential.json")
         log = folders.Log(workdir / "metrics.jsonl")
         gauge = _Gauge.of(job, config)

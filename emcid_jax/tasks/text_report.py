@@ -47,6 +47,8 @@ class TextReportConfig:
 
 
 Config = TextReportConfig
+WRITES = ("config.json", "metrics.jsonl", "text_report.json", "text_report.html", "moments")
+"""What the task writes in its workdir."""
 
 
 def run(config: TextReportConfig, workdir: Path) -> None:
@@ -54,9 +56,10 @@ def run(config: TextReportConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if settings, bank, model or names are unfit.
     """
+    folders.require_writable(workdir, WRITES, config)
     keep = read_names(config)
     corpus = find_other_captions(config.moments, config.captions)
-    with solvable(config, workdir, config.moments_file) as job:
+    with solvable(config, workdir, WRITES, config.moments_file) as job:
         settings = preservation.resolved(config.stage_two)
         with job.log.timed("stage_two"):
             edit = concept_bank.solve(job.concepts, job.pipeline, job.moments, settings)

@@ -75,6 +75,8 @@ class TraceConfig:
 
 
 Config = TraceConfig
+WRITES = ("trace.json", "trace.md", "trace.png", "metrics.jsonl")
+"""What the task writes in its workdir."""
 
 
 def run(config: TraceConfig, workdir: Path) -> None:
@@ -84,7 +86,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
     """
     if config.run.compile_cache:
         environment.use_compile_cache()
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, WRITES, config)
     names = _chosen(config)
     pipeline = open_model(config.model)
     blocks = pipeline.text.config.num_hidden_layers
@@ -96,7 +98,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
     swapped = None
     if config.corruption == "swap":
         subjects, swapped = with_partners(subjects, config.seed)
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
         traced = trace_runs.prepare(pipeline, subjects, corrupt if swapped is None else swapped)

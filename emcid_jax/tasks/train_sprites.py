@@ -38,6 +38,7 @@ from emcid_jax.sprites.tokenizer import train_tokenizer
 from emcid_jax.sprites.training import Recipe
 from emcid_jax.sprites.unet_training import UNetData, encode_images, encode_texts, train_unet
 from emcid_jax.sprites.vae_training import train_vae
+from emcid_jax.workflow import workdir as folders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,12 +54,18 @@ class TrainConfig:
 
 
 Config = TrainConfig
+WRITES = ("tokenizer", "images.npy", "*.train", "model")
+"""What the task writes in its workdir."""
 
 
 def run(config: TrainConfig, workdir: Path) -> None:
     """Trains every part that `workdir` does not hold yet and writes `workdir/model`."""
-    recipe = _scaled(config)
-    workdir.mkdir(parents=True, exist_ok=True)
+    folders.require_writable(workdir, WRITES, config)
+    with folders.exclusive(workdir, WRITES):
+        _train(_scaled(config), workdir)
+
+
+def _train(recipe: SpriteRecipe, workdir: Path) -> None:
     if not (workdir / "tokenizer" / "special_tokens_map.json").exists():
         _make_tokenizer(workdir / "tokenizer")
     tokenizer = load_tokenizer(workdir / "tokenizer")

@@ -53,13 +53,16 @@ class Solvable(NamedTuple):
 
 
 @contextlib.contextmanager
-def solvable(config: Settings, workdir: Path, moments_file: str = "") -> Iterator[Solvable]:
+def solvable(
+    config: Settings, workdir: Path, names: Sequence[str], moments_file: str = ""
+) -> Iterator[Solvable]:
     """Reads the bank and its base model; `workdir` is this process's while the block runs.
 
-    Second moments are read from `moments_file`, or else measured and kept in `workdir` for the
-    next time. UserError, before anything is written, if bank, model and settings do not fit.
+    `names` are what the task writes there. Second moments are read from `moments_file`, or else
+    measured and kept in `workdir` for the next time. UserError, before anything is written, if
+    bank, model and settings do not fit.
     """
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, names, config)
     require_own(workdir, config.task)
     preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
     concepts = concept_bank.open_bank(Path(config.bank))
@@ -68,7 +71,7 @@ def solvable(config: Settings, workdir: Path, moments_file: str = "") -> Iterato
     pipeline = load(config, config.model)
     require_layers(config.stage_two, pipeline)
     concept_bank.require_base(concepts, pipeline)
-    with started(config, workdir, concepts, pipeline, captions) as log:
+    with started(config, workdir, names, concepts, pipeline, captions) as log:
         model = bank.model_hashes(pipeline)
         moments = measured or measured_moments(config, pipeline, captions, workdir, log)
         yield Solvable(concepts, pipeline, model, moments, log)
@@ -85,12 +88,13 @@ def load(config: Settings, model: ModelConfig) -> Pipeline:
 def started(
     config: Settings,
     workdir: Path,
+    names: Sequence[str],
     concepts: ConceptBank,
     pipeline: Pipeline,
     captions: Sequence[str],
 ) -> Iterator[folders.Log]:
     """Holds `workdir`, and says in it what the run is made from."""
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, names):
         inputs = {
             "bank": bank.hash_of([(c.memory, c.strength) for c in concepts.concepts]),
             "model.path": bank.hash_of(bank.model_hashes(pipeline)),

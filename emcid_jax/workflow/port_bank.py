@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -31,12 +32,14 @@ class PortSettings(Settings, Protocol):
     def edit(self) -> str: ...  # noqa: D102
 
 
-def port(config: PortSettings, workdir: Path) -> Ported:
+def port(config: PortSettings, workdir: Path, names: Sequence[str]) -> Ported:
     """Leaves `text_encoder/`, `edit.safetensors` and `port.json` of `config.model` in `workdir`.
 
-    UserError, before anything is written, if bank, models, edit and settings do not fit.
+    `names` are what the task writes there. UserError, before anything is written, if bank, models,
+    edit and settings do not fit.
     """
-    folders.require_writable(workdir)
+    folders.require_writable(workdir, names, config)
+    text_encoder.require_replaceable(workdir / "text_encoder")
     require_own(workdir, config.task)
     settings = preservation.resolved(config.stage_two)
     concepts = concept_bank.open_bank(Path(config.bank))
@@ -46,7 +49,7 @@ def port(config: PortSettings, workdir: Path) -> Ported:
     require_layers(settings, derived)
     concept_bank.require_base(concepts, base)
     portability.compare(base, derived)
-    with started(config, workdir, concepts, derived, captions) as log:
+    with started(config, workdir, names, concepts, derived, captions) as log:
         with log.timed("port"):
             found = portability.port(
                 concepts,

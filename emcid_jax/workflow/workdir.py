@@ -10,11 +10,11 @@ import tarfile
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.runtime import parallel
+from emcid_jax.runtime import ownership, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
 from emcid_jax.runtime.locks import held
@@ -30,20 +30,34 @@ FREE_FIELDS = (
 carry the settings they were drawn with), or their content is compared instead of their name."""
 
 
+def said(workdir: Path) -> str:
+    """How messages begin that are about the workdir."""
+    return f"--workdir is {str(workdir)!r}"
+
+
 @contextlib.contextmanager
-def exclusive(workdir: Path) -> Iterator[None]:
+def exclusive(workdir: Path, names: Sequence[str]) -> Iterator[None]:
     """Creates `workdir` and holds it for this process; the system lets go when the process dies.
 
-    UserError if it cannot be written or another run holds it.
+    Args:
+        workdir: the folder.
+        names: what the task writes in it; patterns such as `grid-*.png`.
+
+    Raises:
+        UserError: it cannot be written, another run holds it, or something that this program did
+            not write has one of `names`.
     """
-    what = f"--workdir is {str(workdir)!r}"
+    what = said(workdir)
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(workdir / ".lock", what, wait=False))
         except OSError as error:
             raise UserError(f"{what}, {_why(error)}; give another") from error
+        ownership.take(workdir, names, what)
         sweep(workdir)
+        for folder in ownership.folders_in(workdir, names):
+            sweep(folder, below=True)
         yield
 
 
@@ -59,7 +73,7 @@ def mirrored(workdir: Path) -> Iterator[Path]:
         sender: Any = _Sender()
         with tarfile.open(None, "w|", sender, bufsize=parallel.BLOCK, dereference=True) as tar:
             for path in files:
-                if not path.name.startswith("."):
+                if not path.name.startswith(".") or path.name == ownership.LIST:
                     tar.add(path, path.relative_to(workdir))
         parallel.share(b"")
         yield workdir
@@ -96,13 +110,22 @@ class _Receiver:
         return found
 
 
-def require_writable(workdir: Path) -> None:
-    """UserError if `workdir` could not be created or written; touches nothing."""
+def require_writable(workdir: Path, names: Sequence[str], config: Any) -> None:
+    """UserError if the run could not, or must not, write into `workdir`; touches nothing.
+
+    Args:
+        workdir: the folder, which is no model's, lies in none, and holds none of those that
+            `config` names.
+        names: what the task writes in it, see `exclusive`.
+        config: the task's settings.
+    """
+    ownership.require_apart(workdir, said(workdir), config)
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is a file; give another")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is not writable")
+    ownership.require_free(workdir, names, said(workdir))
 
 
 def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:

@@ -49,7 +49,7 @@ def test_the_converted_folder_is_the_same_model_on_any_mesh(
         wanted = stored.get(name, stored.get(name.removeprefix("text_model.")))
         np.testing.assert_array_equal(array, wanted)
 
-    with pytest.raises(UserError, match=r"--workdir is .*converted.* not empty"):
+    with pytest.raises(UserError, match=r"--workdir is .*converted.* a model's folder"):
         convert.run(config, folder)
 
 

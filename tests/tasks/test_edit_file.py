@@ -159,6 +159,8 @@ def test_an_edited_checkpoint_is_the_edited_model(
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert source.stat().st_size == before.st_size
     with pytest.raises(UserError, match="is not the one that the edit was made for"):
+        run(config, tmp_path / "again")
+    with pytest.raises(UserError, match=r"sd-edited\.safetensors: is there already"):
         run(config, tmp_path / "out")
     assert (tmp_path / "out" / "sd-edited.safetensors").read_bytes() == made
 

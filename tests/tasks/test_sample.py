@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from emcid_jax.config import ModelConfig
+from emcid_jax.evaluation.drawing.png import read_note
 from emcid_jax.reporting.plots import sample_grids
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import sample as task
@@ -160,7 +161,7 @@ def test_only_what_is_missing_is_drawn(plain: SampleConfig, tmp_path: Path) -> N
     difference = np.abs(drawn(tmp_path, "base").astype(int) - before)
     assert difference.max(axis=(1, 2, 3)).min() > 10
 
-    note = json.loads(sample_grids.read_note(tmp_path / gone) or "")
+    note = json.loads(read_note(tmp_path / gone) or "")
     assert note["prompt"] in PROMPTS
     assert note["noise"] == "jax"
     assert note["scheduler"]["_class_name"] == "DDIMScheduler"
@@ -246,7 +247,7 @@ def test_a_tables_rows_bring_their_own_seeds(tiny_pipeline_folder: Path, tmp_pat
     assert lines[1].startswith('base,"a dog, a cat",7,images/base/a-dog-a-cat-')
     assert [line.split(",")[-2] for line in lines[1:]] == ["7", "8", "7"]
     for line in lines[1:]:
-        note = sample_grids.read_note(tmp_path / "out" / line.split(",")[-1])
+        note = read_note(tmp_path / "out" / line.split(",")[-1])
         assert note is not None
         assert json.loads(note)["seed"] == int(line.split(",")[-2])
     assert not list((tmp_path / "out").glob("grid-*.png"))

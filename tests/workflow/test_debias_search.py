@@ -14,6 +14,7 @@ import pytest
 
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig
+from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.export.edit_file import read_edit
@@ -100,7 +101,7 @@ def test_every_task_is_edited_and_scored(finished: Path) -> None:
 def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, job: edit.Job) -> None:
     found = read_json(finished / "metrics.json")["debias_search"]["a nurse"]
     bank = concept_bank.open_bank(finished / "bank")
-    (nurse,) = concept_bank.select(bank.concepts, ["a nurse"])
+    (nurse,) = choice.select(bank.concepts, ["a nurse"])
     record = bank.records[nurse.memory]
     assert record.provenance["factors"] == found["factors"]
     assert nurse.request.ratios == (0.25, 0.75)

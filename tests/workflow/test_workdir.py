@@ -17,6 +17,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import workdir as folders
 
 CONFIG = EditConfig(requests=RequestsConfig(path="a.json"))
+NAMES = ("metrics.jsonl", "bank", "images")
 INPUTS = {"requests.path": "1", "model.path": "2"}
 
 
@@ -82,7 +83,7 @@ def test_a_damaged_config_is_named(tmp_path: Path) -> None:
 
 
 def hold(workdir: Path, held: Any, release: Any) -> None:
-    with folders.exclusive(workdir):
+    with folders.exclusive(workdir, NAMES):
         held.set()
         release.wait(30)
 
@@ -93,11 +94,14 @@ def test_two_runs_cannot_share_a_workdir_and_a_dead_one_lets_go(tmp_path: Path) 
     process = context.Process(target=hold, args=(tmp_path / "w", held, release))
     process.start()
     assert held.wait(60)
-    with pytest.raises(UserError, match="another run is using"), folders.exclusive(tmp_path / "w"):
+    with (
+        pytest.raises(UserError, match="another run is using"),
+        folders.exclusive(tmp_path / "w", NAMES),
+    ):
         pass
     process.kill()
     process.join()
-    with folders.exclusive(tmp_path / "w"):
+    with folders.exclusive(tmp_path / "w", NAMES):
         pass
 
 
@@ -110,19 +114,19 @@ def test_a_file_system_without_locks_is_told_from_another_run(
 
     monkeypatch.setattr("fcntl.flock", flock)
     wanted = "this file system has no locks .* give a folder on another disk"
-    with pytest.raises(UserError, match=wanted), folders.exclusive(tmp_path):
+    with pytest.raises(UserError, match=wanted), folders.exclusive(tmp_path, NAMES):
         pass
 
 
 def test_a_link_or_pipe_as_lock_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / ".lock").symlink_to(tmp_path / "mine")
-    with pytest.raises(UserError, match=r"\.lock: is a link"), folders.exclusive(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock: is a link"), folders.exclusive(tmp_path, NAMES):
         pass
     assert (tmp_path / "mine").read_text() == "mine"
     (tmp_path / ".lock").unlink()
     os.mkfifo(tmp_path / ".lock")
-    with pytest.raises(UserError, match=r"\.lock: is a pipe"), folders.exclusive(tmp_path):
+    with pytest.raises(UserError, match=r"\.lock: is a pipe"), folders.exclusive(tmp_path, NAMES):
         pass
 
 
@@ -130,10 +134,10 @@ def test_an_unwritable_place_is_refused_without_a_trace(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for workdir in (tmp_path / "file", tmp_path / "file" / "runs" / "1"):
         with pytest.raises(UserError, match="is a file"):
-            folders.require_writable(workdir)
-        with pytest.raises(UserError, match="--workdir"), folders.exclusive(workdir):
+            folders.require_writable(workdir, NAMES, CONFIG)
+        with pytest.raises(UserError, match="--workdir"), folders.exclusive(workdir, NAMES):
             pass
-    folders.require_writable(tmp_path / "new" / "er")
+    folders.require_writable(tmp_path / "new" / "er", NAMES, CONFIG)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -9,8 +9,7 @@ it at the same time. Removing a concept leaves its memory behind, so adding it a
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import fnmatch
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,13 +33,13 @@ from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checksums
+from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.files import sweep, write_atomically
+from emcid_jax.runtime.files import require_plain, sweep, write_atomically
 from emcid_jax.runtime.locks import held
 from emcid_jax.runtime.typed_values import convert
 
-LIST = "concepts.json"
+LIST, LOCK = "concepts.json", ".lock"
 FORMAT = 1
 PACKED = 256
 """So many memories outside the pack make a change of the list write a new one."""
@@ -112,8 +111,9 @@ def update(
     One process at a time, by one rename; gives the new list. UserError, with nothing changed, if
     the new concepts contradict each other.
     """
+    require_usable(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with held(folder / ".lock", f"the bank is {str(folder)!r}", wait=True):
+    with held(folder / LOCK, f"the bank is {str(folder)!r}", wait=True):
         sweep(folder)
         old = read_list(folder) if (folder / LIST).exists() else ()
         new = united(change(old))
@@ -123,6 +123,18 @@ def update(
         if len({c.memory for c in new} - pack_file.names(folder)) >= PACKED:
             pack_file.write(folder, _read(folder, new)[0])
     return new
+
+
+def require_usable(folder: Path) -> None:
+    """UserError if a bank must not be made or changed in `folder`; touches nothing."""
+    said = f"the bank is {str(folder)!r}"
+    ownership.require_apart(folder, said)
+    require_plain(folder / LIST)
+    require_plain(folder / LOCK)
+    if (folder / LIST).exists():
+        read_list(folder)
+    else:
+        ownership.require_free(folder, (pack_file.FILE,), said)
 
 
 def add(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
@@ -136,8 +148,21 @@ def add(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
 
 def require_addable(folder: Path, concepts: Iterable[Concept]) -> None:
     """UserError if `add` would refuse the concepts."""
+    require_usable(folder)
     old = read_list(folder) if (folder / LIST).exists() else ()
     united(_added(old, list(concepts)))
+
+
+def put(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
+    """Adds concepts as `add` does, but those of the same memories as theirs are replaced."""
+    return update(folder, functools.partial(_put, list(concepts)))
+
+
+def require_puttable(folder: Path, concepts: Iterable[Concept]) -> None:
+    """UserError if `put` would refuse the concepts."""
+    require_usable(folder)
+    old = read_list(folder) if (folder / LIST).exists() else ()
+    united(_put(list(concepts), old))
 
 
 def merge(folder: Path, other: Path) -> tuple[Concept, ...]:
@@ -192,59 +217,6 @@ def united(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
     ordered = tuple(found[name] for name in sorted(found))
     require_consistent([concept.request for concept in ordered])
     return ordered
-
-
-def select(
-    concepts: Sequence[Concept],
-    names: Sequence[str] = (),
-    query: str = "",
-    requests: Sequence[EditRequest] = (),
-) -> list[Concept]:
-    """The concepts that any of the criteria picks; case and white space do not matter.
-
-    Args:
-        concepts: what to pick from.
-        names: sources. UserError for one that is not there.
-        query: a pattern with `*`, `?` and `[...]` that source or destination matches.
-        requests: concepts of the same source and destinations.
-    """
-    sources = [normalised(concept.request.source) for concept in concepts]
-    wanted = {normalised(name) for name in names}
-    unknown = sorted(wanted.difference(sources))
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], sources, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "; list the bank to see its concepts"
-        raise UserError(f"{', '.join(map(repr, unknown))} is not in the bank{hint}")
-    asked = {_identity(request) for request in requests}
-    pattern = normalised(query)
-    return [
-        concept
-        for concept, source in zip(concepts, sources, strict=True)
-        if source in wanted
-        or _identity(concept.request) in asked
-        or any(
-            fnmatch.fnmatchcase(normalised(name), pattern)
-            for name in (concept.request.source, *concept.request.dests)
-        )
-    ]
-
-
-def diff(ours: Sequence[Concept], theirs: Sequence[Concept]) -> dict[str, list[str]]:
-    """How two banks differ: sources `only_here`, `only_there`, and `changed` with what changed."""
-    here, there = (
-        {normalised(c.request.source): c for c in concepts} for concepts in (ours, theirs)
-    )
-    changed = []
-    for source in sorted(here.keys() & there.keys()):
-        a, b = _shown(here[source]), _shown(there[source])
-        fields = [f"{name} {a[name]!r} -> {b[name]!r}" for name in a if a[name] != b[name]]
-        if fields:
-            changed.append(f"{here[source].request.source}: {', '.join(fields)}")
-    return {
-        "only_here": sorted(here[s].request.source for s in here.keys() - there.keys()),
-        "only_there": sorted(there[s].request.source for s in there.keys() - here.keys()),
-        "changed": changed,
-    }
 
 
 def solve(
@@ -342,10 +314,10 @@ def _read(folder: Path, concepts: Sequence[Concept]) -> tuple[dict[str, bytes], 
 
 def _added(old: Sequence[Concept], added: Sequence[Concept]) -> list[Concept]:
     """Both; UserError if a new one asks what an old one does, but has another memory."""
-    known = {_identity(concept.request): concept for concept in old}
+    known = {identity(concept.request): concept for concept in old}
     for concept in added:
         request = concept.request
-        if known.get(_identity(request), concept).memory != concept.memory:
+        if known.get(identity(request), concept).memory != concept.memory:
             raise UserError(
                 f"{request.origin}: {request.source!r} is in the bank with other templates, seed, "
                 "settings or model; remove it first, or add it with the same"
@@ -353,20 +325,14 @@ def _added(old: Sequence[Concept], added: Sequence[Concept]) -> list[Concept]:
     return [*old, *added]
 
 
-def _identity(request: EditRequest) -> tuple[str, ...]:
+def _put(new: Sequence[Concept], old: Sequence[Concept]) -> list[Concept]:
+    names = {concept.memory for concept in new}
+    return [*new, *(concept for concept in old if concept.memory not in names)]
+
+
+def identity(request: EditRequest) -> tuple[str, ...]:
+    """What a request asks: source and destinations, however they are written."""
     return (normalised(request.source), *(normalised(dest) for dest in request.dests))
-
-
-def _shown(concept: Concept) -> dict[str, Any]:
-    """What `diff` compares."""
-    request = concept.request
-    return {
-        "dest": " | ".join(request.dests),
-        "task": request.task,
-        "weight": request.weight,
-        "strength": concept.strength,
-        "memory": concept.memory[:12],
-    }
 
 
 def _to_json(concept: Concept) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from emcid_jax.editing.export.stored_weights import StoredWeights, read_weights,
 from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder, require_plain, write_atomically
+from emcid_jax.runtime.ownership import require_new
 
 RECORD = "edit.json"
 """What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have
@@ -139,8 +140,7 @@ def write_copy(
     text encoder (variants, pickles) are left out, and their names returned: they are not edited.
     The folder appears by one rename. UserError as in `apply`, and if `target` is there already.
     """
-    if target.exists():
-        raise UserError(f"{target}: is there already; give another --workdir")
+    require_new(target)
     weights = read_weights(folder, variant)
     require_base(weights.arrays, ledger, folder, force)
     edited = weights.edited(content)
@@ -156,6 +156,7 @@ def write_copy(
                 (staging / place).write_bytes(edited[file])
             else:
                 _link(file.resolve(), staging / place)
+        require_new(target)
     return left
 
 

@@ -17,6 +17,7 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing
+from emcid_jax.runtime.ownership import require_new
 
 
 def write_checkpoint(path: Path, source: Path, content: EditFile, sha256: str) -> None:
@@ -30,8 +31,10 @@ def write_checkpoint(path: Path, source: Path, content: EditFile, sha256: str) -
 
     Raises:
         UserError: `source` changed, is damaged or another kind of model, the edit does not fit it,
-            or new values do not fit the type of a weight.
+            new values do not fit the type of a weight, or there is a file at `path` already: it
+            cannot carry a mark of ours.
     """
+    require_new(path)
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)
         if file_hash(temporary) != sha256:

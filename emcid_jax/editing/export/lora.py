@@ -10,11 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.linalg
-from safetensors.numpy import save
 
 from emcid_jax.editing.export.edit_file import EditFile
+from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
 
 NAME = "lora_te_text_model_encoder_layers_{}_mlp_fc2"
 """kohya's name of the `mlp.fc2` of block {}."""
@@ -42,8 +41,9 @@ def write_lora(
         dtype: stored type, float32 or float16.
 
     Raises:
-        UserError: the values do not fit `dtype`.
+        UserError: the values do not fit `dtype`, or somebody else's file lies at `path`.
     """
+    ownership.require_own_file(path)
     arrays: dict[str, np.ndarray] = {}
     layers = []
     deltas = content.deltas()
@@ -67,9 +67,10 @@ def write_lora(
     largest = str(max(layer.rank for layer in layers))
     metadata = {
         "format": "pt",
+        ownership.SIGNATURE: "lora",
         "ss_network_module": "networks.lora",
         "ss_network_dim": largest,
         "ss_network_alpha": largest,
     }
-    write_atomically(path, save(arrays, metadata=metadata))
+    checksums.write_tensors(path, arrays, metadata)
     return tuple(layers)

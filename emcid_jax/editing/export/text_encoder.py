@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +10,16 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save
 
 from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.weights.params import write_params
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.models.weights.shards import weight_files
+from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import replacing_folder
+
+WEIGHTS = "model.safetensors"
 
 
 def stored_dtype(folder: Path, variant: str = "") -> str:
@@ -37,29 +38,36 @@ def stored_dtype(folder: Path, variant: str = "") -> str:
 def write_text_encoder(
     target: Path, params: Mapping[str, Any], source: Path, dtype: str = "source"
 ) -> None:
-    """Writes a drop-in `text_encoder` folder, complete or absent whenever the process dies.
+    """Writes a drop-in `text_encoder` folder: the old one or the new one whenever the process dies.
 
     Args:
-        target: the folder; an earlier one is replaced.
+        target: the folder; an earlier one of this program's is replaced.
         params: the edited parameters.
         source: the base model's text encoder folder, whose other files (config.json) are copied.
         dtype: stored type; `source` keeps that of the base model.
+
+    Raises:
+        UserError: see `require_replaceable`; a value does not fit `dtype`.
     """
-    staging = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
-    try:
+    require_replaceable(target)
+    with replacing_folder(target) as staging:
         for file in source.glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
         stored = stored_dtype(source) if dtype == "source" else dtype
-        write_params(staging / "model.safetensors", params, stored)
         _set_dtype(staging / "config.json", stored)
-        if target.exists():
-            shutil.rmtree(target)
-        staging.rename(target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        about = {ownership.SIGNATURE: ownership.signature(staging)}
+        write_params(staging / WEIGHTS, params, stored, about)
+        require_replaceable(target)
+
+
+def require_replaceable(target: Path) -> None:
+    """UserError if a text encoder must not be exported to `target`.
+
+    That is so inside of a model's folder, and where anything lies that this program did not write.
+    """
+    ownership.require_own_folder(target, WEIGHTS)
+    ownership.require_apart(target.parent, f"the text encoder goes to {str(target)!r}")
 
 
 def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "source") -> None:
@@ -74,8 +82,9 @@ def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "sourc
         dtype: stored type; `source` keeps that of the tensors.
 
     Raises:
-        UserError: a value does not fit `dtype`.
+        UserError: a value does not fit `dtype`, or somebody else's file lies at `path`.
     """
+    ownership.require_own_file(path)
     named = {}
     for name, array in arrays.items():
         if not name.endswith(".position_ids"):
@@ -84,7 +93,7 @@ def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "sourc
             if not np.isfinite(stored.astype(np.float32)).all():
                 raise UserError(f"{path}: {name} does not fit {stored.dtype}; use float32")
             named[disk_name(name)] = stored
-    write_atomically(path, save(named, metadata={"format": "pt"}))
+    checksums.write_tensors(path, named, {"format": "pt", ownership.SIGNATURE: "clip"})
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

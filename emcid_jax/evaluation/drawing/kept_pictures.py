@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.png import remove_own
 from emcid_jax.runtime.files import write_atomically
 
 
@@ -25,6 +26,5 @@ def claim(folder: Path, depends_on: str) -> None:
     marker = folder / ".fingerprint"
     if marker.exists() and marker.read_text() == depends_on:
         return
-    for picture in folder.glob("*.png"):
-        picture.unlink()
+    remove_own(folder, "*.png")
     write_atomically(marker, depends_on.encode())

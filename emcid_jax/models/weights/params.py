@@ -21,12 +21,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Sharding
 from jaxtyping import DTypeLike
 from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.models.weights.shards import weight_files
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
 
 Params = dict[str, Any]
 Rename = Callable[[str], str | None]
@@ -134,11 +133,16 @@ def read_params(
     return unflatten_dict({path: leaves[path] for path, _ in expected.values()})
 
 
-def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.float32) -> None:
+def write_params(
+    path: Path,
+    params: Mapping[str, Any],
+    dtype: DTypeLike = jnp.float32,
+    about: Mapping[str, str] | None = None,
+) -> None:
     """Write the tree to the safetensors file `path` in `dtype`, atomically.
 
-    The file is complete or absent whenever the process dies. Raises `UserError` if a value is
-    not finite or does not fit `dtype`, or the file cannot be written.
+    The file is complete or absent whenever the process dies. `about` goes into its metadata. Raises
+    `UserError` if a value is not finite or does not fit `dtype`, or the file cannot be written.
     """
     with np.errstate(over="ignore"):  # reported below, with the names
         named = {name: a.astype(dtype, order="C") for name, a in to_hf(params).items()}
@@ -149,8 +153,7 @@ def write_params(path: Path, params: Mapping[str, Any], dtype: DTypeLike = jnp.f
             f"{_listed(bad)}"
         )
     try:
-        with replacing(path) as temporary:
-            save_file(named, temporary, metadata={"format": "pt"})
+        checksums.write_tensors(path, named, {"format": "pt", **(about or {})})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written: {error}") from error
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image, ImageDraw, ImageFont
 
+from emcid_jax.evaluation.drawing.png import remove_own, with_note
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import printable
 
-NOTE = "emcid_jax"
-"""Keyword of the text in a PNG file that says how the picture was drawn."""
 CELL = 256
 """Largest side of a picture in a grid, in pixels."""
 LABEL = 220
@@ -29,21 +27,9 @@ ROWS = 16
 
 def png(image: UInt8[np.ndarray, "height width 3"], note: str) -> bytes:
     """The image as a PNG file's bytes, with `note` inside."""
-    about = PngInfo()
-    about.add_itxt(NOTE, note)
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", pnginfo=about)
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=with_note(note))
     return buffer.getvalue()
-
-
-def read_note(path: Path) -> str | None:
-    """The note in a PNG file; None if there is no intact file or it has none."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.info.get(NOTE)
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
-        return None
 
 
 def write_grids(
@@ -65,14 +51,13 @@ def write_grids(
     Returns:
         The names of the files.
     """
-    for old in folder.glob("grid-*.png"):
-        old.unlink()
+    remove_own(folder, "grid-*.png")
     names = []
     for start in range(0, len(prompts), ROWS):
         name = f"grid-{start // ROWS + 1}.png"
         grid = _grid(files, prompts[start : start + ROWS], seeds, models)
         buffer = io.BytesIO()
-        grid.save(buffer, "PNG")
+        grid.save(buffer, "PNG", pnginfo=with_note())
         write_atomically(folder / name, buffer.getvalue())
         names.append(name)
     return names

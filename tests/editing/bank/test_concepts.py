@@ -18,6 +18,7 @@ import pytest
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig, StageTwoConfig
+from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import Concept, open_bank, read_list
@@ -116,7 +117,7 @@ def test_no_trace_of_the_way_a_bank_was_made_is_in_the_weights(
     require_same_bits(weights(one_by_one), wanted)
 
     removed = filled(tmp_path / "removed", REQUESTS, model)
-    concept_bank.remove(removed, concept_bank.select(read_list(removed), ["Beach"]))
+    concept_bank.remove(removed, choice.select(read_list(removed), ["Beach"]))
     assert sources(read_list(removed)) == set(NAMES[:5])
     require_same_bits(weights(removed), wanted)
 
@@ -125,7 +126,7 @@ def test_no_trace_of_the_way_a_bank_was_made_is_in_the_weights(
     require_same_bits(weights(merged), wanted)
 
     off = filled(tmp_path / "off", REQUESTS, model)
-    concept_bank.set_strength(off, concept_bank.select(read_list(off), ["beach"]), 0.0)
+    concept_bank.set_strength(off, choice.select(read_list(off), ["beach"]), 0.0)
     assert len(read_list(off)) == 6
     require_same_bits(weights(off), wanted)
 
@@ -141,7 +142,7 @@ def test_solve_is_stage_two_on_the_requests_with_targets_at_their_strength(
     tmp_path: Path,
 ) -> None:
     folder = filled(tmp_path, REQUESTS, model)
-    concept_bank.set_strength(folder, concept_bank.select(read_list(folder), ["dog"]), 0.25)
+    concept_bank.set_strength(folder, choice.select(read_list(folder), ["dog"]), 0.25)
     memories = [memory(request.seed) for request in REQUESTS]
     targets = np.array([m.z for m in memories], np.float64)
     targets[0] = (memories[0].z - memories[0].delta) + 0.25 * memories[0].delta
@@ -289,6 +290,7 @@ def test_whatever_write_fails_the_bank_is_whole_and_the_merge_can_be_repeated(
 WRITER = """
 import sys
 from pathlib import Path
+from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
 
 folder, first = Path(sys.argv[1]), int(sys.argv[2])
@@ -340,7 +342,7 @@ def test_select(tmp_path: Path) -> None:
     concepts = file(tmp_path, [*REQUESTS, EditRequest("cat", "dog", TEMPLATES, seed=9)])
 
     def found(*criteria: Any) -> set[str]:
-        return sources(concept_bank.select(concepts, *criteria))
+        return sources(choice.select(concepts, *criteria))
 
     assert found(["SNOW", " great  white shark"]) == {"snow", "great white shark"}
     assert found((), "*shark*") == {"great white shark"}
@@ -357,8 +359,8 @@ def test_diff_tells_what_is_where_and_what_changed(tmp_path: Path) -> None:
     theirs = filled(
         tmp_path / "theirs", [dataclasses.replace(REQUESTS[1], weight=9.0), *REQUESTS[2:4]]
     )
-    concept_bank.set_strength(theirs, concept_bank.select(read_list(theirs), ["snow"]), 0.5)
-    assert concept_bank.diff(read_list(ours), read_list(theirs)) == {
+    concept_bank.set_strength(theirs, choice.select(read_list(theirs), ["snow"]), 0.5)
+    assert choice.diff(read_list(ours), read_list(theirs)) == {
         "only_here": ["dog"],
         "only_there": ["nurse"],
         "changed": ["great white shark: weight 2.0 -> 9.0", "snow: strength 1.0 -> 0.5"],
@@ -367,7 +369,7 @@ def test_diff_tells_what_is_where_and_what_changed(tmp_path: Path) -> None:
 
 def test_removing_leaves_the_memory_so_that_adding_again_costs_nothing(tmp_path: Path) -> None:
     folder = filled(tmp_path, REQUESTS)
-    gone = concept_bank.select(read_list(folder), ["dog"])
+    gone = choice.select(read_list(folder), ["dog"])
     concept_bank.remove(folder, gone)
     assert os.path.exists(folder / f"{gone[0].memory}.safetensors")
     concept_bank.add(folder, gone)

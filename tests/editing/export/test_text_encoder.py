@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from emcid_jax.editing.export.edit_file import WEIGHT
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit, apply_edit
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.ownership import SIGNATURE
 
 LAYERS = (1, 3)
+VERSION_0_1 = Path(__file__).parents[2] / "data" / "version_0_1"
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_names_and_metadata_are_those_of_the_base_folder(
         (source / "config.json").read_text()
     )
     with safe_open(target / "model.safetensors", framework="np") as file:
-        assert file.metadata() == {"format": "pt"}
+        assert file.metadata()["format"] == "pt"
     before = base_weights(pipeline)
     after = load_file(target / "model.safetensors")
     assert set(before) == set(after)
@@ -114,15 +117,51 @@ def test_a_value_too_large_for_the_type_is_refused_and_nothing_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_earlier_folder_is_replaced(
+def test_an_earlier_export_is_replaced_and_nothing_else(
     pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "text_encoder").mkdir()
-    (tmp_path / "text_encoder" / "stale").write_text("x")
-    text_encoder.write_text_encoder(
-        tmp_path / "text_encoder", edited, pipeline.folder / "text_encoder"
-    )
-    assert not (tmp_path / "text_encoder" / "stale").exists()
+    target, source = tmp_path / "text_encoder", pipeline.folder / "text_encoder"
+    target.mkdir()
+    text_encoder.write_text_encoder(target, edited, source)
+    written = (target / "model.safetensors").read_bytes()
+    text_encoder.write_text_encoder(target, pipeline.params["text_encoder"], source)
+    assert (target / "model.safetensors").read_bytes() != written
+    text_encoder.write_text_encoder(target, edited, source)
+    assert (target / "model.safetensors").read_bytes() == written  # The same bytes each time.
+
+    names = {"notes.txt": "notes.txt", "config.json": "config.json"}
+    # Of a folder without our weights nothing is known to be ours.
+    for name, named in (names | {"model.safetensors": "config.json"}).items():
+        shutil.rmtree(target)
+        text_encoder.write_text_encoder(target, edited, source)
+        (target / name).write_text("mine")
+        with pytest.raises(UserError, match=f"{named}: was not written by"):
+            text_encoder.write_text_encoder(target, edited, source)
+        assert (target / name).read_text() == "mine"
+
+
+def test_what_version_0_1_exported_is_known_by_the_run_beside_it(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
+) -> None:
+    target, source = tmp_path / "text_encoder", pipeline.folder / "text_encoder"
+    shutil.copytree(source, target)  # As it wrote them: no signature.
+    with pytest.raises(UserError, match="was not written by"):
+        text_encoder.write_text_encoder(target, edited, source)
+    shutil.copyfile(VERSION_0_1 / "edit.safetensors", tmp_path / "edit.safetensors")
+    with pytest.raises(UserError, match="was not written by"):
+        text_encoder.write_text_encoder(target, edited, source)
+    (tmp_path / "config.json").write_text('{"config": {}, "inputs": {}, "environment": {}}')
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"notes\.txt: was not written by"):
+        text_encoder.write_text_encoder(target, edited, source)
+    (target / "notes.txt").unlink()
+    text_encoder.write_text_encoder(target, edited, source)
+    assert SIGNATURE in metadata(target / "model.safetensors")
+
+
+def metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="np") as opened:
+        return opened.metadata()
 
 
 @pytest.mark.parametrize("dtype", ["source", "float16"])
