@@ -53,6 +53,7 @@ setuptools.setup(
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",
             "beartype>=0.22",
+            "import-linter>=2.3",
             "ruff==0.17.6",
             "pyright[nodejs]==1.1.414",
             "torch==2.13.0",
