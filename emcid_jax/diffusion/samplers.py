@@ -17,13 +17,12 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
-from emcid_jax.diffusion.euler import Euler
+from emcid_jax.diffusion.euler import Euler, NoiseScales
 from emcid_jax.diffusion.schedule import (
     NoiseSchedule,
     TimestepSpacing,
     boolean,
     choice,
-    integer,
     spaced_timesteps,
     unsupported,
 )
@@ -76,17 +75,12 @@ class Ddim:
     schedule: NoiseSchedule
     steps: int
     timestep_spacing: TimestepSpacing = "leading"
-    steps_offset: int = 0
     set_alpha_to_one: bool = True
-    clip_sample_range: float | None = None
-    """Predicted clean latents are clipped to +-this; None does not clip."""
     fresh: ClassVar[int] = 0
 
     def rows(self) -> DdimRow:
         """One row per step."""
-        timesteps = spaced_timesteps(
-            self.schedule, self.steps, self.timestep_spacing, self.steps_offset
-        )
+        timesteps = spaced_timesteps(self.schedule, self.steps, self.timestep_spacing)
         stride = self.schedule.num_train_timesteps // self.steps
         alpha = _alphas(self.schedule, timesteps, self.set_alpha_to_one)
         next_alpha = _alphas(self.schedule, timesteps - stride, self.set_alpha_to_one)
@@ -119,8 +113,6 @@ class Ddim:
         else:
             inside = row.signal * output + row.noise * state
             clean = row.signal * state - row.noise * output
-        if self.clip_sample_range is not None:
-            clean = jnp.clip(clean, -self.clip_sample_range, self.clip_sample_range)
         return row.next_signal * clean + row.next_noise * inside
 
     def result(self, state: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
@@ -162,15 +154,12 @@ class Pndm:
     schedule: NoiseSchedule
     steps: int
     timestep_spacing: TimestepSpacing = "leading"
-    steps_offset: int = 0
     set_alpha_to_one: bool = False
     fresh: ClassVar[int] = 0
 
     def rows(self) -> PndmRow:
         """One row per call."""
-        called = spaced_timesteps(
-            self.schedule, self.steps, self.timestep_spacing, self.steps_offset
-        )
+        called = spaced_timesteps(self.schedule, self.steps, self.timestep_spacing)
         called = np.concatenate([called[:2], called[1:]]) if self.steps > 1 else called
         stride = self.schedule.num_train_timesteps // self.steps
         again = np.arange(len(called)) == 1
@@ -229,10 +218,15 @@ class Pndm:
 def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm | Euler:
     """The sampler that a parsed `scheduler_config.json` names, with `steps` denoising steps.
 
+    It is the one that diffusers' `StableDiffusionPipeline` makes of the file. The pipeline overrules
+    two fields: it never clips latents (`clip_sample`) and offsets `leading` timesteps by 1
+    (`steps_offset`). Missing fields have the defaults of the class; fields of other classes are not
+    read.
+
     Raises:
         UserError: an unknown `_class_name` or a value we do not support; names field and value.
     """
-    name = choice(scheduler_config, "_class_name", "", tuple(_MAKERS))
+    name = choice(scheduler_config, "_class_name", "", tuple(SAMPLERS))
     schedule = NoiseSchedule.from_dict(scheduler_config)
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise unsupported("steps", steps, f"use 1 to {schedule.num_train_timesteps}")
@@ -242,20 +236,15 @@ def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm
         "linspace" if name.startswith("Euler") else "leading",
         ("leading", "linspace", "trailing"),
     )
-    offset = integer(scheduler_config, "steps_offset", 0, minimum=0)
-    spaced_timesteps(schedule, steps, spacing, offset)  # raises before anything is compiled
-    return _MAKERS[name](scheduler_config, schedule, steps, spacing, offset)
+    spaced_timesteps(schedule, steps, spacing)  # raises before anything is compiled
+    return SAMPLERS[name](scheduler_config, schedule, steps, spacing)
 
 
 def _make_ddim(config: Mapping[str, Any], *common: Any) -> Ddim:
     if boolean(config, "thresholding", False):
         raise unsupported("thresholding", True, "dynamic thresholding is for pixel models")
-    clip = boolean(config, "clip_sample", True)
-    return Ddim(
-        *common,
-        set_alpha_to_one=boolean(config, "set_alpha_to_one", True),
-        clip_sample_range=float(config.get("clip_sample_range", 1.0)) if clip else None,
-    )
+    boolean(config, "clip_sample", True)  # diffusers clips by anything else that counts as true
+    return Ddim(*common, set_alpha_to_one=boolean(config, "set_alpha_to_one", True))
 
 
 def _make_pndm(config: Mapping[str, Any], schedule: NoiseSchedule, *common: Any) -> Pndm:
@@ -267,32 +256,50 @@ def _make_pndm(config: Mapping[str, Any], schedule: NoiseSchedule, *common: Any)
 
 
 def _make_euler(config: Mapping[str, Any], *common: Any) -> Euler:
-    for field, only in _EULER_ONLY.items():
-        if config.get(field, only) not in (only, None):
-            raise unsupported(field, config[field], f"remove it or use {only!r}")
-    return Euler(*common, karras=bool(config.get("use_karras_sigmas", False)))
+    choice(config, "timestep_type", "discrete", ("discrete",))
+    asked = [scales for scales, field in _SCALES.items() if boolean(config, field, False)]
+    if len(asked) > 1:
+        one, two, *_ = (_SCALES[scales] for scales in asked)
+        raise unsupported(two, True, f"{one} is true too; use one of them")
+    linear = choice(config, "interpolation_type", "linear", ("linear", "log_linear")) == "linear"
+    last = choice(config, "final_sigmas_type", "zero", ("zero", "sigma_min"))
+    return Euler(
+        *common,
+        noise_scales=asked[0] if asked else "timesteps",
+        log_linear=not linear,
+        sigma_min=_sigma(config, "sigma_min"),
+        sigma_max=_sigma(config, "sigma_max"),
+        ends_at_zero=last == "zero",
+    )
+
+
+_SCALES: Mapping[NoiseScales, str] = {
+    "karras": "use_karras_sigmas",
+    "exponential": "use_exponential_sigmas",
+    "beta": "use_beta_sigmas",
+}
+
+
+def _sigma(config: Mapping[str, Any], field: str) -> float | None:
+    """A noise scale, or null."""
+    value = config.get(field)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value is not None and not (number and 0 < value < 1e9):
+        raise unsupported(field, value, "use null or a number above 0")
+    return None if value is None else float(value)
 
 
 def _make_ancestral(config: Mapping[str, Any], *common: Any) -> Euler:
     return Euler(*common, ancestral=True)
 
 
-_MAKERS: Mapping[str, Callable[..., Ddim | Pndm | Euler]] = {
+SAMPLERS: Mapping[str, Callable[..., Ddim | Pndm | Euler]] = {
     "DDIMScheduler": _make_ddim,
     "PNDMScheduler": _make_pndm,
     "EulerDiscreteScheduler": _make_euler,
     "EulerAncestralDiscreteScheduler": _make_ancestral,
 }
-# Options of EulerDiscreteScheduler that are not computed here, with the value that leaves them out.
-_EULER_ONLY: Mapping[str, Any] = {
-    "final_sigmas_type": "zero",
-    "interpolation_type": "linear",
-    "sigma_max": None,
-    "sigma_min": None,
-    "timestep_type": "discrete",
-    "use_beta_sigmas": False,
-    "use_exponential_sigmas": False,
-}
+"""By diffusers' class name: config, noise schedule, steps and spacing to sampler."""
 
 
 def _alphas(schedule: NoiseSchedule, timesteps: np.ndarray, last_is_one: bool) -> np.ndarray:

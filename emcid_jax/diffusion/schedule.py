@@ -19,6 +19,11 @@ BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
+STEPS_OFFSET = 1
+"""Added to the timesteps of `leading`, whatever `steps_offset` says, as diffusers' pipeline does."""
+MOST_TIMESTEPS = 100_000
+"""A longer schedule is a mistake in the file; Stable Diffusion has 1,000 timesteps."""
+
 
 @dataclasses.dataclass(frozen=True)
 class NoiseSchedule:
@@ -53,8 +58,13 @@ class NoiseSchedule:
         betas = scheduler_config.get("trained_betas")
         if betas is not None and not isinstance(betas, list | tuple):
             raise unsupported("trained_betas", betas, "use null or a list of numbers")
+        wrong = [beta for beta in betas or () if not _is_share(beta)]
+        if wrong:
+            raise unsupported("trained_betas", wrong[0], "use numbers between 0 and 1")
         schedule = cls(
-            num_train_timesteps=integer(scheduler_config, "num_train_timesteps", 1000, minimum=1),
+            num_train_timesteps=integer(
+                scheduler_config, "num_train_timesteps", 1000, minimum=2, maximum=MOST_TIMESTEPS
+            ),
             beta_start=number(scheduler_config, "beta_start", 0.0001),
             beta_end=number(scheduler_config, "beta_end", 0.02),
             beta_schedule=choice(
@@ -80,16 +90,26 @@ class NoiseSchedule:
             raise unsupported(
                 "rescale_betas_zero_snr", True, "it needs prediction_type v_prediction"
             )
+        # Of so little signal float32 keeps nothing. Pure noise is asked for by rescaling.
+        if schedule._alphas()[-1] < np.finfo(np.float32).tiny:
+            field = "beta_end" if betas is None else "trained_betas"
+            raise unsupported(
+                field, scheduler_config.get(field), "nothing of the image is left; use less noise"
+            )
         return schedule
 
     @functools.cached_property
     def alphas_cumprod(self) -> np.ndarray:
         """`a_t`, the share of the clean variance left at t: float64 [num_train_timesteps]."""
-        alphas = np.cumprod(1.0 - self._betas())
+        alphas = self._alphas()
         if not self.rescale_betas_zero_snr:
             return alphas
         signal = np.sqrt(alphas)
         return ((signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])) ** 2
+
+    def _alphas(self) -> np.ndarray:
+        """`a_t` before rescaling."""
+        return np.cumprod(1.0 - self._betas())
 
     def _betas(self) -> np.ndarray:
         if self.trained_betas is not None:
@@ -167,27 +187,29 @@ class NoiseSchedule:
         return signal.reshape(shape), sigma.reshape(shape)
 
 
-def spaced_timesteps(
-    schedule: NoiseSchedule, steps: int, spacing: TimestepSpacing, offset: int
-) -> np.ndarray:
+def spaced_timesteps(schedule: NoiseSchedule, steps: int, spacing: TimestepSpacing) -> np.ndarray:
     """The descending timesteps of the denoising steps: int64 [steps] (arXiv 2305.08891, table 2).
 
     Raises:
-        UserError: the offset pushes the first timestep past the schedule's end.
+        UserError: diffusers divides the schedule into so many steps wrongly.
     """
     total = schedule.num_train_timesteps
     match spacing:
         case "leading":
-            timesteps = np.arange(steps)[::-1] * (total // steps) + offset
+            timesteps = np.arange(steps)[::-1] * (total // steps) + STEPS_OFFSET
+            if timesteps[0] >= total:
+                fix = f"with timestep_spacing leading use at most {total - 1}"
+                raise unsupported("steps", steps, fix)
         case "linspace":
             timesteps = np.round(np.linspace(0, total - 1, steps))[::-1].astype(np.int64)
         case "trailing":
-            # Rounding of the stride may yield one entry too many.
-            timesteps = np.round(np.arange(total, 0, -total / steps))[:steps].astype(np.int64) - 1
-    if timesteps[0] >= total:
-        raise unsupported(
-            "steps_offset", offset, f"with {steps} steps it starts past timestep {total - 1}"
-        )
+            # Where the stride is rounded down, diffusers calls once more, at timestep -1.
+            ends = {n: np.arange(total, 0, -total / n) for n in range(max(steps - 9, 1), steps + 1)}
+            if len(ends[steps]) != steps:
+                good = max(n for n, found in ends.items() if len(found) == n)
+                fix = f"with timestep_spacing trailing use another number, e.g. {good}"
+                raise unsupported("steps", steps, fix)
+            timesteps = np.round(ends[steps]).astype(np.int64) - 1
     return timesteps
 
 
@@ -199,7 +221,7 @@ def unsupported(field: str, value: object, fix: str) -> UserError:
 def choice(config: Mapping[str, Any], field: str, default: str, options: tuple[str, ...]) -> Any:
     """A field that must be one of `options`."""
     value = config.get(field, default)
-    if value not in options:
+    if not isinstance(value, str) or value not in options:
         raise unsupported(field, value, f"use one of {', '.join(options)}")
     return value
 
@@ -212,17 +234,22 @@ def boolean(config: Mapping[str, Any], field: str, default: bool) -> bool:
     return value
 
 
-def integer(config: Mapping[str, Any], field: str, default: int, minimum: int) -> int:
-    """A field that must be a whole number of at least `minimum`."""
+def integer(config: Mapping[str, Any], field: str, default: int, minimum: int, maximum: int) -> int:
+    """A field that must be a whole number in [minimum, maximum]."""
     value = config.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise unsupported(field, value, f"use a whole number of at least {minimum}")
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        raise unsupported(field, value, f"use a whole number of {minimum} to {maximum}")
     return value
 
 
 def number(config: Mapping[str, Any], field: str, default: float) -> float:
     """A field that must be a number in (0, 1)."""
     value = config.get(field, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+    if not _is_share(value):
         raise unsupported(field, value, "use a number between 0 and 1")
     return float(value)
+
+
+def _is_share(value: object) -> bool:
+    """A number in (0, 1); NaN is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(0 < value < 1)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from emcid_jax.diffusion.euler import Euler
 from emcid_jax.diffusion.noise import NoiseSource, seeded_noise
@@ -23,6 +23,8 @@ from emcid_jax.models.text.clip import ClipTextModel
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.finite import FIX, finite_rows, require_finite
 
 Params = dict[str, Any]
 
@@ -41,6 +43,9 @@ def encode_prompts(
         pipeline: the model.
         prompts: texts; longer ones are cut to the tokenizer's `model_max_length`.
         params: used in place of `pipeline.params` (the same tree of three parts).
+
+    Raises:
+        UserError: a state is not finite.
     """
     params = pipeline.params if params is None else params
     ids = tokenize(pipeline.tokenizer, prompts)
@@ -51,7 +56,7 @@ def encode_prompts(
         np.asarray(_encode(params["text_encoder"], padded[i : i + size], text=pipeline.text))
         for i in range(0, len(padded), size)
     ]
-    return np.concatenate(chunks)[: len(ids)]
+    return require_finite(np.concatenate(chunks)[: len(ids)], "the text states", "prompt")
 
 
 def initial_noise(
@@ -122,7 +127,7 @@ def image_batches(
         noise: who draws the noise of a seed, see `seeded_noise`.
 
     Raises:
-        UserError: the scheduler cannot take that many steps.
+        UserError: the scheduler cannot take that many steps, or what is drawn is not finite.
     """
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts but {len(seeds)} seeds; give one per image")
@@ -176,18 +181,46 @@ def batches_of_states(
         count = min(size, len(seeds) - start)
         index = np.resize(np.arange(start, start + count), size)
         chosen = [seeds[i] for i in index.tolist()]
-        drawn = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
-        images = draw(
+        fresh = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
+        drawn = draw(
             models,
             states(index),
-            parallel.place(drawn, parallel.sharded(mesh)) if mesh else drawn,
+            parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh,
             jnp.float32(guidance),
             unet=pipeline.unet,
             vae=pipeline.vae,
             sampler=sampler,
             mesh=mesh,
         )
-        yield parallel.fetch(images)[:count]
+        images, finite = parallel.fetch(drawn)
+        _require_finite(finite, chosen)
+        yield images[:count]
+
+
+class Finite(NamedTuple):
+    """Whether what a picture is made from holds only numbers, part by part."""
+
+    text: Bool[Array, " image"]
+    latents: Bool[Array, "image end"]
+    """Initial noise, and the latents after each call of the UNet."""
+    pixels: Bool[Array, " image"]
+
+
+def _require_finite(finite: Finite, seeds: Sequence[int]) -> None:
+    """UserError that names the first part that is not finite, for the first such image."""
+    text, latents, pixels = map(np.asarray, finite)
+    bad = np.flatnonzero(~(text & latents.all(axis=1) & pixels))
+    if not bad.size:
+        return
+    first, calls = bad[0], latents.shape[1] - 1
+    call = int(latents[first].argmin())
+    if not text[first]:
+        part = "the text states"
+    elif not latents[first].all():
+        part = f"the UNet's prediction in call {call} of {calls}" if call else "the initial noise"
+    else:
+        part = "what the VAE decodes"
+    raise UserError(f"picture of seed {seeds[first]}: {part} is not finite; {FIX}")
 
 
 @functools.partial(jax.jit, static_argnames=("unet", "vae", "sampler", "mesh"))
@@ -201,7 +234,7 @@ def draw(
     vae: AutoencoderKL,
     sampler: Sampler,
     mesh: Mesh | None,
-) -> UInt8[Array, "image pixel_height pixel_width 3"]:
+) -> tuple[UInt8[Array, "image pixel_height pixel_width 3"], Finite]:
     """The one program of drawing: denoises, decodes, rounds to bytes as diffusers does.
 
     `text` holds per image the negative and the positive prompt's states, or the positive's alone
@@ -217,11 +250,11 @@ def draw(
 
     denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
     fresh = noise[:, 1:] if sampler.fresh else None
-    latents = sample(denoiser, sampler, noise[:, 0], fresh) / vae.config.scaling_factor
-    images = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
-    if mesh:
-        images = jax.lax.with_sharding_constraint(images, parallel.sharded(mesh))
-    return images
+    latents, finite = sample(denoiser, sampler, noise[:, 0], fresh)
+    latents = latents / vae.config.scaling_factor
+    images, pixels = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
+    drawn = images, Finite(finite_rows(text), finite.T, pixels)
+    return jax.lax.with_sharding_constraint(drawn, parallel.sharded(mesh)) if mesh else drawn
 
 
 def _decode(
@@ -229,12 +262,13 @@ def _decode(
     latents: Float[Array, "image height width channel"],
     vae: AutoencoderKL,
     devices: int,
-) -> UInt8[Array, "image pixel_height pixel_width 3"]:
-    """The images, decoded in slices that each take some images of every device."""
+) -> tuple[UInt8[Array, "image pixel_height pixel_width 3"], Bool[Array, " image"]]:
+    """The images, and which are finite, decoded in slices that each take some of every device."""
 
-    def decode(part: Array) -> Array:
+    def decode(part: Array) -> tuple[Array, Array]:
         images = jnp.asarray(vae.apply({"params": params}, part, method=AutoencoderKL.decode))
-        return jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+        rounded = jnp.round(jnp.clip(images / 2 + 0.5, 0, 1) * 255).astype(jnp.uint8)
+        return rounded, finite_rows(images)
 
     count, *shape = latents.shape
     local = count // devices
@@ -246,8 +280,12 @@ def _decode(
     # Images of one device are neighbours: (device, slice, image of the slice).
     grouped = jnp.moveaxis(latents.reshape(devices, -1, size, *shape), 1, 0)
     found = jax.lax.map(lambda part: decode(part.reshape(-1, *shape)), grouped)
-    found = found.reshape(len(grouped), devices, size, *found.shape[2:])
-    return jnp.moveaxis(found, 0, 1).reshape(count, *found.shape[3:])
+
+    def in_order(part: Array) -> Array:
+        part = part.reshape(len(grouped), devices, size, *part.shape[2:])
+        return jnp.moveaxis(part, 0, 1).reshape(count, *part.shape[3:])
+
+    return jax.tree.map(in_order, found)
 
 
 @functools.partial(jax.jit, static_argnames="text")

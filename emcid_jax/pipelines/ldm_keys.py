@@ -191,11 +191,13 @@ def is_needed(key: str, version: Version, blocks: int) -> bool:
 def default_configs(version: Version, prediction_type: str) -> dict[str, dict[str, Any]]:
     """The JSON files of the published diffusers folder of that version."""
     velocity = prediction_type == "v_prediction"
+    sampler = "DDIMScheduler" if velocity and version == 2 else "PNDMScheduler"
     return {
         "text_encoder": _TEXT_CONFIG[version],
         "unet": _UNET_CONFIG[version] | {"sample_size": 96 if velocity else 64},
         "vae": _VAE_CONFIG | {"sample_size": 768 if velocity else 512},
-        "scheduler": _SCHEDULER_CONFIG | {"prediction_type": prediction_type},
+        "scheduler": _SCHEDULER_CONFIG
+        | {"_class_name": sampler, "prediction_type": prediction_type},
     }
 
 
@@ -258,10 +260,10 @@ _VAE_CONFIG = {
     "scaling_factor": 0.18215,
 }
 _SCHEDULER_CONFIG = {
-    "_class_name": "PNDMScheduler",
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
+    "clip_sample": False,
     "num_train_timesteps": 1000,
     "set_alpha_to_one": False,
     "skip_prk_steps": True,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
@@ -156,6 +156,8 @@ def load_pipeline(
                 f"{folder / 'model_index.json'}: {part}={found!r} is not supported; use {name}"
             )
     configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
+    # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.
+    configs["scheduler"] |= {"_class_name": _sampler_class(index, folder)}
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     if checkpoints.holds_weights(folder):  # see tasks/convert
@@ -184,6 +186,18 @@ def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float
 def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
     """The pipeline with another text encoder; everything else is shared, nothing is changed."""
     return dataclasses.replace(pipeline, params=pipeline.params | {"text_encoder": text_params})
+
+
+def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
+    """The class that `model_index.json` names for the scheduler."""
+    found = index.get("scheduler")
+    for name in SAMPLERS:
+        if found == ["diffusers", name]:
+            return name
+    raise UserError(
+        f"{folder / 'model_index.json'}: scheduler={found!r} is not supported; use "
+        f'["diffusers", NAME] with NAME one of {", ".join(SAMPLERS)}'
+    )
 
 
 def _abstract(pipeline: Pipeline) -> Params:

@@ -22,6 +22,7 @@ from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.finite import require_finite
 
 PREPARE_BATCH = 32
 """Prompts or images encoded together, per device."""
@@ -48,7 +49,7 @@ def prepare(
         mesh: devices that share the work; default: the first one.
 
     Raises:
-        UserError: the layer is not one of the model's blocks.
+        UserError: the layer is not one of the model's blocks, or what is computed is not finite.
     """
     blocks = pipeline.text.config.num_hidden_layers
     if not 0 <= config.layer < blocks:
@@ -64,20 +65,22 @@ def prepare(
 
     end, edited = pipeline.tokenizer.eos_token_id, config.edited_tokens
     position = edited_tokens.positions(source, end, edited)
-    hidden, source_last, _ = _per_prompt(encode, (source_ids, position), mesh)
+    hidden, source_last, _ = _per_prompt(encode, (source_ids, position), mesh, "source text states")
     empty_text = None
     if config.objective == "esd":
         empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[None, :, :tokens]
         ends = np.ones((1, 1), np.int32)
         nothing = PromptRectangle(empty, ends, ends > 0)
         places = edited_tokens.positions(nothing, end, edited)
-        _, empty_last, features = _per_prompt(encode, (empty, places), mesh)
+        _, empty_last, features = _per_prompt(encode, (empty, places), mesh, "empty text states")
         target_features = np.broadcast_to(features, (*source.mask.shape, features.shape[-1]))
         teacher_text = source_last
         empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
     else:
         places = edited_tokens.positions(destination, end, edited)
-        _, teacher_text, target_features = _per_prompt(encode, (destination_ids, places), mesh)
+        _, teacher_text, target_features = _per_prompt(
+            encode, (destination_ids, places), mesh, "destination text states"
+        )
     latent_mean, latent_std = None, None
     if loss.needs_images(config):
         assert images is not None
@@ -86,7 +89,7 @@ def prepare(
         posterior = functools.partial(_posterior, pipeline.vae, vae)
         latent_mean, latent_std = (
             part.reshape(*images.shape[:3], *part.shape[2:])
-            for part in _per_prompt(posterior, (flat,), mesh)
+            for part in _per_prompt(posterior, (flat,), mesh, "latents of training images")
         )
     reads_teacher = config.objective not in ("sampled-noise", "text-only")
     arrays: dict[str, Any] = {
@@ -153,7 +156,10 @@ def _posterior(vae: AutoencoderKL, params: Params, images: Array) -> tuple[Array
 
 
 def _per_prompt(
-    function: Callable[..., tuple[Array, ...]], arrays: tuple[np.ndarray, ...], mesh: Mesh
+    function: Callable[..., tuple[Array, ...]],
+    arrays: tuple[np.ndarray, ...],
+    mesh: Mesh,
+    what: str,
 ) -> list[np.ndarray]:
     """`function` of the rows [concept, prompt, ...] of `arrays`, in batches of one shape."""
     concepts, prompts = arrays[0].shape[:2]
@@ -165,4 +171,6 @@ def _per_prompt(
         batch = parallel.place(tuple(x[index] for x in rows), parallel.sharded(mesh))
         batches.append(parallel.fetch(function(*batch)))
     parts = [np.concatenate(part)[:count] for part in zip(*batches, strict=True)]
+    for part in parts:
+        require_finite(part.reshape(concepts, -1), what, "request")
     return [part.reshape(concepts, prompts, *part.shape[1:]) for part in parts]
