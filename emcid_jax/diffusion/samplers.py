@@ -218,10 +218,10 @@ class Pndm:
 def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm | Euler:
     """The sampler that a parsed `scheduler_config.json` names, with `steps` denoising steps.
 
-    It is the one that diffusers' `StableDiffusionPipeline` makes of the file. The pipeline overrules
-    two fields: it never clips latents (`clip_sample`) and offsets `leading` timesteps by 1
-    (`steps_offset`). Missing fields have the defaults of the class; fields of other classes are not
-    read.
+    It is what diffusers' `StableDiffusionPipeline` makes of the file. The pipeline overrules two
+    fields: it never clips latents (`clip_sample`) and offsets `leading` timesteps by 1
+    (`steps_offset`). Missing fields have the defaults of the class. Fields of other classes are
+    not read.
 
     Raises:
         UserError: an unknown `_class_name` or a value we do not support; names field and value.

@@ -20,7 +20,7 @@ PredictionType = Literal["epsilon", "v_prediction"]
 TimestepSpacing = Literal["leading", "linspace", "trailing"]
 
 STEPS_OFFSET = 1
-"""Added to the timesteps of `leading`, whatever `steps_offset` says, as diffusers' pipeline does."""
+"""Added to the timesteps of `leading`; diffusers' pipeline overrules `steps_offset` with it."""
 MOST_TIMESTEPS = 100_000
 """A longer schedule is a mistake in the file; Stable Diffusion has 1,000 timesteps."""
 

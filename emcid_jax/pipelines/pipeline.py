@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,15 @@ def load_pipeline(
             )
     configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
     # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.
-    configs["scheduler"] |= {"_class_name": _sampler_class(index, folder)}
+    name, written = _sampler_class(index, folder), configs["scheduler"].get("_class_name")
+    if written not in (None, name):
+        logging.warning(
+            "%s: model_index.json says %s, scheduler_config.json %s; the former counts",
+            folder,
+            name,
+            written,
+        )
+    configs["scheduler"] |= {"_class_name": name}
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     if checkpoints.holds_weights(folder):  # see tasks/convert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import jax
@@ -245,7 +246,7 @@ def test_defaults_are_those_of_diffusers() -> None:
     ],
 )
 def test_unsupported_values_are_named(base: dict[str, Any], field: str, value: object) -> None:
-    with pytest.raises(UserError, match=rf"{field}={value!r} is not supported; \w+"):
+    with pytest.raises(UserError, match=re.escape(f"{field}={value!r} is not supported; ")):
         make_sampler(base | {field: value}, 10)
 
 

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: order of the doubled batch and the formula."""
+"""Classifier-free guidance (order of the doubled batch, formula), and what is not a number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emcid_jax.diffusion.sampling import guided
+from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.diffusion.sampling import guided, sample
 
 
 def test_guidance_mixes_each_examples_two_predictions() -> None:
@@ -32,3 +33,15 @@ def test_guidance_of_one_is_the_plain_prediction() -> None:
     text = jnp.asarray([[0.5], [2.0], [-3.0], [4.0]])
     ours = guided(lambda x, t: x * text, 1.0)(latents, jnp.asarray(0))
     np.testing.assert_allclose(ours, latents * text[1::2], rtol=1e-6)
+
+
+def test_the_call_that_is_not_finite_is_known_for_each_example() -> None:
+    sampler = make_sampler({"_class_name": "DDIMScheduler"}, 4)  # timesteps 751, 501, 251, 1
+
+    def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+        broken = jnp.asarray([0.0, jnp.where(timestep < 300, jnp.nan, 0.0)])
+        return latents + broken[:, None]
+
+    found = sample(predict, sampler, jnp.ones((2, 3)))
+    np.testing.assert_array_equal(found.finite[:, 0], [True] * 5)
+    np.testing.assert_array_equal(found.finite[:, 1], [True, True, True, False, False])

@@ -78,6 +78,9 @@ def test_equal_schedules_are_equal_static_arguments() -> None:
         ("rescale_betas_zero_snr", True),
         ("trained_betas", 0.1),
         ("trained_betas", [0.1, 0.2]),
+        ("trained_betas", ["0.1"] * 1000),
+        ("trained_betas", [float("nan")] * 1000),
+        ("trained_betas", [0.9] * 1000),
     ],
 )
 def test_unsupported_values_are_named(field: str, value: object) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
@@ -128,6 +129,8 @@ def test_single_files_get_the_published_configs(name: str) -> None:
         assert cls.from_dict(ours[part]) == cls.from_dict(published[part])
     theirs = NoiseSchedule.from_dict(published["scheduler"])
     assert NoiseSchedule.from_dict(ours["scheduler"]) == theirs
+    steps = make_sampler(ours["scheduler"], 20)
+    assert steps == make_sampler(published["scheduler"], 20)
 
 
 def plain(config: Mapping[str, Any]) -> dict[str, Any]:

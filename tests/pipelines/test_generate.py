@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from emcid_jax.pipelines.generate import (
 )
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize, with_text_params
 from emcid_jax.runtime import parallel
+from emcid_jax.runtime.errors import UserError
 
 PROMPTS = ["a photo of a dog on the beach", "a painting by Vincent van Gogh", ""]
 SEEDS = [11, 12, 13]
@@ -147,6 +149,45 @@ def test_noise_added_on_the_way_is_the_seeds_own(
     theirs = drawn_by_diffusers(folder, noise, "pil")
     ours = list(image_batches(load_pipeline(folder), PROMPTS, SEEDS, batch=2, **SETTINGS))
     assert_alike(np.concatenate(ours), theirs)
+
+
+@pytest.mark.parametrize(
+    ("part", "layer", "message"),
+    [
+        ("text_encoder", "final_layer_norm", "the text states of prompt 0 and 3 more are not"),
+        ("unet", "conv_out", "picture of seed 11: the UNet's prediction in call 1 of 10 is not"),
+        ("vae", "conv_out", "picture of seed 11: what the VAE decodes is not finite"),
+    ],
+)
+def test_a_picture_that_is_not_finite_is_an_error(
+    part: str, layer: str, message: str, pipeline: Pipeline
+) -> None:
+    def broken(path: Any, leaf: Any) -> Any:
+        return leaf * np.nan if layer in jax.tree_util.keystr(path) else leaf
+
+    params = pipeline.params | {
+        part: jax.tree_util.tree_map_with_path(broken, pipeline.params[part])
+    }
+    with pytest.raises(UserError, match=message):
+        generate(pipeline, PROMPTS, SEEDS, params=params, **SETTINGS)
+
+
+def test_the_index_decides_the_samplers_class(
+    tiny_pipeline_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A file that another class wrote, as diffusers reads it; without `clip_sample`, too."""
+    file = {key: value for key, value in PNDM.items() if key != "steps_offset"}
+    folder = with_scheduler(file, tiny_pipeline_folder, tmp_path / "model")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pipeline = load_pipeline(folder)
+    assert pipeline.scheduler_config["_class_name"] == "DDIMScheduler"
+    assert "model_index.json says DDIMScheduler, scheduler_config.json PNDMScheduler" in caplog.text
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of what the pipeline overrules
+        theirs = drawn_by_diffusers(folder, initial_noise(pipeline, SEEDS), "pil")
+    assert_alike(generate(pipeline, PROMPTS, SEEDS, **SETTINGS), theirs)
 
 
 def test_text_states_are_those_of_transformers(

@@ -121,8 +121,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         "cross_attention_dim=64, text_encoder hidden_size=32",
     ),
     "another scheduler": (
-        set_json("scheduler/scheduler_config.json", _class_name="UniPCMultistepScheduler"),
-        "_class_name='UniPCMultistepScheduler' is not supported",
+        set_json("model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"]),
+        r"scheduler=\['diffusers', 'UniPCMultistepScheduler'\] is not supported; use .*PNDM",
     ),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -107,3 +108,18 @@ def test_prompts_without_room_for_the_edited_padding_are_named(pipeline, prompts
     check_lengths(source, origins, end, dataclasses.replace(CONFIG, edited_tokens=most))
     with pytest.raises(UserError, match=rf"the model reads {source.ids.shape[-1]}; shorten it or"):
         check_lengths(source, origins, end, dataclasses.replace(CONFIG, edited_tokens=most + 1))
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ("text_encoder", "source text states of request 0 and 2 more are not finite"),
+        ("vae", "latents of training images of request 0 and 2 more are not finite"),
+    ],
+)
+def test_what_is_not_finite_is_an_error(part, message, pipeline, prompts):
+    broken = {part: jax.tree.map(lambda leaf: leaf * np.nan, pipeline.params[part])}
+    pipeline = dataclasses.replace(pipeline, params=pipeline.params | broken)
+    images = np.zeros((3, 2, 2, 16, 16, 3), np.float32)
+    with pytest.raises(UserError, match=message):
+        prepare(pipeline, *prompts, SEEDS, images, CONFIG)
