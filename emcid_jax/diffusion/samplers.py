@@ -257,7 +257,9 @@ def _make_pndm(config: Mapping[str, Any], schedule: NoiseSchedule, *common: Any)
 
 def _make_euler(config: Mapping[str, Any], *common: Any) -> Euler:
     choice(config, "timestep_type", "discrete", ("discrete",))
-    asked = [scales for scales, field in _SCALES.items() if boolean(config, field, False)]
+    asked: list[NoiseScales] = [
+        scales for scales, field in _SCALES.items() if boolean(config, field, False)
+    ]
     if len(asked) > 1:
         one, two, *_ = (_SCALES[scales] for scales in asked)
         raise unsupported(two, True, f"{one} is true too; use one of them")

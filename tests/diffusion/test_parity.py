@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import random
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pipeline_oracle
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import pipeline_oracle
 
 from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler
 from emcid_jax.runtime.errors import UserError

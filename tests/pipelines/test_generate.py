@@ -154,7 +154,7 @@ def test_noise_added_on_the_way_is_the_seeds_own(
 @pytest.mark.parametrize(
     ("part", "layer", "message"),
     [
-        ("text_encoder", "final_layer_norm", "the text states of prompt 0 and 3 more are not"),
+        ("text_encoder", "final_layer_norm", "the text states of prompt 0 and 2 more are not"),
         ("unet", "conv_out", "picture of seed 11: the UNet's prediction in call 1 of 10 is not"),
         ("vae", "conv_out", "picture of seed 11: what the VAE decodes is not finite"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ def test_the_first_bad_row_is_named() -> None:
     values[1, 0, 2], values[3] = np.inf, np.nan
     with pytest.raises(UserError, match=r"^states of prompt 1 and 1 more are not finite; compute"):
         require_finite(values, "states", "prompt")
-    np.testing.assert_array_equal(finite_rows(values), [True, False, True, False])
+    np.testing.assert_array_equal(finite_rows(jnp.asarray(values)), [True, False, True, False])
 
 
 def test_nothing_is_finite() -> None:
