@@ -23,6 +23,7 @@ import scipy.linalg
 from flax import traverse_util
 from jaxtyping import Float64
 
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import NotNegative, Positive
 from emcid_jax.models.text.clip import end_positions
@@ -77,8 +78,8 @@ def solve(
 
     Names to keep that are edited are left out. Float64 on the host.
     """
-    sources = {request.source.casefold() for request in requests}
-    keep = [name for name in keep if name.casefold() not in sources]
+    sources = {normalised(request.source) for request in requests}
+    keep = [name for name in keep if normalised(name) not in sources]
     both = [(request.source, request.dests[0]) for request in requests]
     states = token_states(pipeline, [*(name for pair in both for name in pair), *keep])
     pairs = [

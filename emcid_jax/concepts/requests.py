@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal, get_args
 
-from emcid_jax.concepts.names import stripped, text_problems
+from emcid_jax.concepts.names import normalised, stripped, text_problems
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.runtime.errors import Problem, UserError
 
@@ -81,16 +81,20 @@ def with_validation(
     For benchmarks that keep editing and evaluation prompts in two files; namesakes have the same
     source and destination. A request without one comes back unchanged.
     """
-    found = {(other.source, other.dest): other for other in validation}
+    found = {_compared(other): other for other in validation}
     merged = []
     for request in requests:
-        other = found.get((request.source, request.dest), request)
+        other = found.get(_compared(request), request)
         merged.append(
             dataclasses.replace(
                 request, validation_templates=other.validation_templates, seeds=other.seeds
             )
         )
     return merged
+
+
+def _compared(request: EditRequest) -> tuple[str, ...]:
+    return tuple(map(normalised, (request.source, *request.dests)))
 
 
 def is_integer(value: object) -> bool:

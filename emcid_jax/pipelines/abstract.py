@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.pipelines.ldm_keys import default_configs
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.text_files import read_json_object
 
 NAMES = {
     "sd-1.4": (1, "epsilon"),
@@ -65,7 +65,15 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
         folder, configs = Path(str(model)), default_configs(*NAMES[str(model)])  # type: ignore[arg-type]
     else:
         folder = Path(model)
-        configs = {part: _read(folder / part / file) for part, file in CONFIG_FILES.items()}
+        if not folder.is_dir():
+            raise UserError(
+                f"config.model.path is {str(model)!r}, no folder here; give a diffusers folder, of "
+                f"which the JSON files are enough, or one of {', '.join(NAMES)}"
+            )
+        configs = {
+            part: read_json_object(folder / part / file, f"{file} of config.model.path")
+            for part, file in CONFIG_FILES.items()
+        }
     positions = configs["text_encoder"].get("max_position_embeddings", 77)
     empty = make_pipeline(configs, {}, NoTokenizer(positions), folder, dtype)
     height, width = empty.image_size
@@ -79,16 +87,3 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
         "vae": abstract_params(empty.vae, images),
     }
     return dataclasses.replace(empty, params=params)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"config.model.path: {path} is not readable ({error}); give a diffusers folder, of "
-            f"which the JSON files are enough, or one of {', '.join(NAMES)}"
-        ) from error
-    if not isinstance(content, dict):
-        raise UserError(f"config.model.path: {path} holds no JSON object")
-    return content

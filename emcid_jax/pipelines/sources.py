@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
 from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.runtime.user_cache import cache_folder
 
 PARTS = ("text_encoder", "unet", "vae")
@@ -159,7 +159,7 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
     header = read_header(file)
     version = ldm_keys.version_of(header.shapes, file)
     beside = {
-        part: _read_json(path)
+        part: read_json_object(path, f"{part} beside {file.name}")
         for part, name in CONFIG_FILES.items()
         if (path := file.parent / part / name).is_file()
     }
@@ -195,16 +195,6 @@ def _tokenizer(beside: Path, version: ldm_keys.Version) -> Tokenizer:
     tokenizer = cast(Any, load_tokenizer(folder))
     tokenizer.pad_token = tokenizer.eos_token if version == 1 else "!"
     return tokenizer
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}; a JSON object is expected")
-    return content
 
 
 def _cache_folder() -> Path:

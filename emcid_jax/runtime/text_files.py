@@ -47,7 +47,8 @@ def read_text(path: Path | str, field: str, limit: int = LIMIT) -> str:
     if utf16:
         logging.warning("%s: read as UTF-16, as its byte-order mark says", path)
     try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig")
+        # Two marks are what programs leave that take one for text.
+        text = data.decode("utf-16" if utf16 else "utf-8").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         byte = data[error.start : error.start + 1]

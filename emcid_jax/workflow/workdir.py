@@ -18,6 +18,7 @@ from emcid_jax.runtime import ownership, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
 from emcid_jax.runtime.locks import held
+from emcid_jax.runtime.text_files import read_text
 
 FREE_FIELDS = (
     "evaluation",
@@ -170,8 +171,15 @@ def write_config(
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that this package wrote."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object that this package wrote. UserError if the file is damaged."""
+    text = read_text(path, "a file of this program")
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is damaged ({error}); remove it") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: is damaged (holds no JSON object); remove it")
+    return found
 
 
 def write_json(path: Path, content: Any) -> None:

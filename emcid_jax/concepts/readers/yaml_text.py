@@ -120,7 +120,7 @@ class _Check:
             count += sum(self.values(item, depth + 1) for item in node.value)
         else:
             count += sum(self.values(item, depth + 1) for pair in node.value for item in pair)
-        if count > MAX_VALUES:
+        if count > MAX_VALUES and not self.failures:
             problem = Problem("yaml", f"aliases make {count:,} values of it", "*", "write less")
             self.note(node, problem)
         self.known[id(node)] = count

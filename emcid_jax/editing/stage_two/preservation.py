@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
-from emcid_jax.concepts.names import normalised
+from emcid_jax.concepts.names import normalised, stripped
 from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
@@ -58,7 +58,9 @@ def resolved(config: StageTwoConfig) -> StageTwoConfig:
         UserError: settings that do not go together, or a file that cannot be read.
     """
     config.check()
-    names = [*config.preserve]
+    names = [*map(stripped, config.preserve)]
+    if "" in names:
+        raise UserError("config.stage_two.preserve holds a name of invisible characters; remove it")
     if config.preserve_path:
         names += read_names(config.preserve_path, "config.stage_two.preserve_path")
         if not names:

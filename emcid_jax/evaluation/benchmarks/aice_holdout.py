@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from emcid_jax.concepts.names import normalised
+from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.evaluation.benchmarks.aice_protocol import HOLDOUT_PROMPTS, HoldoutClass
 from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
 from emcid_jax.evaluation.judges.labels import LabelGroup
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import Failures, Problem, UserError, shown
+from emcid_jax.runtime.json_text import Listed, Record
+from emcid_jax.runtime.text_files import read_json
 
 _FIELDS = {"class name": str, "text prompt": str, "class id": int}
 
@@ -20,39 +23,39 @@ def read_holdout(path: Path, labels: LabelGroup) -> tuple[HoldoutClass, ...]:
     """Read the published hold-out file (`imgnet_aug_test.json`): its first three rows per class.
 
     Every image uses its own row's seed; the released code used the first seed of the *next* class
-    for all of them. Raises `UserError` naming the file, row and field.
+    for all of them. Raises `UserError` naming every line and field.
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable JSON file: {error}") from None
-    if not isinstance(rows, list):
-        raise UserError(f"{path}: not a list of rows")
+    failures = Failures(path)
+    rows = read_json(path, "holdout")
+    if not isinstance(rows, Listed):
+        raise UserError(f"{path}: holdout: is not a list of rows ({shown(rows)}) — give the file")
     found: dict[int, tuple[str, list[Draw]]] = {}
-    for number, row in enumerate(rows, 1):
-        class_id, name, draw = _row(path, number, row, len(labels.labels))
-        _, draws = found.setdefault(class_id, (name, []))
-        if len(draws) < HOLDOUT_PROMPTS:
-            draws.append(draw)
+    for row, line in zip(rows, rows.lines, strict=True):
+        bad = list(_problems(row, len(labels.labels)))
+        for problem in bad:
+            failures.add(line, problem)
+        if not bad:
+            seed = number_in(row, "random seed", line, failures)  # 71583 or "71583"
+            name = row["class name"]
+            _, draws = found.setdefault(row["class id"], (name, []))
+            if len(draws) < HOLDOUT_PROMPTS:
+                draws.append(Draw(row["text prompt"].replace("{}", name), seed))
+    failures.finish()
     return tuple(HoldoutClass(name, i, tuple(draws)) for i, (name, draws) in found.items())
 
 
-def _row(path: Path, number: int, row: object, classes: int) -> tuple[int, str, Draw]:
-    if not isinstance(row, dict):
-        raise UserError(f"{path}: row {number}: not an object")
+def _problems(row: object, classes: int) -> Iterator[Problem]:
+    if not isinstance(row, Record):
+        yield Problem("holdout", "is not an object", row, "write the class and its prompt")
+        return
     for field, kind in _FIELDS.items():
-        if not isinstance(row.get(field), kind):
-            raise UserError(f"{path}: row {number}: field {field!r} must be a {kind.__name__}")
-    class_id, name = row["class id"], row["class name"]
-    if not 0 <= class_id < classes:
-        raise UserError(
-            f"{path}: row {number}: class id {class_id} is outside the judge's {classes} classes"
-        )
-    try:
-        seed = int(row["random seed"])  # the file mixes 71583 and "71583"
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: row {number}: field 'random seed' must be a number") from None
-    return class_id, name, Draw(row["text prompt"].replace("{}", name), seed)
+        if type(row.get(field)) is not kind:
+            fix = f"give a {'text' if kind is str else 'number'}"
+            yield Problem(field, "is missing or of another kind", row.get(field), fix)
+            return
+    if not 0 <= row["class id"] < classes:
+        fix = "give one of the judge's classes"
+        yield Problem("class id", f"is outside the judge's {classes} classes", row["class id"], fix)
 
 
 def holdout_from_labels(
@@ -68,11 +71,11 @@ def holdout_from_labels(
         sentences: templates with `{}`; each class takes `HOLDOUT_PROMPTS` of them in turn.
         seed: of the images' seeds.
     """
-    taken = {name.casefold() for i in edited for name in labels.labels[i]}
+    taken = {normalised(name) for i in edited for name in labels.labels[i]}
     found = []
     for class_id, names in enumerate(labels.labels):
         name = names[0]
-        if class_id in edited or name.casefold() in taken:
+        if class_id in edited or normalised(name) in taken:
             continue
         count = min(HOLDOUT_PROMPTS, len(sentences))
         chosen = [sentences[(class_id + k) % len(sentences)] for k in range(count)]

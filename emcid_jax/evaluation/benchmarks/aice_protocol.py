@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks.aice_scores import (
     AliasScores,
@@ -188,8 +189,8 @@ def _fill(slotted: Sequence[Draw], name: str) -> tuple[Draw, ...]:
 
 
 def _other_names(names: Sequence[str], source: str, dest: str) -> tuple[str, ...]:
-    used = {source.casefold(), dest.casefold()}
-    return tuple(n for n in dict.fromkeys(names) if n.casefold() not in used)
+    used = {normalised(source), normalised(dest)}
+    return tuple(n for n in dict.fromkeys(names) if normalised(n) not in used)
 
 
 class RequestRecord(NamedTuple):

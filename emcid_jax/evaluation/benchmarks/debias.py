@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.drawing.before_after import (
@@ -229,12 +230,12 @@ def _kept(plan: Sequence[Subject], side: Mapping[Draw, Reading]) -> dict[str, fl
 
 def _named_in(text: str, group: LabelGroup) -> int | None:
     """The label whose name stands in `text` as whole words, the longest; None if none or two do."""
-    padded = f" {' '.join(text.split()).casefold()} "
+    padded = f" {normalised(text)} "
     found = [
         (len(name), label)
         for label, names in enumerate(group.labels)
         for name in names
-        if f" {name.casefold()} " in padded
+        if f" {normalised(name)} " in padded
     ]
     longest = {label for length, label in found if length == max(found)[0]}
     return longest.pop() if len(longest) == 1 else None

@@ -21,8 +21,9 @@ from jaxtyping import Array, Float, UInt8
 from emcid_jax.evaluation.judges.labels import LabelGroup, label_groups
 from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification, disk_name
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.runtime.text_files import read_json_object
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +69,7 @@ def load_judge(folder: Path) -> Judge:
     Without a preprocessor file, mean and standard deviation are 0.5. Raises `UserError` naming the
     file and field for a missing or unusable folder.
     """
-    config = read_json(folder / "config.json", "a ViT classifier folder has one")
+    config = read_json_object(folder / "config.json", "the classifier's config")
     labels = _labels(config, folder / "config.json")
     vit = ViTConfig.from_dict(config)
     model = ViTForImageClassification(vit)
@@ -110,19 +111,6 @@ def _softmax(logits: Float[np.ndarray, "image label"]) -> Float[np.ndarray, "ima
     return (shifted / shifted.sum(-1, keepdims=True)).astype(np.float32)
 
 
-def read_json(path: Path, why: str) -> dict[str, Any]:
-    """A JSON object. UserError names the file; `why` says who expects one that is missing."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {why}") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return found
-
-
 def _labels(config: Mapping[str, Any], path: Path) -> list[str]:
     table = config.get("id2label")
     if not isinstance(table, dict) or not table:
@@ -140,8 +128,13 @@ def _labels(config: Mapping[str, Any], path: Path) -> list[str]:
 
 def normalisation(path: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation per channel, 0.5 where the file does not say."""
-    found = read_json(path, "") if path.exists() else {}
-    half = (0.5, 0.5, 0.5)
-    mean = tuple(float(value) for value in found.get("image_mean", half))
-    std = tuple(float(value) for value in found.get("image_std", half))
-    return mean, std
+    found = read_json_object(path, "the preprocessor's config") if path.exists() else {}
+    half = [0.5, 0.5, 0.5]
+    mean, std = (found.get(field, half) for field in ("image_mean", "image_std"))
+    for field, values in (("image_mean", mean), ("image_std", std)):
+        numbers = isinstance(values, list) and len(values) == 3
+        if not numbers or not all(type(value) in (int, float) for value in values):
+            raise UserError(f"{path}: field {field} is {shown(values)}; give three numbers")
+    if not all(value > 0 for value in std):
+        raise UserError(f"{path}: field image_std is {shown(std)}; give three numbers > 0")
+    return tuple(map(float, mean)), tuple(map(float, std))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from emcid_jax.evaluation.judges.classifier import normalisation, read_json
+from emcid_jax.evaluation.judges.classifier import normalisation
 from emcid_jax.evaluation.judges.features import Embedder
 from emcid_jax.evaluation.judges.resize import centred
 from emcid_jax.models.scoring.clip_vision import (
@@ -33,6 +33,7 @@ from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.runtime.text_files import read_json_object
 
 TOWER = "image_tower"
 """Folder of the image half in a sprite model."""
@@ -82,7 +83,7 @@ def load_clip(folder: Path) -> Clip:
     """Reads a folder of either layout. UserError names the file and field that is wrong."""
     if (folder / TOWER).is_dir():
         return _load_sprite_clip(folder)
-    config = read_json(folder / "config.json", "a CLIP model's folder has one")
+    config = read_json_object(folder / "config.json", "the CLIP model's config")
     for half in ("text_config", "vision_config"):
         if not isinstance(config.get(half), dict):
             raise UserError(
@@ -94,13 +95,15 @@ def load_clip(folder: Path) -> Clip:
     shapes = _vision_shapes(vision) | _text_shapes(text) | _projection_shape(text, vision)
     params = read_params(folder, shapes, lambda name: None if name == "logit_scale" else name)
     preprocessor = folder / "preprocessor_config.json"
-    read_json(preprocessor, "a CLIP model's folder has one")
+    read_json_object(preprocessor, "the CLIP model's preprocessor")
     return _clip(text, vision, params, load_tokenizer(folder), preprocessor)
 
 
 def _load_sprite_clip(folder: Path) -> Clip:
-    vision_json = read_json(folder / TOWER / "config.json", "an image tower has one")
-    text_json = read_json(folder / "text_encoder" / "config.json", "a text encoder has one")
+    vision_json = read_json_object(folder / TOWER / "config.json", "the image tower's config")
+    text_json = read_json_object(
+        folder / "text_encoder" / "config.json", "the text encoder's config"
+    )
     text = ClipTextModel(ClipTextConfig.from_dict(text_json))
     vision = ClipVisionModelWithProjection(ClipVisionConfig.from_dict(vision_json))
     shapes = _vision_shapes(vision) | _projection_shape(text, vision)

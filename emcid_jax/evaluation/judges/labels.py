@@ -12,6 +12,8 @@ import functools
 import re
 from collections.abc import Iterable
 
+from emcid_jax.concepts.names import normalised
+
 OBJECT = "object"
 _GROUPED = re.compile(r"(artist|scene|profession|gender): (.+)")
 
@@ -28,7 +30,7 @@ class LabelGroup:
 
     def find(self, name: str) -> int | None:
         """Index within the group of the label called `name` (usual names first), else None."""
-        wanted = " ".join(name.split()).casefold()
+        wanted = normalised(name)
         for names in (self._first_names, self._all_names):
             if wanted in names:
                 return names[wanted]
@@ -65,5 +67,5 @@ def label_groups(labels: list[str]) -> dict[str, LabelGroup]:
 def _first_of_each(pairs: Iterable[tuple[str, int]]) -> dict[str, int]:
     found: dict[str, int] = {}
     for name, index in pairs:
-        found.setdefault(name.casefold(), index)
+        found.setdefault(normalised(name), index)
     return found

@@ -242,10 +242,10 @@ def test_holdout_file_uses_its_own_seeds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"class id": 6}, "row 1: class id 6 is outside the judge's 6 classes"),
-        ({"class id": "1"}, "row 1: field 'class id' must be a int"),
-        ({"random seed": "soon"}, "row 1: field 'random seed' must be a number"),
-        ({"text prompt": None}, "row 1: field 'text prompt' must be a str"),
+        ({"class id": 6}, "test.json:1: class id: is outside the judge's 6 classes (6)"),
+        ({"class id": "1"}, "test.json:1: class id: is missing or of another kind ('1')"),
+        ({"random seed": "soon"}, "test.json:1: random seed: is no number ('soon')"),
+        ({"text prompt": None}, "test.json:1: text prompt: is missing or of another kind (None)"),
     ],
 )
 def test_holdout_file_errors_name_the_row(tmp_path: Path, change: dict, words: str) -> None:
