@@ -45,12 +45,14 @@ STAGE_ONE, STAGE_TWO = StageOneConfig(), StageTwoConfig()
 QUIET = RunConfig(progress=False)
 
 
-def load_pipeline(model: str = "sprites", dtype: Dtype = "float32") -> Pipeline:
+def load_pipeline(model: str = "sprites", dtype: Dtype = "float32", variant: str = "") -> Pipeline:
     """A model by what `config.model.path` takes: `sprites`, or a Stable Diffusion folder.
 
-    UserError if there is none or it is not supported.
+    `variant` names its weight files, as `config.model.variant` does. UserError if there is no such
+    model or it is not supported.
     """
-    return pipelines.load_pipeline(require_model(ModelConfig(path=model)), jnp.dtype(dtype))
+    folder = require_model(ModelConfig(path=model, variant=variant))
+    return pipelines.load_pipeline(folder, jnp.dtype(dtype), variant)
 
 
 def memorize(
@@ -124,8 +126,9 @@ def export(edited: Pipeline, folder: Path | str, dtype: ExportDtype = "source") 
     written by this program, or `folder` lies in a model's.
     """
     exports.write_text_encoder(
-        Path(folder), edited.params["text_encoder"], edited.folder / "text_encoder", dtype
-    )
+        Path(folder), edited.params["text_encoder"], edited.folder / "text_encoder", dtype,
+        edited.variant,
+    )  # fmt: skip
 
 
 def sample(

@@ -43,7 +43,8 @@ __all__ = [
 
 Params = dict[str, Any]
 
-_RENAMES = {"text_encoder": clip.disk_name, "unet": None, "vae": rename_vae_key}
+RENAMES = {"text_encoder": clip.disk_name, "unet": None, "vae": rename_vae_key}
+"""Part -> name expected here of a tensor in any published layout, see `read_params`."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,6 +62,8 @@ class Pipeline:
     tokenizer: Tokenizer
     folder: Path
     """Where it was read from."""
+    variant: str = ""
+    """Which of its weight files, see `shards.weight_files`."""
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -173,10 +176,10 @@ def load_pipeline(
         params = checkpoints.load_weights(folder, _abstract(empty), sharding)
     else:
         params = {
-            part: weights.read_params(folder / part, abstract, _RENAMES[part], variant, sharding)
+            part: weights.read_params(folder / part, abstract, RENAMES[part], variant, sharding)
             for part, abstract in _abstract(empty).items()
         }
-    return dataclasses.replace(empty, params=params)
+    return dataclasses.replace(empty, params=params, variant=variant)
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float32) -> None:

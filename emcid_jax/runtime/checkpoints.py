@@ -147,6 +147,16 @@ def load_weights(
         raise UserError(f"{folder / WEIGHTS}: not readable: {reason}; convert it again") from error
 
 
+def stored_types(folder: Path) -> dict[tuple[str, ...], str]:
+    """Path in the tree -> stored type of every array in the weights of the model in `folder`."""
+    from orbax.checkpoint import v1 as ocp
+
+    with _alone():
+        found = cast(Any, ocp.metadata(str((folder / WEIGHTS).absolute()))).metadata
+    leaves = cast(dict[tuple[str, ...], Any], flatten_dict(found))
+    return {path: np.dtype(leaf.dtype).name for path, leaf in leaves.items()}
+
+
 def require_intact(folder: Path) -> dict[str, list[int]]:
     """The shape of every array in the weights of `folder`, whose files are checked to the byte.
 

@@ -45,7 +45,6 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
 from emcid_jax.workflow.inputs import read_requests
-from emcid_jax.workflow.open_model import export_dtype
 from emcid_jax.workflow.port_bank import port
 
 Operation = Literal[
@@ -182,7 +181,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             job.model,
             job.moments,
             preservation.resolved(config.stage_two),
-            export_dtype(config.model, job.pipeline),
+            config.model.export_dtype,
             workdir,
             job.log,
         )

@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 from jaxtyping import Bool
 
 from emcid_jax.config import ModelConfig
-from emcid_jax.editing.export.text_encoder import stored_dtype
-from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES, WEIGHT_FILES
+from emcid_jax.models.weights.params import hf_name, params_hash
+from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import checkpoints, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder
@@ -55,13 +56,12 @@ def run(config: ConvertConfig, workdir: Path) -> None:
     source = require_model(config.model)
     everywhere = parallel.replicated(parallel.make_mesh())
     pipeline = load_pipeline(source, variant=config.model.variant, sharding=everywhere)
-    asked = config.model.export_dtype
-    dtypes = {
-        part: stored_dtype(source / part, config.model.variant) if asked == "source" else asked
-        for part in WEIGHT_FILES
+    params = {
+        part: _cast(tree, _types(config.model, source / part, tree))
+        for part, tree in pipeline.params.items()
     }
-    params = {part: _cast(tree, dtypes[part]) for part, tree in pipeline.params.items()}
-    hashes = {part: params_hash(_cast(tree, "float32")) for part, tree in params.items()}
+    wide = {part: jax.tree.map(lambda _: "float32", tree) for part, tree in params.items()}
+    hashes = {part: params_hash(_cast(tree, wide[part])) for part, tree in params.items()}
     with replacing_folder(workdir) as staging:
         checkpoints.save_weights(staging, params, hashes)
         for name in ("model_index.json", *(f"{part}/{x}" for part, x in CONFIG_FILES.items())):
@@ -71,7 +71,8 @@ def run(config: ConvertConfig, workdir: Path) -> None:
             if (source / name).is_dir():
                 shutil.copytree(source / name, staging / name)
         said = staging / "text_encoder" / CONFIG_FILES["text_encoder"]
-        write_json(said, json.loads(said.read_text()) | {"dtype": dtypes["text_encoder"]})
+        kinds = [leaf.dtype.name for leaf in jax.tree.leaves(params["text_encoder"])]
+        write_json(said, json.loads(said.read_text()) | {"dtype": commonest(kinds)})
         again = load_pipeline(staging, sharding=everywhere).params
         for part, digest in hashes.items():
             if params_hash(again[part]) != digest:
@@ -85,15 +86,27 @@ def _require_empty(workdir: Path) -> None:
         raise UserError(f"--workdir is {str(workdir)!r}, which is not empty; give a new folder")
 
 
-def _cast(tree: Any, dtype: str) -> Any:
+def _types(config: ModelConfig, source: Path, tree: Any) -> Any:
+    """The tree of types to store a part in: what is asked for, or what each tensor is stored in."""
+    if config.export_dtype != "source":
+        return jax.tree.map(lambda _: config.export_dtype, tree)
+    types = stored_types(source, source.name, config.variant)
+    named = {path: types[hf_name(path)] for path in flatten_dict(tree)}
+    return unflatten_dict(named)
+
+
+def _cast(tree: Any, types: Any) -> Any:
     """UserError if a value does not fit."""
-    cast, fits = _cast_all(tree, dtype)
+    leaves, form = jax.tree.flatten(tree)
+    kinds = tuple(jax.tree.leaves(types))
+    cast, fits = _cast_all(leaves, kinds)
     if not fits:
-        raise UserError(f"config.model.export_dtype is {dtype!r}, too small for these weights")
-    return cast
+        asked = " or ".join(sorted(set(kinds)))
+        raise UserError(f"config.model.export_dtype is {asked!r}, too small for these weights")
+    return jax.tree.unflatten(form, cast)
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _cast_all(tree: Any, dtype: str) -> tuple[Any, Bool[Array, ""]]:
-    cast = jax.tree.map(lambda leaf: leaf.astype(dtype), tree)
-    return cast, jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(cast)]).all()
+def _cast_all(leaves: list[Array], kinds: tuple[str, ...]) -> tuple[list[Array], Bool[Array, ""]]:
+    cast = [leaf.astype(kind) for leaf, kind in zip(leaves, kinds, strict=True)]
+    return cast, jnp.array([jnp.isfinite(leaf).all() for leaf in cast]).all()

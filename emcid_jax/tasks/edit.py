@@ -39,7 +39,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
 from emcid_jax.workflow.find_moments import find_captions, find_moments
 from emcid_jax.workflow.inputs import read_requests, require_layers
-from emcid_jax.workflow.open_model import export_dtype, open_model
+from emcid_jax.workflow.open_model import open_model
 
 Config = EditConfig
 WRITES = (
@@ -199,7 +199,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
             bank.write(workdir / "bank", record.provenance, record.memory, record.details)
     concepts = concept_bank.of_requests(job.requests, records)
     concept_bank.put(workdir / "bank", concepts.concepts)
-    dtype = export_dtype(config.model, pipeline)
+    dtype = config.model.export_dtype
     write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 
 
@@ -228,7 +228,7 @@ def write_results(
         model: its hashes, see `memories.model_hashes`.
         moments: its second moments.
         config: Stage II's settings.
-        export_dtype: stored type of the text encoder.
+        export_dtype: stored type of the text encoder; `source` keeps every tensor's.
         workdir: gets `text_encoder/` and `edit.safetensors`.
         log: gets a line per step.
     """
@@ -245,6 +245,7 @@ def write_results(
             edited,
             pipeline.folder / "text_encoder",
             export_dtype,
+            pipeline.variant,
         )
         ledger = edit_file.make_ledger(
             concepts, model, moments, config, report, params_hash(edited)

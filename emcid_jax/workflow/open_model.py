@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from emcid_jax.config import ExportDtype, ModelConfig
-from emcid_jax.editing.export.text_encoder import stored_dtype
+from emcid_jax.config import ModelConfig
 from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.weights.params import read_params
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
@@ -49,10 +48,3 @@ def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, Any]:
     base = pipeline.params["text_encoder"]
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
     return read_params(folder, abstract, disk_name)
-
-
-def export_dtype(config: ModelConfig, pipeline: Pipeline) -> ExportDtype:
-    """Stored type of an edited text encoder: what is asked for, else that of the weights read."""
-    if config.export_dtype != "source":
-        return config.export_dtype
-    return cast(ExportDtype, stored_dtype(pipeline.folder / "text_encoder", config.variant))

@@ -19,7 +19,6 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import Settings, load, measured_moments, require_own, started
 from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.inputs import require_layers
-from emcid_jax.workflow.open_model import export_dtype
 
 
 @runtime_checkable
@@ -75,8 +74,10 @@ def _export(
     """What is in the file is what is exported; edit.safetensors appears last."""
     edited = portability.apply(derived, found.content, found.report)
     source = derived.folder / "text_encoder"
-    dtype = export_dtype(config.model, derived)
-    text_encoder.write_text_encoder(workdir / "text_encoder", edited, source, dtype)
+    dtype = config.model.export_dtype
+    text_encoder.write_text_encoder(
+        workdir / "text_encoder", edited, source, dtype, derived.variant
+    )
     model, edited_hash = memories.model_hashes(derived), params_hash(edited)
     if found.moments is not None:
         settings = preservation.resolved(config.stage_two)

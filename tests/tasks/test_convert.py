@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.export import text_encoder
+from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime import checkpoints, parallel
 from emcid_jax.runtime.errors import UserError
@@ -66,10 +69,34 @@ def test_the_stored_type_is_that_of_the_variant_that_is_read(
     assert model_hashes(load_pipeline(folder)) == model_hashes(
         load_pipeline(source, variant="fp16")
     )
-    assert text_encoder.stored_dtype(folder / "text_encoder") == "float16"
+    assert json.loads((folder / "text_encoder/config.json").read_text())["dtype"] == "float16"
     metadata: Any = ocp.metadata(str(folder / checkpoints.WEIGHTS)).metadata
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(metadata)}
     assert kinds == {"float16"}
+
+
+def test_every_tensor_keeps_its_stored_type(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "converted"
+    shutil.copytree(tiny_pipeline_folder, source)
+    for part, name in WEIGHT_FILES.items():  # The first tensor of each part is in half precision.
+        arrays = load_file(source / part / name)
+        first = min(arrays)
+        save_file(arrays | {first: arrays[first].astype(np.float16)}, source / part / name)
+    convert.run(ConvertConfig(model=ModelConfig(path=str(source))), folder)
+    base, found = load_pipeline(source), load_pipeline(folder)
+    assert model_hashes(found) == model_hashes(base)
+    metadata: Any = ocp.metadata(str(folder / checkpoints.WEIGHTS)).metadata
+    kinds = Counter(str(leaf.dtype) for leaf in jax.tree.leaves(metadata))
+    assert kinds == {"float16": 3, "float32": len(jax.tree.leaves(base.params)) - 3}
+
+    # And so does what is exported from it.
+    text = found.params["text_encoder"]
+    text_encoder.write_text_encoder(tmp_path / "text_encoder", text, folder / "text_encoder")
+    exported = load_file(tmp_path / "text_encoder" / "model.safetensors")
+    for name, array in load_file(source / "text_encoder" / "model.safetensors").items():
+        again = exported[f"text_model.{name.removeprefix('text_model.')}"]
+        assert again.dtype == array.dtype
+        np.testing.assert_array_equal(again, array)
 
 
 def test_a_model_that_is_damaged_leaves_nothing(tiny_pipeline_folder: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig, ModelConfig
+from emcid_jax.editing.export import text_encoder
 from emcid_jax.editing.export.edit_file import read_edit
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
@@ -22,7 +23,7 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import bank, edit
-from emcid_jax.workflow.open_model import export_dtype, open_model
+from emcid_jax.workflow.open_model import open_model
 
 NAME, COMMIT = "someone/tiny-diffusion", "a" * 40
 
@@ -104,7 +105,7 @@ def test_a_job_is_that_of_the_same_weights_wherever_they_lie(
 
 
 def test_an_edit_has_the_type_of_the_weights_that_were_read(
-    config: EditConfig, half: Path, single: Path
+    config: EditConfig, half: Path, single: Path, tmp_path: Path
 ) -> None:
     for fields, expected in (
         ({"path": str(half)}, "float32"),
@@ -113,7 +114,16 @@ def test_an_edit_has_the_type_of_the_weights_that_were_read(
         ({"path": str(single)}, "float16"),
     ):
         model = ModelConfig(**fields)
-        assert export_dtype(model, open_model(model)) == expected
+        pipeline = open_model(model)
+        text_encoder.write_text_encoder(
+            tmp_path / "text_encoder",
+            pipeline.params["text_encoder"],
+            pipeline.folder / "text_encoder",
+            model.export_dtype,
+            pipeline.variant,
+        )
+        stored = load_file(tmp_path / "text_encoder" / "model.safetensors")
+        assert {array.dtype.name for array in stored.values()} == {expected}
 
 
 def test_both_tasks_run_on_a_single_file(config: EditConfig, single: Path, tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ import numpy as np
 
 from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.weights.params import write_params
-from emcid_jax.models.weights.safetensors_files import read_header
-from emcid_jax.models.weights.shards import weight_files
+from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder
@@ -22,21 +21,12 @@ from emcid_jax.runtime.files import replacing_folder
 WEIGHTS = "model.safetensors"
 
 
-def stored_dtype(folder: Path, variant: str = "") -> str:
-    """Type of the weights of a text encoder folder: float32, float16 or bfloat16.
-
-    `variant` chooses its files, e.g. `fp16`; float64 counts as float32, the most that is written.
-    """
-    names = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    if not any(folder.glob("*.safetensors")):  # Orbax's: `tasks.convert` says in the config what.
-        return json.loads((folder / "config.json").read_text())["dtype"]
-    kinds = read_header(weight_files(folder, variant)[0]).kinds.values()
-    # Files may keep integer position_ids beside the weights.
-    return next(names[kind] for kind in sorted(kinds) if kind in names)
-
-
 def write_text_encoder(
-    target: Path, params: Mapping[str, Any], source: Path, dtype: str = "source"
+    target: Path,
+    params: Mapping[str, Any],
+    source: Path,
+    dtype: str = "source",
+    variant: str = "",
 ) -> None:
     """Writes a drop-in `text_encoder` folder: the old one or the new one whenever the process dies.
 
@@ -44,7 +34,8 @@ def write_text_encoder(
         target: the folder; an earlier one of this program's is replaced.
         params: the edited parameters.
         source: the base model's text encoder folder, whose other files (config.json) are copied.
-        dtype: stored type; `source` keeps that of the base model.
+        dtype: stored type; `source` keeps every tensor's of the base model.
+        variant: which of the base model's weight files, see `shards.weight_files`.
 
     Raises:
         UserError: see `require_replaceable`; a value does not fit `dtype`.
@@ -54,10 +45,10 @@ def write_text_encoder(
         for file in source.glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
-        stored = stored_dtype(source) if dtype == "source" else dtype
-        _set_dtype(staging / "config.json", stored)
+        kept = stored_types(source, "text_encoder", variant) if dtype == "source" else None
+        _set_dtype(staging / "config.json", commonest(kept.values()) if kept else dtype)
         about = {ownership.SIGNATURE: ownership.signature(staging)}
-        write_params(staging / WEIGHTS, params, stored, about)
+        write_params(staging / WEIGHTS, params, kept or dtype, about)
         require_replaceable(target)
 
 

@@ -136,21 +136,23 @@ def read_params(
 def write_params(
     path: Path,
     params: Mapping[str, Any],
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | Mapping[str, str] = jnp.float32,
     about: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the tree to the safetensors file `path` in `dtype`, atomically.
+    """Write the tree to the safetensors file `path` in `dtype`, one or one per name, atomically.
 
     The file is complete or absent whenever the process dies. `about` goes into its metadata. Raises
     `UserError` if a value is not finite or does not fit `dtype`, or the file cannot be written.
     """
+    arrays = to_hf(params)
+    types = dtype if isinstance(dtype, Mapping) else dict.fromkeys(arrays, dtype)
     with np.errstate(over="ignore"):  # reported below, with the names
-        named = {name: a.astype(dtype, order="C") for name, a in to_hf(params).items()}
+        named = {n: a.astype(jnp.dtype(types[n]), order="C") for n, a in arrays.items()}
     bad = [name for name, array in named.items() if not np.isfinite(array).all()]
     if bad:
         raise UserError(
-            f"{path}: not written, values are NaN, infinite or too large for {jnp.dtype(dtype)}: "
-            f"{_listed(bad)}"
+            f"{path}: not written, values are NaN, infinite or too large for "
+            f"{named[bad[0]].dtype}: {_listed(bad)}"
         )
     try:
         checksums.write_tensors(path, named, {"format": "pt", **(about or {})})

@@ -106,6 +106,31 @@ def test_the_stored_type_is_the_bases_unless_asked(
     assert said == {"F16": "float16", "F32": "float32"}[stored]
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_tensor_keeps_its_type(
+    pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path, sharded: bool
+) -> None:
+    """One float16 among tensors of float32 does not make them all so, in whatever shard it is."""
+    source = tmp_path / "text_encoder"
+    if sharded:
+        text = CLIPTextModel.from_pretrained(pipeline.folder / "text_encoder")
+        text.save_pretrained(source, max_shard_size="40kB")
+    else:
+        shutil.copytree(pipeline.folder / "text_encoder", source)
+    half = "encoder.layers.1.mlp.fc2.weight"
+    for file in source.glob("*.safetensors"):
+        arrays = load_file(file)
+        cast = {n: a.astype(np.float16) for n, a in arrays.items() if n.endswith(half)}
+        save_file(arrays | cast, file, metadata={"format": "pt"})
+    target = tmp_path / "out" / "text_encoder"
+    text_encoder.write_text_encoder(target, edited, source)
+    found = load_file(target / "model.safetensors")
+    kinds = {name.removeprefix("text_model."): array.dtype.name for name, array in found.items()}
+    assert kinds == dict.fromkeys(kinds, "float32") | {half: "float16"}
+    said = [json.loads((where / "config.json").read_text()) for where in (source, target)]
+    assert said[0] == said[1]
+
+
 def test_a_value_too_large_for_the_type_is_refused_and_nothing_is_left(
     pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path
 ) -> None:
