@@ -14,6 +14,7 @@ ALLOWED = {
     # Checksums, locks, logs and records that this program wrote itself.
     "runtime/checksums.py": {"json.loads"},
     "runtime/checkpoints.py": {"json.loads"},
+    "runtime/ownership.py": {"json.loads", "file.open"},
     "editing/bank/concepts.py": {"json.loads"},
     "editing/bank/memories.py": {"json.loads"},
     "editing/bank/pack_file.py": {"json.loads"},

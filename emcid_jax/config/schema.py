@@ -105,7 +105,7 @@ class MomentConfig:
     """Second moments of the keys over captions (docs/second_moments.md)."""
 
     captions: str = "sprites"
-    """`sprites`, a JSONL/text file of captions, or `tfds:<name>`."""
+    """`sprites`, a file of captions (docs/second_moments.md), or `tfds:<name>`."""
     count: Count = 20_000
     """Number of captions."""
     batch: Count = 256
