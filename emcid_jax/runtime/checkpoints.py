@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Sharding
 
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import open_to_read, write_atomically
 
 WEIGHTS = "orbax"
 """Folder of the weights in a model folder."""
@@ -191,7 +191,7 @@ def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 (hex) of every file under `folder`."""
 
     def one(path: Path) -> str:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     paths = sorted(path for path in folder.rglob("*") if path.is_file())

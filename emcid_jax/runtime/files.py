@@ -18,7 +18,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import psutil
 
@@ -104,13 +104,25 @@ def replacing_folder(target: Path) -> Iterator[Path]:
 
 def open_to_append(path: Path) -> BinaryIO:
     """A file to read and append to, made if there is none. UserError if it is a link or no file."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0)
     require_plain(path)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666), "a+b")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
-        require_plain(path)
-    return file
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0)
+    return _opened(path, flags, "a+b")
+
+
+def open_to_read(path: Path | str) -> BinaryIO:
+    """A file, or a link to one. UserError for anything else: from a pipe nothing may ever come."""
+    return _opened(path, os.O_RDONLY, "rb")
+
+
+def _opened(path: Path | str, flags: int, mode: str) -> BinaryIO:
+    """Opened without waiting; what was opened is looked at, not what the name said before."""
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags, 0o666)
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(handle)
+        raise UserError(f"{path}: is {_KINDS.get(kind, 'no file')}; give a plain file")
+    return cast(BinaryIO, os.fdopen(handle, mode))
 
 
 def sweep(folder: Path, *, below: bool = False) -> None:

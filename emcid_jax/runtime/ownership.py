@@ -50,6 +50,8 @@ def require_apart(folder: Path, said: str, settings: object = None) -> None:
             where = "which is a model's folder" if parent == place else f"inside the model {parent}"
             raise UserError(f"{said}, {where}; give a folder of its own")
     for name in _strings(settings):
+        if "\0" in name:
+            continue  # No path.
         model = Path(os.path.realpath(os.path.expanduser(name)))
         inside = place in model.parents and is_model(model)
         if inside and not _wrote(place, model.relative_to(place).parts[0]):

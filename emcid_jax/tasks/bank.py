@@ -118,6 +118,8 @@ WRITES = (
 def run(config: BankConfig, workdir: Path) -> None:
     """Does the operation. `solve` leaves its results in `workdir`; `add` logs there."""
     ownership.require_apart(workdir, folders.said(workdir))
+    if config.operation in ("add", "remove", "strength", "merge"):
+        concept_bank.require_usable(Path(config.bank))
     _OPERATIONS[config.operation](config, workdir)
 
 

@@ -22,6 +22,7 @@ from emcid_jax.editing.export.edit_file import StoredLayer
 from emcid_jax.pipelines.single_file import source_hash
 from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import sweep
 from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
@@ -151,12 +152,16 @@ def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
 
 
 def _require_free(path: Path, config: EditFileConfig) -> None:
-    """UserError, before anything is read, if `path` must not be written or is somebody else's."""
+    """UserError, before anything is read, if `path` must not be written or is somebody else's.
+
+    What a killed process was writing beside it goes.
+    """
     folders.require_writable(path.parent, (), config)
     if path.name in (LORA, CLIP):
         ownership.require_own_file(path)
     else:
         ownership.require_new(path)
+    sweep(path.parent)
 
 
 def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:

@@ -26,6 +26,7 @@ NAMES = ["dog", "great white shark", "snow", "nurse"]
 WORDS = ["a dog", "the snow", "a doctor", "the city", "art"]
 # Varied enough that second moments of 64 dimensions are well conditioned.
 CAPTIONS = [f"{a} and {b} in a picture of {c}" for a in WORDS for b in WORDS for c in WORDS]
+RUN = json.dumps({"config": {"task": "edit"}, "inputs": {}, "environment": {}})
 Say = Callable[..., list[str]]
 
 
@@ -196,6 +197,6 @@ def test_mistakes_are_named(say: Say, tmp_path: Path) -> None:
 
 def test_solve_leaves_another_tasks_workdir_alone(say: Say, tmp_path: Path) -> None:
     (tmp_path / "workdir").mkdir()
-    (tmp_path / "workdir" / "config.json").write_text('{"config": {"task": "edit"}}')
+    (tmp_path / "workdir" / "config.json").write_text(RUN)
     (line,) = say("solve", fails=True)
     assert "another task's results" in line

@@ -21,7 +21,11 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import config as settings
 from emcid_jax import main
 from emcid_jax.config import EditConfig, from_config_dict
+from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank.concepts import read_list
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
+from emcid_jax.tasks import edit
+from emcid_jax.workflow.workdir import Log
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
@@ -290,6 +294,37 @@ def changed(config: EditConfig, section: str, **fields: Any) -> EditConfig:
     return dataclasses.replace(
         config, **{section: dataclasses.replace(getattr(config, section), **fields)}
     )
+
+
+ADDS = """
+import sys
+from pathlib import Path
+from emcid_jax.editing.bank import concepts, memories
+
+other, folder = map(Path, sys.argv[1:])
+(monet,) = [c for c in concepts.read_list(other) if c.request.source == "Claude Monet"]
+memories.copy_record(other, folder, monet.memory)
+concepts.add(folder, [monet])
+"""
+
+
+def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
+    config: EditConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+
+    def find_memories(*_: Any) -> list[memories.Memory]:
+        other = ROOT / "tests" / "data" / "version_0_1" / "bank"
+        command = [sys.executable, "-c", ADDS, str(other), str(bank)]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return [memories.Memory(*(np.zeros(1, np.float32),) * 5)] * len(REQUESTS)
+
+    monkeypatch.setattr(edit, "find_memories", find_memories)
+    monkeypatch.setattr(edit, "find_moments", lambda *_: None)
+    monkeypatch.setattr(edit, "write_results", lambda *_: None)
+    edit.edit(edit.prepare(config), tmp_path, Log(tmp_path / "metrics.jsonl"))
+    found = {concept.request.source for concept in read_list(bank)}
+    assert found == {"Claude Monet", *(request["source"] for request in REQUESTS)}
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:

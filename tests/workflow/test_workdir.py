@@ -7,6 +7,8 @@ import errno
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 from emcid_jax.config import EditConfig, EvaluationConfig, RequestsConfig, RunConfig, StageOneConfig
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import replacing
 from emcid_jax.workflow import workdir as folders
 
 CONFIG = EditConfig(requests=RequestsConfig(path="a.json"))
@@ -128,6 +131,35 @@ def test_a_link_or_pipe_as_lock_is_refused_by_name(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(UserError, match=r"\.lock: is a pipe"), folders.exclusive(tmp_path, NAMES):
         pass
+
+
+def test_what_lies_beside_the_results_is_left_alone(tmp_path: Path) -> None:
+    """As with `--workdir=.`: drafts, and unfinished files of others and of living processes."""
+    drafts = tmp_path / "thesis" / ".drafts.tmp"
+    drafts.mkdir(parents=True)
+    with replacing(tmp_path / "x") as living:
+        gone = _left_behind(living.name)
+        for folder in (tmp_path, drafts):
+            (folder / "notes.txt").write_text("mine")
+            (folder / gone).write_text("unfinished")
+        folders.require_writable(tmp_path, NAMES, CONFIG)
+        with folders.exclusive(tmp_path, NAMES):
+            assert not (tmp_path / gone).exists()
+            (tmp_path / "bank").mkdir()
+            (tmp_path / "bank" / gone).write_text("unfinished")
+        with folders.exclusive(tmp_path, NAMES):
+            assert list((tmp_path / "bank").iterdir()) == []
+        assert living.exists()
+        assert {path.name for path in drafts.iterdir()} == {"notes.txt", gone}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def _left_behind(name: str) -> str:
+    """As `name`, but of a process that has ended."""
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    parts = name.split(".")
+    return ".".join([*parts[:3], str(ended.pid), *parts[4:]])
 
 
 def test_an_unwritable_place_is_refused_without_a_trace(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.files import require_plain, sweep, write_atomically
+from emcid_jax.runtime.files import open_to_read, require_plain, sweep, write_atomically
 from emcid_jax.runtime.locks import held
 from emcid_jax.runtime.typed_values import convert
 
@@ -92,7 +92,8 @@ def read_list(folder: Path) -> tuple[Concept, ...]:
     """The concepts of the bank in `folder`, in canonical order; memories are not read."""
     path = folder / LIST
     try:
-        content = path.read_bytes()
+        with open_to_read(path) as file:
+            content = file.read()
         if not checksums.is_intact(content):
             raise ValueError("its checksum does not fit")
         return tuple(_from_json(entry, str(folder)) for entry in json.loads(content)["concepts"])

@@ -30,7 +30,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import open_to_read, write_atomically
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
@@ -161,7 +161,7 @@ def read_content(folder: Path, name: str) -> bytes:
     """
     path = f"{folder}/{name}{SUFFIX}"  # No Path: making one costs as much as hashing the file.
     try:
-        with open(path, "rb") as file:
+        with open_to_read(path) as file:
             content = file.read()
     except FileNotFoundError:
         raise UserError(f"{path}: no such memory; restore it or add its concept again") from None

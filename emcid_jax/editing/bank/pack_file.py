@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emcid_jax.runtime import checksums
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.runtime.files import open_to_read, write_atomically
 
 FILE = "memories.pack"
 
@@ -20,7 +20,7 @@ FILE = "memories.pack"
 def names(folder: Path) -> set[str]:
     """Memories in the pack of `folder`, from its first line alone; empty without one."""
     try:
-        with (folder / FILE).open("rb") as file:
+        with open_to_read(folder / FILE) as file:
             return set(json.loads(file.readline())["sizes"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return set()
@@ -30,7 +30,8 @@ def read(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of all memories in the pack, checked; empty, with a warning, if damaged."""
     path = folder / FILE
     try:
-        content = path.read_bytes()
+        with open_to_read(path) as file:
+            content = file.read()
     except FileNotFoundError:
         return {}
     found = {}

@@ -21,7 +21,7 @@ from emcid_jax.editing.export.edit_file import EditFile
 from emcid_jax.editing.export.stored_weights import StoredWeights, read_weights, require_base
 from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing_folder, require_plain, write_atomically
+from emcid_jax.runtime.files import replacing_folder, require_plain, sweep, write_atomically
 from emcid_jax.runtime.ownership import require_new
 
 RECORD = "edit.json"
@@ -66,6 +66,7 @@ def apply(
     """
     weights = read_weights(folder, variant)
     files = _files(weights.head)
+    sweep(weights.head.parent)
     original = weights.head.read_bytes()
     record = _read(files.record)
     if record and _sha(original) != record["original"]:
@@ -103,6 +104,7 @@ def undo(folder: Path, force: bool = False, variant: str = "") -> None:
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give a model folder in diffusers' layout")
     files = _files(head_file(place, variant))
+    sweep(place)
     record = _read(files.record)
     if record is None:
         others = [path for path in place.glob("edit.*.json") if path != files.record]

@@ -19,6 +19,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.models.weights.shards import head_file, weight_files
 from emcid_jax.runtime.checkpoints import holds_weights
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import open_to_read
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,7 +60,10 @@ def read_weights(folder: Path, variant: str = "") -> StoredWeights:
             f"{folder}: its weights are an Orbax checkpoint, which an edit file is not added to; "
             "solve the bank for it (task bank, operation solve), or edit the model it was made from"
         )
-    content = {file: file.read_bytes() for file in weight_files(place, variant)}
+    content = {}
+    for file in weight_files(place, variant):
+        with open_to_read(file) as stream:
+            content[file] = stream.read()
     files = {file: _loaded(file, data) for file, data in content.items()}
     return StoredWeights(head_file(place, variant), files, content)
 

@@ -17,6 +17,7 @@ from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.evaluation.text_space.measure import names_any
 from emcid_jax.runtime.errors import Failures, UserError
+from emcid_jax.runtime.files import open_to_read
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -127,5 +128,5 @@ def _in_file(path: Path) -> RealPicture:
         except (OSError, SyntaxError, ValueError) as error:
             raise UserError(f"{path}: not a picture: {error}") from error
 
-    with path.open("rb") as file:  # Stored features are found by it: size and time can lie.
+    with open_to_read(path) as file:  # Stored features are found by it: size and time can lie.
         return RealPicture(hashlib.file_digest(file, "sha256").hexdigest(), read)

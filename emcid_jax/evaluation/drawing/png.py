@@ -10,6 +10,8 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from emcid_jax.runtime.files import open_to_read
+
 NOTE = "emcid_jax"
 """Keyword of the text in a PNG file by which this program knows its own, and how it was drawn."""
 
@@ -31,7 +33,7 @@ def with_note(note: str = "") -> PngInfo:
 def read_note(path: Path) -> str | None:
     """The note in a PNG file; None if there is no intact file or it has none."""
     try:
-        with Image.open(path) as image:
+        with open_to_read(path) as file, Image.open(file) as image:
             image.load()
             return image.info.get(NOTE)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
