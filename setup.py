@@ -20,7 +20,8 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["emcid_jax", "emcid_jax.*"]),
     package_data={
-        "emcid_jax": ["sprites/data/*", "sprites/weights/*", "sprites/weights/**/*", "py.typed"]
+        "emcid_jax": ["sprites/data/*", "sprites/weights/*", "sprites/weights/**/*", "py.typed"],
+        "emcid_jax.reporting.pages": ["templates/*"],
     },
     install_requires=[
         "jax>=0.10.2",
@@ -39,6 +40,7 @@ setuptools.setup(
         "filelock>=4.3",
         "psutil>=7",
         "pillow>=11",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "pyyaml>=6",
     ],

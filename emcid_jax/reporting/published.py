@@ -17,7 +17,7 @@ class Meaning(NamedTuple):
 
 
 _TEMPLATES = "the edit's own templates"
-_SENTENCES = "free-form sentences the edit never saw"
+_SENTENCES = "free-form sentences that the edit never saw"
 
 MEANINGS: dict[str, Meaning] = {
     f"{key}_{metric}": Meaning(group, name, text.format(prompts), best)
@@ -26,17 +26,22 @@ MEANINGS: dict[str, Meaning] = {
         ("generalization", "Generalization", _SENTENCES),
     )
     for metric, name, text, best in (
-        ("source_forget", "Source Forget", "probability the source class loses on {}", "higher"),
+        (
+            "source_forget",
+            "Source Forget",
+            "probability that the source class loses on {}",
+            "higher",
+        ),
         (
             "source2dest",
             "Source2Dest",
-            "probability the destination class gains when the source is asked for on {}",
+            "probability that the destination class gains on {} with the source's name",
             "higher",
         ),
         (
             "dest_forget",
             "Dest Forget",
-            "probability the destination class loses when it is asked for itself on {}",
+            "probability that the destination class loses on {} with its own name",
             "nearer 0",
         ),
     )
@@ -44,19 +49,19 @@ MEANINGS: dict[str, Meaning] = {
     "alias2dest": Meaning(
         "Aliases",
         "Alias2Dest",
-        "probability the destination gains when the source is asked for under another name",
+        "probability that the destination gains on prompts with another name of the source",
         "higher",
     ),
     "alias_forget": Meaning(
         "Aliases",
         "Alias Forget",
-        "probability the source class loses under its other names",
+        "probability that the source class loses under its other names",
         "higher",
     ),
     "holdout_delta": Meaning(
         "Specificity",
         "Holdout Delta",
-        "change of the right class's probability on classes nobody edits",
+        "change of the right class's probability on held-out classes",
         "nearer 0",
     ),
     "average_score": Meaning(
@@ -79,7 +84,7 @@ PUBLISHED: dict[str, tuple[float, ...]] = {
     "holdout_delta": (-0.043, -0.116, -0.140, -0.133, -0.150, -0.159, -0.174),
 }
 """EMCID on Stable Diffusion 1.4 (lambda 4000, alpha 0.6), read off the plots of the project page:
-about +-0.005, where markers overlap +-0.015. Reference, section 10.1."""
+about +-0.005, where markers overlap +-0.015."""
 
 
 def published_column(requests: int) -> int:

@@ -7,22 +7,30 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = {
-    "gone": "source gone",
-    "shown": "destination shown",
-    "gone_unseen": "gone, unseen",
-    "shown_unseen": "shown, unseen",
-    "own": "destination's own name",
-    "acc_s": "Acc_s",
-    "acc_told": "names told",
-    "h": "H",
-    "h_unseen": "H, unseen",
-    "h_dest": "H_dest",
-    "h_dest_unseen": "H_dest, unseen",
-    "clip": "CLIP",
-    "fid": "FID",
+GROUPS = {
+    "requested change": {
+        "gone": "source erased",
+        "shown": "edit success",
+        "gone_unseen": "source erased, unseen",
+        "shown_unseen": "edit success, unseen",
+    },
+    "preservation": {
+        "own": "destination fidelity",
+        "acc_s": "held out",
+        "acc_told": "protected",
+    },
+    "both in one": {
+        "h": "H",
+        "h_unseen": "H, unseen",
+        "h_dest": "H_dest",
+        "h_dest_unseen": "H_dest, unseen",
+    },
 }
-"""Summary figures of a table, and their headings; columns without a figure are left out."""
+"""Summary figures of a table and their headings, in groups."""
+QUALITY = {"general quality": {"clip": "CLIP", "fid": "FID"}}
+"""General quality, where it was measured; FID is against the unedited model."""
+COLUMNS = {key: name for part in (GROUPS | QUALITY).values() for key, name in part.items()}
+"""All of them; columns without a figure are left out."""
 COST = {"seconds": "s", "processor": "CPU s", "mebibytes": "MiB"}
 """What an edit takes: wall time, processor time of all cores, peak memory."""
 UNEDITED = "unedited"
@@ -75,12 +83,8 @@ def as_markdown(rows: Sequence[Row]) -> str:
 
 
 def short(value: float | None) -> str:
-    """Two places without the leading zero, one from 10 on; nothing for None."""
-    if value is None:
-        return ""
-    if abs(value) >= 10:
-        return f"{value:.1f}"
-    return f"{value:.2f}".replace("0.", ".", 1) if abs(value) < 0.995 else f"{value:.2f}"
+    """Two places, one from 10 on; nothing for None."""
+    return "" if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
 def _cells(figures: Mapping[str, Any], known: Sequence[str]) -> str:

@@ -43,7 +43,7 @@ def test_markdown_has_a_line_per_cell() -> None:
     lines = as_markdown(ROWS).splitlines()
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert len({len(line) for line in cells}) == 1
-    assert cells[2][:3] == ["10", "unedited", ".10"]
-    assert cells[3][:3] == ["10", "a, b", ".88"]
+    assert cells[2][:3] == ["10", "unedited", "0.10"]
+    assert cells[3][:3] == ["10", "a, b", "0.88"]
     assert cells[3][-4:] == ["yes", "12", "21", "512"]
     assert cells[5][-4:] == ["NO", "12", "21", ""]

@@ -102,7 +102,7 @@ def test_a_banks_life(say: Say, tmp_path: Path, tiny_pipeline_folder: Path) -> N
     same = next(entry for entry in found["kept"] if entry["name"] == "Dog")
     assert same["nearest"] == "dog"
     assert same["similarity"] == pytest.approx(1)
-    assert "&#x27;Dog&#x27; is edited and to be kept" in (workdir / "conflicts.html").read_text()
+    assert "&#39;Dog&#39; is edited and to be kept" in (workdir / "conflicts.html").read_text()
 
     say("strength", query="*shark*", strength=0.0)
     say("solve")

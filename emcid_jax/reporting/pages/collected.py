@@ -46,7 +46,7 @@ def _layer_ranges(content: Mapping[str, Any], path: str) -> Gathered:
     rows = sorted(content["rows"], key=lambda row: (row["last"], row["first"]))
     return Gathered(
         "Which layers to edit",
-        f"Every range of edited layers, last by first, in text space (layer_ranges, {path}).",
+        f"Every range of edited layers, measured in text space (layer_ranges, {path}).",
         heat_maps(layer_maps.panels(rows)),
         "image/png",
     )
@@ -55,8 +55,8 @@ def _layer_ranges(content: Mapping[str, Any], path: str) -> Gathered:
 def _trace(content: Mapping[str, Any], path: str) -> Gathered:
     panels = trace_maps.panels(content["rows"], content["blocks"])
     return Gathered(
-        "Where names are held",
-        "Causal tracing: what putting back a window of blocks brings back of a corrupted name "
+        "Where the text encoder stores names",
+        "Causal tracing: how much of a corrupted name a restored window of blocks recovers "
         f"(trace, {path}).",
         heat_maps(panels, len(trace_maps.MEASURES)),
         "image/png",
@@ -78,8 +78,8 @@ def _ablation(content: Mapping[str, Any], path: str) -> Gathered:
         panels.append(Panel(title, values, names, counts, "", "requests"))
     return Gathered(
         "Settings",
-        f"AICE over settings and numbers of requests (ablate, {path}). 1 is best in every map but "
-        "for what the clean model itself misses.",
+        f"AICE over settings and numbers of requests (ablate, {path}). In every map 1 is best; "
+        "what the unedited model itself draws wrong lowers it.",
         heat_maps(panels, 1),
         "image/png",
     )
@@ -93,7 +93,7 @@ def _variant(variant: str) -> str:
 def _sequential(content: Mapping[str, Any], path: str) -> Gathered:
     panels = []
     for key, title in (
-        ("left_curve", "left of the way to the destination"),
+        ("left_curve", "distance to destination (1: not moved)"),
         ("drift_curve", "drift of captions"),
         ("retention_curve", "retention"),
     ):

@@ -10,10 +10,10 @@ from emcid_jax.reporting.plots.curves import Curves, Point, Scale, exponent, fig
 Row = Mapping[str, Any]
 
 SHARES = {
-    "shown": "destination shown",
-    "shown_unseen": "destination shown, unseen sentences",
-    "acc_s": "Acc_s: names nobody edited",
-    "own": "destination by its own name",
+    "shown": "edit success",
+    "shown_unseen": "edit success, unseen sentences",
+    "acc_s": "held out",
+    "own": "destination fidelity",
     "h": "H",
     "h_dest_unseen": "H_dest, unseen sentences",
 }

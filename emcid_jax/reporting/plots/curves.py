@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from emcid_jax.evaluation.drawing.png import compact
-from emcid_jax.reporting.plots.theme import BLUE, GREEN, GREY, INK, ORANGE, STYLE
+from emcid_jax.reporting.plots.theme import BLUE, GREEN, GREY, INK, ORANGE, STYLE, name_text
 
 PAGE = 7.5
 """Inches of a printed page's width."""
@@ -82,7 +82,8 @@ def figure(
         for axes in grid.flat[len(panels) :]:
             axes.set_visible(False)
         handles = [_line(mpl, *_look(names, name)) for name in names]
-        sheet.legend(handles, names, loc="outside lower center", ncols=3, handlelength=3)
+        labels = [name_text(name, 40) for name in names]
+        sheet.legend(handles, labels, loc="outside lower center", ncols=3, handlelength=3)
         buffer = io.BytesIO()
         if kind == "png":
             sheet.savefig(buffer, format="png", dpi=160)
@@ -125,7 +126,7 @@ def _draw(axes: Any, panel: Curves, names: Sequence[str]) -> None:
         if known:
             ends = ([one.low for one in known], [one.high for one in known])
             axes.fill_between([one.count for one in known], *ends, color=colour, alpha=0.12, lw=0)
-    axes.set_title(panel.title, size=8)
+    axes.set_title(name_text(panel.title, 99), size=8)
     axes.set_xscale("log")
     ticks = [count for count in every if count in (1, 10, 100, 1000, 2000)] or every
     axes.set_xticks(ticks, [f"{count // 1000}k" if count >= 1000 else count for count in ticks])

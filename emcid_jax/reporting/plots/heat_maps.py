@@ -63,8 +63,8 @@ def _draw(axes: Any, panel: Panel, *, numbered: bool) -> Any:
     for (row, column), value in np.ndenumerate(panel.values) if numbered else ():
         if np.isfinite(value):
             colour = "black" if value > 0.55 else "white"
-            place = {"ha": "center", "va": "center", "color": colour, "size": 6.5}
-            axes.text(column, row, _short(value), **place)
+            place = {"ha": "center", "va": "center", "color": colour, "size": 6}
+            axes.text(column, row, f"{round(value, 2) + 0.0:.2f}", **place)  # No -0.00.
     axes.set_title(name_text(panel.title, 99), size=7.5)
     axes.set_xticks(range(len(panel.columns)), [name_text(str(one)) for one in panel.columns])
     axes.set_yticks(range(len(panel.rows)), [name_text(str(one)) for one in panel.rows])
@@ -75,10 +75,3 @@ def _draw(axes: Any, panel: Panel, *, numbered: bool) -> Any:
     for spine in axes.spines.values():
         spine.set_visible(False)
     return image
-
-
-def _short(value: float) -> str:
-    """.07, 1.0, -.12: two places without the leading zero."""
-    if value > 0.995:
-        return f"{value:.1f}"
-    return f"{value:.2f}".replace("0.", ".", 1).replace("-.00", ".00")

@@ -10,10 +10,10 @@ import numpy as np
 from emcid_jax.reporting.plots.heat_maps import Panel
 
 TEXT = {
-    "edited": "edited names that read as the destination",
-    "kept": "kept names that read as themselves",
-    "gap": "gap: left of the way to the destination",
-    "drift": "drift of kept names",
+    "edited": "edited names read as the destination",
+    "kept": "unedited names read as themselves",
+    "gap": "distance to destination (1: not moved)",
+    "drift": "drift of unedited names",
 }
 
 

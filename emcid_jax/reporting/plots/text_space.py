@@ -16,7 +16,7 @@ def heat_map(
     columns: Sequence[str],
     cosines: Float[np.ndarray, "row column"],
 ) -> bytes:
-    """Cosines of keys, 0 pale to 1 dark, negative ones as 0; a line parts edits from kept names.
+    """Cosines of keys, 0 pale to 1 dark, negative ones as 0; a line parts edits and other names.
 
     The first rows are the columns' own.
     """
@@ -38,19 +38,19 @@ def heat_map(
 
 
 def left_figure(left: Float[np.ndarray, " concept"], gap: Float[np.ndarray, " concept"]) -> bytes:
-    """How much is left of every target, and of the way to the destination, each sorted."""
+    """Relative distances to the targets and to the destinations, each sorted."""
 
     def draw(axes: Any) -> None:
         for values, colour, label in (
-            (left, BLUE, "left of the target at block L"),
-            (gap, ORANGE, "left of the way to the destination's features"),
+            (left, BLUE, "distance to the target at block L"),
+            (gap, ORANGE, "distance to the destination's features"),
         ):
             share = (np.arange(len(values)) + 1) / len(values)
             axes.step(np.sort(values), share, color=colour, lw=1.8, label=label, where="post")
         axes.axvline(1, color=GREY, lw=1)
         axes.set_xlim(left=0)
         axes.set_ylim(0, 1.02)
-        axes.set_xlabel("left (1: not moved)")
+        axes.set_xlabel("relative distance (1: not moved)")
         axes.set_ylabel("share of concepts")
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0)
 
@@ -58,7 +58,7 @@ def left_figure(left: Float[np.ndarray, " concept"], gap: Float[np.ndarray, " co
 
 
 def drift_figure(predicted: Float[np.ndarray, " name"], drift: Float[np.ndarray, " name"]) -> bytes:
-    """Drift of kept concepts as the keys predict it, and as it is."""
+    """Drift of unedited names as the keys predict it, and as it is."""
 
     def draw(axes: Any) -> None:
         most = max(float(predicted.max()), float(drift.max()))

@@ -77,14 +77,14 @@ def loss_figure(curves: Float[np.ndarray, "request step"], floor: float = 1e-6) 
 
 
 def layers_figure(layers: Sequence[LayerBar]) -> bytes:
-    """Stage II: per layer the residual asked for and left, and below it the weights' change."""
+    """Stage II: per layer the residual requested and left, and below it the weights' change."""
 
     def draw(top: Any, bottom: Any) -> None:
         place = np.arange(len(layers))
-        top.bar(place - 0.2, [bar.asked for bar in layers], 0.38, color=BLUE, label="asked")
+        top.bar(place - 0.2, [bar.asked for bar in layers], 0.38, color=BLUE, label="requested")
         top.bar(place + 0.2, [bar.left for bar in layers], 0.38, color=ORANGE, label="left")
         top.set_ylabel("residual norm")
-        top.legend(loc="upper right", ncols=2)
+        top.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0)
         bottom.bar(place, [100 * bar.change for bar in layers], 0.6, color=GREEN)
         bottom.set_ylabel("|ΔW| / |W|, %")
         bottom.set_xlabel("edited block")
@@ -109,6 +109,7 @@ def scores_figure(
         axes.scatter(place, after[order], s=size, color=BLUE, label="after", lw=0, zorder=3)
         axes.set_ylim(-0.03, 1.03)
         axes.set_xlabel("request, sorted")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("P(destination)")
         axes.legend(
             loc="lower right", bbox_to_anchor=(1, 1), ncols=2, borderaxespad=0, markerscale=2

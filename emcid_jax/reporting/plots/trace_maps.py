@@ -28,6 +28,6 @@ def panels(rows: Sequence[Mapping[str, Any]], blocks: int) -> list[Panel]:
                     values[sizes.index(row["size"]), row["first"]] = row[measure]["value"]
             label = f"{site}: {title}"
             found.append(
-                Panel(label, values, sizes, range(blocks), "blocks put back", "first of them")
+                Panel(label, values, sizes, range(blocks), "restored blocks", "first of them")
             )
     return found

@@ -163,11 +163,11 @@ def test_chromium_shows_the_page(measured: tuple[TextSpace, WeightEdit], tmp_pat
         "3 concepts edited in a &lt;i&gt;model&lt;/i&gt;",
         "&lt;b&gt;dog → goldfish",
         f"{worst.left:.3f}",
-        f"worst {worst.left:.1%}",
+        f"worst {100 * worst.left:.1f} %",
         f"{found.kept[0].drift:.3f}",
         f"{near.drift:.3f}",
         f"{found.layers[0].condition:.2g}",
-        "stage_two 1.2 s",
+        "stage two 1.2 s",
         "the art of Salvador Dali",
         "No two edits have nearly the same key.",
     ):

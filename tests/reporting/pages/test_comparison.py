@@ -30,7 +30,7 @@ FLAGS = (
     "--allow-file-access-from-files",
     "--virtual-time-budget=20000",
 )
-EVIL = '<script>document.title="taken"</script>'
+EVIL = '<script>document.title="taken"</script>" {{7*7}} $\\frac{a$'
 WRAPPER = """<pre id="found"></pre><script>
 const frame = document.createElement("iframe");
 frame.onload = () => {
@@ -115,15 +115,17 @@ def test_chromium_shows_tables_curves_and_pictures(html: str, tmp_path: Path) ->
     found = re.search(r'<pre id="found">(.*?)</pre>', dom, re.DOTALL)
     assert found, dom[:2000]
     loads, scripts, widths, text = found[1].split("\x01")
+    text = " ".join(text.replace("&nbsp;", " ").split())
     assert (loads, scripts) == ("0", "0")
     sizes = [int(width) for width in widths.split()]
     # Curves; six requests before and after, three of them also as wanted; cost; one gathered.
     assert len(sizes) == 1 + 6 * 2 + 3 + 1 + 1
     assert min(sizes) == 8
     for shown in (
-        "After 1,000 requests at once, EMCID shows the destination on .74",
-        ".71 of what nobody edited is right (unedited model: .96)",
-        "n = 10: EMCID (.92)",
+        "After 1,000 requests at once, EMCID shows the destination in 0.74",
+        "Of the held-out names 0.71 are drawn right (unedited model: 0.96)",
+        "n = 10: EMCID (0.92)",
+        '&lt;script&gt;document.title="taken"&lt;/script&gt;" {{7*7}} $\\frac{a$',
         "unedited",
         "dest 8",
         "The 2 best",
@@ -148,11 +150,11 @@ def test_page_refers_to_nothing_outside_itself(html: str, tmp_path: Path) -> Non
 
 
 def test_bold_is_the_best_but_a_broken_models_forgetting(html: str) -> None:
-    emcid = re.findall(r"<tr><th>EMCID</th>.*?</tr>", html)[0]
-    broken = re.findall(r"<tr><th>&lt;script.*?</tr>", html)[0]
+    emcid = re.findall(r"(?s)<tr><th>EMCID</th>.*?</tr>", html)[0]
+    broken = re.findall(r"(?s)<tr><th>&lt;script.*?</tr>", html)[0]
     bold = [re.findall(r"<b>(.*?)</b>", row) for row in (emcid, broken)]
-    # Both forget .99; gone, Acc_s, H and H_dest on one side, shown (twice) on the other.
-    assert bold == [[".99", ".91", ".92", ".92"], [".99", ".99"]]
+    # Both erase 0.99. One side: source erased, held out, H, H_dest; the other: edit success, twice.
+    assert bold == [["0.99", "0.91", "0.92", "0.92"], ["0.99", "0.99"]]
     assert '<span class="bad">no</span>' in broken
 
 

@@ -23,9 +23,3 @@ def test_cells_have_the_colours_of_their_values() -> None:
         wanted = mpl.colormaps["cividis"](value, bytes=True)[:3]
         assert tuple(int(part) for part in wanted) in colours, value
     assert len(png) < 100_000
-
-
-def test_numbers_are_short() -> None:
-    shown = {0.0: ".00", 0.07: ".07", 0.5: ".50", 0.996: "1.0", 1.0: "1.0", -0.12: "-.12"}
-    assert {value: heat_maps._short(value) for value in shown} == shown
-    assert heat_maps._short(-0.001) == ".00"
