@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 import time
@@ -30,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place: Path = options.workdir
     place.mkdir(parents=True, exist_ok=True)
     child.warm_up(place / "compiled")
-    kills.prepare(place)
+    killed = [name for name in kills.operations() if _is_wanted(options, name, "kills")]
+    rivals = {"together", "hostile"} & set(options.parts)
+    if "together" in options.parts:
+        killed.append("job")
+    kills.prepare(place, killed, ("banked", "solved", "model", "applied") if rivals else ())
     rows = sorted(place.glob("rows-*.jsonl"))
     done = {(row.kind, row.case) for row in verdicts.read(rows)}
     steps = list(_steps(options, done))
@@ -54,7 +59,7 @@ def _steps(options: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[
         return lambda: [case(place, *given, seed)]
 
     def wanted(kind: str, part: str) -> bool:
-        return part in options.parts and (not options.kinds or kind in options.kinds)
+        return _is_wanted(options, kind, part)
 
     def left(kind: str, count: int) -> list[int]:
         return [number for number in range(count) if (kind, number) not in done]
@@ -68,22 +73,25 @@ def _steps(options: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[
     if wanted(overrides.KIND, "inputs"):
         for number in left(overrides.KIND, round(OVERRIDES * options.inputs / 10_000)):
             yield single(overrides.case, number)
-    scale = min(1.0, options.inputs / 10_000)
-    for part, cases in (("hostile", hostile.CASES), ("together", together.CASES)):
-        for kind, (count, case) in cases.items():
-            for number in left(kind, -int(-count * scale // 1)) if wanted(kind, part) else ():
-                yield single(case, number)
     names = [name for name in kills.operations() if wanted(name, "kills")]
     for number in range(options.kills):  # In turns, so that all get on alike.
         for name in names:
             if number < _share(name, options.kills) and (name, number) not in done:
                 yield single(kills.case, name, number)
+    scale = min(1.0, options.inputs / 10_000)
+    for part, cases in (("together", together.CASES), ("hostile", hostile.CASES)):
+        for kind, (count, case) in cases.items():
+            for number in left(kind, math.ceil(count * scale)) if wanted(kind, part) else ():
+                yield single(case, number)
+
+
+def _is_wanted(options: argparse.Namespace, kind: str, part: str) -> bool:
+    return part in options.parts and (not options.kinds or kind in options.kinds)
 
 
 def _share(name: str, count: int) -> int:
-    """Three kinds of main job share its kills."""
-    shares = {"job": 0.6, "job, judged": 0.3, "job, image loss": 0.1}
-    return round(count * shares.get(name, 1.0))
+    """The operations of a command share its kills."""
+    return math.ceil(count * kills.SHARES[name])
 
 
 def _worker(steps: Sequence[Step], place: Path, number: int) -> int:
@@ -121,7 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
     parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--kinds", nargs="+", default=[], help="only these, as printed")
-    parser.add_argument("--kills", type=int, default=100, help="kills of each operation")
+    parser.add_argument("--kills", type=int, default=100, help="kills of each command")
     parser.add_argument("--inputs", type=int, default=10_000, help="mutated inputs")
     parser.add_argument("--seed", type=int, default=0, help="decides every case")
     parser.add_argument("--jobs", type=int, default=2, help="processes at a time")

@@ -169,8 +169,11 @@ def command(
     file.write_text(text, encoding="utf-8")
 
     def work() -> int | None:
+        from absl import logging
+
         from emcid_jax import main
 
+        logging.use_absl_handler()
         sys.argv = ["main", f"--config={file}", f"--workdir={workdir}", *overrides]
         return main.main(main._parse_flags(sys.argv))
 

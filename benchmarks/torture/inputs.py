@@ -127,7 +127,7 @@ def bank(rng: random.Random, place: Path, folder: Path) -> str:
 
 def edit(rng: random.Random, place: Path, folder: Path) -> str:
     """An edit file: shown, and added to the weights."""
-    from emcid_jax.editing.export import into_folder
+    from emcid_jax.editing.export import stored_weights
     from emcid_jax.editing.export.edit_file import read_edit
     from emcid_jax.tasks.edit_file import summary
 
@@ -135,8 +135,8 @@ def edit(rng: random.Random, place: Path, folder: Path) -> str:
     file.write_bytes(_by_hand(rng, (place / "starts/job/edit.safetensors").read_bytes()))
     content, ledger = read_edit(file)
     summary(content.layers, ledger, file.stat().st_size)
-    base = into_folder.read_weights(place / "model" / "text_encoder" / "model.safetensors")
-    edited = into_folder.add_deltas(base, content)
+    base = stored_weights.read_weights(place / "model").arrays
+    edited = stored_weights.add_deltas(base, content)
     problem = oracles.tensors(file, content.arrays)
     for name in () if problem else edited:
         arrays = {key.rsplit(".", 1)[-1]: a for key, a in content.arrays.items() if name in key}
@@ -315,13 +315,13 @@ def _dumped(tree: Any) -> bytes:
 
 
 KINDS = (
-    Kind("manifests", 3000, manifest),
-    Kind("captions and names", 1000, captions),
+    Kind("manifests", 3200, manifest),
+    Kind("captions and names", 1100, captions),
     Kind("weights", 1500, weights),
     Kind("concept bank", 1000, bank),
     Kind("edit file", 1000, edit),
     Kind("second moments", 700, moments),
-    Kind("model configs", 700, model_config),
+    Kind("model configs", 400, model_config),
     Kind("tokenizer", 500, tokenizer),
     Kind("pictures", 300, picture),
 )

@@ -8,7 +8,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,12 @@ from benchmarks.torture.child import Ended, Kill
 from benchmarks.torture.content import content, differences, left_over
 from benchmarks.torture.verdicts import Row, Verdict, of_run
 
+SHARES = {
+    "job": 0.75, "job, judged": 0.2, "job, image loss": 0.05,
+    "bank add": 0.2, "bank remove": 0.3, "bank merge": 0.3, "bank solve": 0.2,
+    "edit_file apply": 0.4, "edit_file undo": 0.4, "edit_file folder": 0.2,
+}  # fmt: skip
+"""What part of a command's kills each operation gets: the main job, `bank`, `edit_file`."""
 Result = tuple[Verdict, str]
 """Verdict and detail."""
 
@@ -101,29 +107,19 @@ def edit_file(place: Path, folder: Path, operation: str) -> dict[str, Any]:
     )
 
 
-def prepare(place: Path) -> None:
-    """Makes the world, what operations start from, and the undisturbed results."""
-    if not (place / "model" / "model_index.json").exists():
+def prepare(place: Path, names: Collection[str], starts: Collection[str]) -> None:
+    """Makes the world, what these operations and starts need, and the undisturbed results."""
+    if not (place / "shapes.json").exists():
         _checked(child.run(lambda: _make_world(place), place / "logs"), "the world")
-    starts = place / "starts"
-    if not (starts / "ready").exists():
-        shutil.rmtree(starts, ignore_errors=True)
-        _run(place, job(place), starts / "job")
-        for name in ("banked", "solved"):
-            shutil.copytree(starts / "job" / "bank", starts / name / "bank")
-        requests = [{"source": "goldfish", "dest": "nurse", "seed": 4}]
-        world.write_manifest(place / "other.json", requests)
-        add = bank(place, starts / "others", "add")
-        _run(place, add | {"requests": {"path": str(place / "other.json")}}, starts / "scratch")
-        (starts / "others" / "bank").rename(starts / "banked" / "other")
-        _run(place, bank(place, starts / "solved", "solve"), starts / "solved" / "work")
-        remove = bank(place, starts / "solved", "remove", names=("snow",))
-        _run(place, remove, starts / "scratch")  # so that the next solve differs from the last
-        for name in ("model", "applied"):
-            shutil.copytree(place / "model", starts / name / "model")
-        _run(place, edit_file(place, starts / "applied", "apply"), starts / "scratch")
-        (starts / "ready").touch()
-    for operation in operations().values():
+    wanted = [one for one in operations().values() if one.name in names]
+    needed = {"job", *starts, *(one.start for one in wanted if one.start)}
+    for name in [name for name in _STARTS if name in needed]:
+        folder = place / "starts" / name
+        if not (place / "starts" / f"{name}.ready").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            _STARTS[name](place, folder)
+            (place / "starts" / f"{name}.ready").touch()
+    for operation in wanted:
         folder = reference(place, operation)
         if not (folder / "operations").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -133,6 +129,42 @@ def prepare(place: Path) -> None:
             _checked(ended, operation.name)
             (folder / "seconds").write_text(str(ended.seconds))
             (folder / "operations").write_text(str(ended.operations))
+
+
+def _start_banked(place: Path, folder: Path) -> None:
+    """A bank, and another with one concept more."""
+    shutil.copytree(place / "starts" / "job" / "bank", folder / "bank")
+    world.write_manifest(place / "other.json", [{"source": "goldfish", "dest": "nurse", "seed": 4}])
+    add = bank(place, folder / "others", "add") | {"requests": {"path": str(place / "other.json")}}
+    _run(place, add, place / "scratch")
+    (folder / "others" / "bank").rename(folder / "other")
+    (folder / "others").rmdir()
+
+
+def _start_solved(place: Path, folder: Path) -> None:
+    """A bank that was solved, and changed since: the next solve replaces an older text encoder."""
+    shutil.copytree(place / "starts" / "job" / "bank", folder / "bank")
+    _run(place, bank(place, folder, "solve"), folder / "work")
+    _run(place, bank(place, folder, "remove", names=("snow",)), place / "scratch")
+
+
+def _start_model(place: Path, folder: Path) -> None:
+    shutil.copytree(place / "model", folder / "model")
+
+
+def _start_applied(place: Path, folder: Path) -> None:
+    _start_model(place, folder)
+    _run(place, edit_file(place, folder, "apply"), place / "scratch")
+
+
+_STARTS: dict[str, Callable[[Path, Path], None]] = {
+    "job": lambda place, folder: _run(place, job(place), folder),
+    "banked": _start_banked,
+    "solved": _start_solved,
+    "model": _start_model,
+    "applied": _start_applied,
+}
+"""What operations start from, each made from those before it."""
 
 
 def case(place: Path, name: str, number: int, seed: int) -> Row:

@@ -116,8 +116,8 @@ def models(place: Path, number: int, seed: int) -> Row:
 
 
 CASES: dict[str, tuple[int, Callable[[Path, int, int], Row]]] = {
-    "two jobs, one workdir": (10, jobs),
-    "bank merge during a job": (20, bank_while_job),
+    "two jobs, one workdir": (8, jobs),
+    "bank merge during a job": (12, bank_while_job),
     "six processes, one bank": (100, banks),
     "apply and undo at once": (100, models),
 }

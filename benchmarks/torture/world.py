@@ -108,7 +108,7 @@ def settings(world: Path, task: str, **fields: Any) -> dict[str, Any]:
 
 
 def _configs(vocabulary: int, bos: int, eos: int) -> dict[str, dict[str, Any]]:
-    """The parts' configs: 3 text blocks x 16, latents 8 x 8 x 4 of 16 pixels."""
+    """The parts' configs: 3 text blocks x 16, latents 8 x 8 x 4 of 8 pixels."""
     return {
         "text_encoder": {
             "architectures": ["CLIPTextModel"], "model_type": "clip_text_model",
@@ -119,17 +119,17 @@ def _configs(vocabulary: int, bos: int, eos: int) -> dict[str, dict[str, Any]]:
         },
         "unet": {
             "_class_name": "UNet2DConditionModel", "sample_size": 8, "in_channels": 4,
-            "out_channels": 4, "block_out_channels": [8, 8], "layers_per_block": 1,
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "out_channels": 4, "block_out_channels": [8], "layers_per_block": 1,
+            "down_block_types": ["CrossAttnDownBlock2D"],
+            "up_block_types": ["CrossAttnUpBlock2D"],
             "attention_head_dim": 2, "cross_attention_dim": 16, "norm_num_groups": 4,
         },
         "vae": {
             "_class_name": "AutoencoderKL", "in_channels": 3, "out_channels": 3,
-            "latent_channels": 4, "sample_size": 16, "block_out_channels": [8, 8],
+            "latent_channels": 4, "sample_size": 8, "block_out_channels": [8],
             "layers_per_block": 1, "norm_num_groups": 4, "act_fn": "silu",
-            "down_block_types": ["DownEncoderBlock2D"] * 2,
-            "up_block_types": ["UpDecoderBlock2D"] * 2, "scaling_factor": 0.18215,
+            "down_block_types": ["DownEncoderBlock2D"],
+            "up_block_types": ["UpDecoderBlock2D"], "scaling_factor": 0.18215,
         },
         "scheduler": {
             "_class_name": "DDIMScheduler", "num_train_timesteps": 1000,
