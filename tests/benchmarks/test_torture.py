@@ -58,10 +58,10 @@ def test_rows_survive_a_kill_and_are_counted_once(tmp_path: Path) -> None:
 def test_a_share_of_it_fails_nowhere(tmp_path: Path) -> None:
     kinds = ["edit_file apply", "edit_file undo", "apply and undo at once", "manifests", "weights"]
     kinds += ["edit file", "second moments", "captions and names", "concept bank", "overrides"]
+    options = ["--kills=10", "--inputs=200", f"--workdir={tmp_path / 'w'}", "--kinds", *kinds]
+    output = f"--output={tmp_path / 'table.json'}"
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.torture", "kills", "inputs", "--kills=10"]
-        + ["--inputs=200", f"--workdir={tmp_path / 'w'}", f"--output={tmp_path / 'table.json'}"]
-        + ["--kinds", *kinds],
+        [sys.executable, "-m", "benchmarks.torture", "kills", "inputs", output, *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
