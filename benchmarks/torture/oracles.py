@@ -32,16 +32,44 @@ def requests(raw: bytes, found: Sequence[Any]) -> str:
     return "; ".join(reasons) or "nobody else can read it"
 
 
-def lines_of_text(raw: bytes) -> list[str]:
-    """The lines of a text file that are not blank, as a person sees them."""
-    text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    return [seen(row) for row in rows_of(text) if seen(row)]
+def texts(raw: bytes, found: Sequence[str], columns: Sequence[str]) -> str:
+    """Of a list of captions or names: is one of the ways to read it what was read?"""
+    import yaml
 
-
-def rows_of(text: str) -> list[str]:
-    """Lines that are not blank, as an editor ends them."""
+    try:
+        text = _decoded(raw)
+    except UnicodeDecodeError:
+        return "nobody else can read it"
     rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
-    return [row for row in rows if row.strip()]
+    rows = [row for row in rows if row.strip()]
+    ways: list[list[Any]] = [] if text.lstrip()[:1] in ("[", "{") else [rows]
+    for read in (
+        lambda: json.loads(text),
+        lambda: [json.loads(row) for row in rows],
+        lambda: yaml.safe_load(text),
+        lambda: list(csv.DictReader(io.StringIO(text, newline=""))),
+    ):
+        try:
+            tree = read()
+        except (ValueError, yaml.YAMLError, RecursionError, TypeError, csv.Error):
+            continue
+        ways.append(tree if isinstance(tree, list) else [tree])
+    wanted = sorted(map(seen, found))
+    for way in ways:
+        said = [_text_of(entry, columns) for entry in way]
+        if None not in said and sorted(seen(one) for one in said if one and seen(one)) == wanted:
+            return ""
+    return f"read as {len(found)} texts, {found[:2]!r}, which no way to read it gives"
+
+
+def _text_of(entry: Any, columns: Sequence[str]) -> str | None:
+    if isinstance(entry, dict):
+        entry = next((entry[name] for name in columns if name in entry), None)
+    return entry if isinstance(entry, str) else None
+
+
+def _decoded(raw: bytes) -> str:
+    return raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
 def seen(text: str) -> str:
@@ -115,7 +143,7 @@ def _readings(raw: bytes) -> Iterable[tuple[str, list[Any]]]:
     import yaml
 
     try:
-        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = _decoded(raw)
     except UnicodeDecodeError:
         return
     for name, read in (("json", json.loads), ("yaml", yaml.safe_load)):
