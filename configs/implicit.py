@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
         stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
         stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
         moments=settings.MomentConfig(count=4_000),
-        evaluation=settings.EvaluationConfig(enabled=False, steps=10, batch=32),
+        evaluation=settings.EvaluationConfig(steps=10, batch=32),
         run=settings.RunConfig(cpu_devices=0),
     )
     return settings.to_config_dict(ImplicitConfig(base=base, seeds=2))

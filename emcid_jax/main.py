@@ -125,6 +125,7 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
         )
     task = importlib.import_module(f"emcid_jax.tasks.{name}")
     config = settings.from_config_dict(values, task.Config)
+    settings.refuse_unread(config, getattr(task, "UNREAD", ()), name)
     workdir = Path(_WORKDIR.value or _default_workdir())
     from emcid_jax.runtime import parallel
 

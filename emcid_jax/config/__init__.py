@@ -29,6 +29,7 @@ from emcid_jax.config.schema import (
     StageOneConfig,
     StageTwoConfig,
 )
+from emcid_jax.config.unread import refuse_unread
 
 __all__ = [
     "Benchmark",
@@ -57,5 +58,6 @@ __all__ = [
     "StageTwoConfig",
     "describe",
     "from_config_dict",
+    "refuse_unread",
     "to_config_dict",
 ]

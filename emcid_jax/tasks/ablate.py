@@ -50,13 +50,21 @@ class AblateConfig:
 
 
 Config = AblateConfig
+UNREAD = (
+    "base.model.export_dtype",
+    "base.debias",
+    "base.evaluation.debias_seeds",
+    "base.evaluation.debias_images",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("ablation.json", "ablation.md", "metrics.jsonl", "bank", "moments", "count-*")
 """What the task writes in its workdir."""
 
 
 def run(config: AblateConfig, workdir: Path) -> None:
     """Fills `workdir/ablation.json` and `workdir/ablation.md`."""
-    environment.use_compile_cache()
+    if config.base.run.compile_cache:
+        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     with folders.exclusive(workdir, WRITES):
         table = Table(workdir / "ablation.json")

@@ -102,6 +102,8 @@ class BankConfig:
 
 
 Config = BankConfig
+UNREAD = ("base.export_dtype",)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = (
     "config.json",
     "metrics.jsonl",

@@ -42,6 +42,8 @@ class ConvertConfig:
 
 
 Config = ConvertConfig
+UNREAD = ("model.dtype",)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("*",)
 """What the task writes in its workdir, which must be new."""
 

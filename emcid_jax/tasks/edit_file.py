@@ -56,6 +56,16 @@ class EditFileConfig:
             raise UserError(
                 "config.edit is empty; give an edit file, e.g. runs/mine/edit.safetensors"
             )
+        for field, value, usual, operations in (
+            ("model.export_dtype", self.model.export_dtype, "source", ("clip", "lora")),
+            ("rank", self.rank, EditFileConfig.rank, ("lora",)),
+            ("force", self.force, False, ("apply", "undo", "folder", "clip", "checkpoint")),
+        ):
+            if value != usual and self.operation not in operations:
+                raise UserError(
+                    f"config.{field} is {value!r}, but operation {self.operation!r} does not read "
+                    f"it; leave it at {usual!r}"
+                )
         if self.operation == "lora" and self.model.export_dtype == "bfloat16":
             raise UserError("config.model.export_dtype is 'bfloat16'; a LoRA is float32 or float16")
         if self.operation in ("apply", "undo") and not Path(self.model.path).is_dir():
@@ -71,6 +81,8 @@ class EditFileConfig:
 
 
 Config = EditFileConfig
+UNREAD = ("model.dtype",)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("model", CLIP, LORA, "*-edited.safetensors")
 """What the task writes in its workdir."""
 

@@ -99,6 +99,13 @@ class EvaluateConfig:
 
 
 Config = EvaluateConfig
+UNREAD = (
+    "base.model.export_dtype",
+    "base.debias",
+    "base.evaluation.debias_seeds",
+    "base.evaluation.debias_images",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = (
     "evaluation.*",
     "grid.png",

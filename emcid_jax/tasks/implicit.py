@@ -62,6 +62,19 @@ class ImplicitConfig:
 
 
 Config = ImplicitConfig
+UNREAD = (
+    "base.model.export_dtype",
+    "base.debias",
+    "base.evaluation.enabled",
+    "base.evaluation.prompts_per_request",
+    "base.evaluation.holdout",
+    "base.evaluation.aliases",
+    "base.evaluation.holdout_path",
+    "base.evaluation.debias_seeds",
+    "base.evaluation.debias_images",
+    "base.evaluation.judge",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("implicit.json", "implicit.md", "metrics.jsonl", "bank", "moments", "images")
 """What the task writes in its workdir."""
 

@@ -55,13 +55,19 @@ class LayerRangesConfig:
             raise UserError(f"config.template is {self.template!r}; a template holds one {{}}")
         if not (self.keep or self.keep_path):
             raise UserError("config.keep and keep_path are empty; name what shall stay")
-        if self.images and not self.base.evaluation.enabled:
-            raise UserError(
-                "config.images is True, but config.base.evaluation.enabled is False; set it to True"
-            )
 
 
 Config = LayerRangesConfig
+UNREAD = (
+    "base.model.export_dtype",
+    "base.debias",
+    "base.evaluation.debias_seeds",
+    "base.evaluation.debias_images",
+    "base.evaluation.enabled",
+    "base.stage_one.layer",
+    "base.stage_two.layers",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("layer_ranges.*", "metrics.jsonl", "bank", "moments", "evaluation", "images")
 """What the task writes in its workdir."""
 
@@ -76,7 +82,8 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
-    job = edit.prepare(dataclasses.replace(config.base, evaluation=evaluation))
+    base = dataclasses.replace(config.base, evaluation=evaluation)
+    job = edit.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
     with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
@@ -127,12 +134,13 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _varied(job: edit.Job, first: int, last: int) -> edit.Job:
     """The job with layers `first` to `last`."""
-    config = job.config
+    return dataclasses.replace(job, config=_with_layers(job.config, first, last))
+
+
+def _with_layers(config: EditConfig, first: int, last: int) -> EditConfig:
     stage_one = dataclasses.replace(config.stage_one, layer=last)
     layers = dataclasses.replace(config.stage_two, layers=tuple(range(first, last + 1)))
-    return dataclasses.replace(
-        job, config=dataclasses.replace(config, stage_one=stage_one, stage_two=layers)
-    )
+    return dataclasses.replace(config, stage_one=stage_one, stage_two=layers)
 
 
 def _lasts(config: LayerRangesConfig, blocks: int) -> tuple[int, ...]:

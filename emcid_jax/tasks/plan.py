@@ -73,6 +73,12 @@ class PlanConfig:
 
 
 Config = PlanConfig
+UNREAD = (
+    "model.export_dtype",
+    "moments.captions",
+    "moments.seed",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("plan.json",)
 """What the task writes in its workdir."""
 

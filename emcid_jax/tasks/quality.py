@@ -57,6 +57,17 @@ class QualityTaskConfig:
 
 
 Config = QualityTaskConfig
+UNREAD = (
+    "model.export_dtype",
+    "evaluation.enabled",
+    "evaluation.prompts_per_request",
+    "evaluation.holdout",
+    "evaluation.aliases",
+    "evaluation.holdout_path",
+    "evaluation.debias_seeds",
+    "evaluation.debias_images",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("quality.json", "quality.md", "evaluation", "images")
 """What the task writes in its workdir."""
 

@@ -96,6 +96,8 @@ class SampleConfig:
 
 
 Config = SampleConfig
+UNREAD = ("model.export_dtype",)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("images", "images.csv", "grid-*.png")
 """What the task writes in its workdir."""
 

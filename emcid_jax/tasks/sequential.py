@@ -57,6 +57,12 @@ class SequentialConfig:
 
 
 Config = SequentialConfig
+UNREAD = (
+    "base.model.export_dtype",
+    "base.debias",
+    "base.evaluation",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = (
     "sequential.json",
     "sequential.md",
@@ -74,7 +80,8 @@ def run(config: SequentialConfig, workdir: Path) -> None:
     if config.base.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
-    job = edit.prepare(config.base)
+    unjudged = dataclasses.replace(config.base.evaluation, enabled=False)
+    job = edit.prepare(dataclasses.replace(config.base, evaluation=unjudged))
     if max(config.rounds) > len(job.requests):
         raise UserError(
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "

@@ -47,6 +47,11 @@ class TextReportConfig:
 
 
 Config = TextReportConfig
+UNREAD = (
+    "model.export_dtype",
+    "run.save_every",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("config.json", "metrics.jsonl", "text_report.json", "text_report.html", "moments")
 """What the task writes in its workdir."""
 

@@ -75,6 +75,12 @@ class TraceConfig:
 
 
 Config = TraceConfig
+UNREAD = (
+    "model.export_dtype",
+    "run.save_every",
+    "run.save_every_batches",
+)
+"""Settings that the task has no use for: see `config.unread`."""
 WRITES = ("trace.json", "trace.md", "trace.png", "metrics.jsonl")
 """What the task writes in its workdir."""
 

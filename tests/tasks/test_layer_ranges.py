@@ -110,16 +110,13 @@ def test_maps_are_triangles() -> None:
     [
         ({"keep": ()}, "config.keep and keep_path are empty"),
         ({"template": "x"}, "config.template is 'x'"),
-        ({"images": True}, "config.base.evaluation.enabled is False"),
     ],
 )
 def test_unfit_settings_are_named(
     config: LayerRangesConfig, change: dict[str, object], message: str
 ) -> None:
-    off = settings.EvaluationConfig(enabled=False)
-    base = dataclasses.replace(config.base, evaluation=off)
     with pytest.raises(UserError) as error:
-        dataclasses.replace(config, base=base, **change).check()
+        dataclasses.replace(config, **change).check()
     assert message in str(error.value)
 
 
