@@ -16,12 +16,12 @@ from emcid_jax.tasks.evaluate import EvaluateConfig
 
 ROWS = (
     "EMCID:",
-    "EMCID, names kept: keep=True",
+    "EMCID, names protected: keep=True",
     "EMCID, null space: stage_two.solver=nullspace",
     "EMCID, lambda 40,000: stage_two.moment_weight=40000.",
     "EMCID, released residual: stage_two.residual=released",
     "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.moment_weight=10.",
-    "UCE, replace, names kept: method=uce uce.value=replace keep=True",
+    "UCE, replace, names protected: method=uce uce.value=replace keep=True",
     "UCE, tensor: method=uce uce.value=tensor",
     "text encoder fine-tuned: method=fine-tune most=100 fine_tune.passes=20",
     "ESD-x: method=fine-tune most=100 fine_tune.part=cross_attention fine_tune.passes=10 "

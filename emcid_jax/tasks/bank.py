@@ -216,8 +216,8 @@ def _port(config: BankConfig, workdir: Path) -> None:
         else "same blocks"
     )
     show(
-        f"{found.how} ({where}): {len(left)} concepts, median {np.median(left):.1%} of a target "
-        f"left, worst {max(left):.1%}; see {workdir / 'port.json'}"
+        f"{found.how} ({where}): {len(left)} concepts, distance to target: median "
+        f"{np.median(left):.1%}, worst {max(left):.1%}; see {workdir / 'port.json'}"
     )
 
 
@@ -294,16 +294,18 @@ def prediction_table(found: Prediction, most: int = 20) -> list[str]:
     """The worst of a prediction, a line each."""
     lines = list(found.contradictions[:most])
     lines += [
-        f"collision: {' and '.join(map(repr, pair.sources))}: keys {pair.similarity:.3f} alike, "
-        f"targets {pair.targets:.2f}"
+        f"collision: {' and '.join(map(repr, pair.sources))}: cosine of keys "
+        f"{pair.similarity:.3f}, of targets {pair.targets:.2f}"
         for pair in found.collisions[:most]
     ]
     lines += [
-        f"kept: {near.name!r} drifts by {near.drift:.2%}; nearest edit {near.nearest!r} "
+        f"predicted drift of {near.name!r}: {near.drift:.2%}; nearest edit {near.nearest!r} "
         f"({near.similarity:.3f})"
         for near in found.kept[:most]
     ]
-    lines += [f"unmet: {share:.1%} of {name!r}" for name, share in found.unmet[:most]]
+    lines += [
+        f"predicted residual left of {name!r}: {share:.1%}" for name, share in found.unmet[:most]
+    ]
     return lines
 
 

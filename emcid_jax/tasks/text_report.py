@@ -80,7 +80,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     worst = found.reached[0]
     show(
         f"{len(found.reached)} concepts, distance to the targets {found.distance[0]:.4g} -> "
-        f"{found.distance[1]:.4g}, least reached {worst.source!r} ({worst.left:.1%} left); "
+        f"{found.distance[1]:.4g}, farthest {worst.source!r} ({worst.left:.1%} of the way left); "
         f"see {workdir / 'text_report.html'}"
     )
 

@@ -131,7 +131,7 @@ def _measure(
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per site, size and first block, with intervals."""
     names = " | ".join(MEASURES.values())
-    lines = [f"| put back | blocks | {names} |", "|---" * (2 + len(MEASURES)) + "|"]
+    lines = [f"| restored | blocks | {names} |", "|---" * (2 + len(MEASURES)) + "|"]
     for row in rows:
         last = row["first"] + row["size"] - 1
         blocks = str(last) if row["size"] == 1 else f"{row['first']}-{last}"
