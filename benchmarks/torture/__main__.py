@@ -15,14 +15,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.torture import batches, child, hostile, inputs, kills, overrides, together, verdicts
+from benchmarks.torture import (
+    batches,
+    child,
+    hostile,
+    inputs,
+    kills,
+    overrides,
+    refusals,
+    together,
+    verdicts,
+)
 from benchmarks.torture.verdicts import Row
 
 OVERRIDES = 1000
 """Command lines among 10,000 inputs; the kinds of `inputs` share out the rest."""
 BATCH = 50
 Step = Callable[[], list[Row]]
-PARTS = ("kills", "inputs", "together", "hostile")
+PARTS = ("kills", "inputs", "together", "refusals", "hostile")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rivals = {"together", "hostile"} & set(options.parts)
     if "together" in options.parts:
         killed.append("job")
+    if "refusals" in options.parts:
+        killed += [*refusals.OPERATIONS, *refusals.SLOW]
     kills.prepare(place, killed, ("banked", "solved", "model", "applied") if rivals else ())
     rows = sorted(place.glob("rows-*.jsonl"))
     done = {(row.kind, row.case) for row in verdicts.read(rows)}
@@ -79,7 +91,11 @@ def _steps(options: argparse.Namespace, done: set[tuple[str, int]]) -> Iterator[
             if number < _share(name, options.kills) and (name, number) not in done:
                 yield single(kills.case, name, number)
     scale = min(1.0, options.inputs / 10_000)
-    for part, cases in (("together", together.CASES), ("hostile", hostile.CASES)):
+    for part, cases in (
+        ("together", together.CASES),
+        ("refusals", refusals.CASES),
+        ("hostile", hostile.CASES),
+    ):
         for kind, (count, case) in cases.items():
             for number in left(kind, math.ceil(count * scale)) if wanted(kind, part) else ():
                 yield single(case, number)

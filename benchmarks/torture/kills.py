@@ -123,7 +123,7 @@ def prepare(place: Path, names: Collection[str], starts: Collection[str]) -> Non
         folder = reference(place, operation)
         if not (folder / "operations").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            _lay_out(place, operation, folder / "place")
+            lay_out(place, operation, folder / "place")
             work = command(place, operation, folder / "place")
             ended = child.run(work, place / "logs", count=True, limit=600)
             _checked(ended, operation.name)
@@ -177,8 +177,8 @@ def case(place: Path, name: str, number: int, seed: int) -> Row:
     rng = random.Random(f"{seed} {name} {number}")
     folder = place / "runs" / f"{name.replace(' ', '_')}-{number}-{os.getpid()}"
     shutil.rmtree(folder, ignore_errors=True)
-    _lay_out(place, operation, folder)
-    allowed = {_state(folder, operation), _state(calm / "place", operation)}
+    lay_out(place, operation, folder)
+    allowed = {state(folder, operation), state(calm / "place", operation)}
     work = command(place, operation, folder)
     told = []
     for _ in range(1 + (rng.random() < 0.3)):
@@ -189,7 +189,7 @@ def case(place: Path, name: str, number: int, seed: int) -> Row:
         refused = not operation.done or operation.done not in ended.err
         if ended.code not in (-9, -15, 143, 0) and refused:
             return Row(name, number, *_failed(ended, told))
-        if _state(folder, operation) not in allowed:
+        if state(folder, operation) not in allowed:
             return Row(name, number, "wrong", f"{told}: {operation.whole} is neither old nor new")
     ended = child.run(work, place / "logs")
     again = bool(operation.done) and operation.done in ended.err
@@ -224,13 +224,14 @@ def reference(place: Path, operation: Operation) -> Path:
     return place / "undisturbed" / operation.name.replace(" ", "_")
 
 
-def _lay_out(place: Path, operation: Operation, folder: Path) -> None:
+def lay_out(place: Path, operation: Operation, folder: Path) -> None:
+    """Makes the folder with what the operation starts from."""
     folder.mkdir(parents=True)
     if operation.start:
         shutil.copytree(place / "starts" / operation.start, folder, dirs_exist_ok=True)
 
 
-def _state(folder: Path, operation: Operation) -> str:
+def state(folder: Path, operation: Operation) -> str:
     """What lies at the folder or file that must never be a mixture."""
     path = folder / operation.whole
     if not operation.whole or not path.exists():
