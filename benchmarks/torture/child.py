@@ -70,6 +70,7 @@ def warm_up(cache: Path) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
     import transformers.models.clip.tokenization_clip  # noqa: F401 (slow)
 
+    import emcid_jax.main
     import emcid_jax.tasks
 
     for module in pkgutil.iter_modules(emcid_jax.tasks.__path__):

@@ -21,13 +21,25 @@ class Preempted(BaseException):
 
 @contextlib.contextmanager
 def heeded() -> Iterator[None]:
-    """In the block SIGTERM raises `Preempted`: at once, or at the end of `finishing`."""
+    """In the block SIGTERM raises `Preempted`: at once, or at the end of `finishing`.
+
+    A library that it cuts short (C code being imported, say) may answer with an error of its own:
+    that is no error then.
+    """
+    came = False
 
     def stop(*_: Any) -> None:
+        nonlocal came
+        came = True
         raise Preempted
 
     with _on_sigterm(stop):
-        yield
+        try:
+            yield
+        except Exception as error:
+            if came:
+                raise Preempted from error
+            raise
 
 
 @contextlib.contextmanager

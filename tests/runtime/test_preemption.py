@@ -36,6 +36,19 @@ def test_sigterm_stops_at_once_where_nothing_is_lost() -> None:
     assert done == ["before"]
 
 
+def test_a_library_that_was_cut_short_answers_with_an_error_of_its_own() -> None:
+    """As C code does while it is imported: "ImportError: initialization failed"."""
+
+    def work() -> None:
+        try:
+            term()
+        except Preempted:
+            raise ImportError("initialization failed") from None
+
+    with pytest.raises(Preempted), heeded():
+        work()
+
+
 def test_what_is_to_be_finished_is_finished_first(capsys: pytest.CaptureFixture[str]) -> None:
     done = []
 
