@@ -13,6 +13,7 @@ import json.scanner
 import math
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from emcid_jax.runtime.errors import Failures, Problem
@@ -22,12 +23,17 @@ MAX_DIGITS = 100
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
+_NONE: Mapping[str, Any] = MappingProxyType({})
+
+
 class Record(dict[str, Any]):
     """A mapping read from a file.
 
     `line` is where it starts, `lines` where its fields stand, `names` what the file calls a field
     that we call otherwise.
     """
+
+    __slots__ = ("line", "lines", "names")  # A file of captions has a million of them.
 
     def __init__(
         self,
@@ -38,8 +44,8 @@ class Record(dict[str, Any]):
     ) -> None:
         super().__init__(fields)
         self.line = line
-        self.lines = dict(lines or {})
-        self.names = dict(names or {})
+        self.lines = _NONE if lines is None else lines
+        self.names = _NONE if names is None else names
 
     def line_of(self, field: str) -> int:
         """Physical line (from 1) of a field, or of the record where that is all that is known."""

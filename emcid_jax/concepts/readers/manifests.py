@@ -150,7 +150,7 @@ def _manifest(tree: Record, failures: Failures) -> list[Record]:
         own = _canonical(record, failures)
         lines = {field: defaults.line_of(field) for field in defaults}
         lines |= {field: own.line_of(field) for field in own}
-        names = defaults.names | own.names
+        names = {**defaults.names, **own.names}
         rows.append(Record({**defaults, **own}, own.line, lines, names))
     return rows
 
