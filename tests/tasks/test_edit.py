@@ -321,6 +321,7 @@ def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
 
     monkeypatch.setattr(edit, "find_memories", find_memories)
     monkeypatch.setattr(edit, "find_moments", lambda *_: None)
+    monkeypatch.setattr(edit, "_mix", lambda *_: {})
     monkeypatch.setattr(edit, "write_results", lambda *_: None)
     edit.edit(edit.prepare(config), tmp_path, Log(tmp_path / "metrics.jsonl"))
     found = {concept.request.source for concept in read_list(bank)}
