@@ -213,7 +213,9 @@ def same(said: Any, read: Any) -> bool:
     if isinstance(said, bool) or isinstance(read, bool) or said is None or read is None:
         return said is read
     if isinstance(said, int | float) and isinstance(read, int | float):
-        return said == read
+        return said == read or (
+            isinstance(read, float) and abs(said) < 1e300 and float(said) == read
+        )
     return type(said) is type(read) and said == read
 
 
