@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -104,7 +105,6 @@ def answer(error: BaseException, place: str) -> int | None:
         terminal.show(f"{name}; the same command goes on from here", sys.stderr)
         return preemption.EXIT_CODE if told else 130
     if isinstance(error, BrokenPipeError):  # Whoever read our output has seen enough.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     if isinstance(error, UserError):
         return _fail(str(error))
@@ -144,7 +144,13 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
 
 def run() -> None:
     """Entry point of the console script."""
-    app.run(main, flags_parser=_parse_flags)
+    try:
+        app.run(main, flags_parser=_parse_flags)
+    except OSError as error:  # The help or a mistake could not be printed.
+        code = answer(error, "the terminal")
+        if code is None:
+            raise
+        sys.exit(code)
 
 
 def _read_config() -> dict[str, Any]:
@@ -278,7 +284,8 @@ def _unknown_setting(arguments: list[str], message: str) -> str:
 
 def _fail(message: str) -> int:
     """The message on stderr, exit code 2. Problems of a manifest are a line each."""
-    terminal.show(f"error: {message}", sys.stderr)
+    with contextlib.suppress(OSError):  # Nobody can be told that nobody can be told.
+        terminal.show(f"error: {message}", sys.stderr)
     return 2
 
 

@@ -90,7 +90,10 @@ SEEN = r"red\x1b[31m \u202e"
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([f"--config={ROOT / 'README.md'}"], ["README.md", "no working config file", "line 3"]),
+        (
+            [f"--config={ROOT / 'README.md'}"],
+            ["README.md", "no working config file", "SyntaxError"],
+        ),
         ([f"--config={ROOT}"], [str(ROOT), "Is a directory"]),
         ([QUICKSTART, "--config.stage_two.layers[99]=5"], ["config.stage_two.layers[99]", "'5'"]),
         ([QUICKSTART, "--config.stage_two.layers=b'x'"], ["layers", "b'x'", "(1, 2)"]),
@@ -206,6 +209,24 @@ def test_no_home(
     with pytest.raises(UserError, match=re.escape(words)):
         cache_folder("xla")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [("> /dev/full", 2, "error: <stdout>: the disk is full"), ("--bad 2> /dev/full", 2, "")],
+)
+def test_output_that_nobody_takes(where: str, code: int, told: str) -> None:
+    arguments = "" if "bad" in where else "--help"
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m emcid_jax.main {arguments} {where}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code
+    assert done.stderr.startswith(told)
+    assert len(done.stderr.splitlines()) == bool(told)
 
 
 def test_whoever_reads_us_may_stop_reading() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import sys
 import unicodedata
 from typing import Any
@@ -14,12 +15,21 @@ def show(text: str, stream: Any = None) -> None:
 
     Control characters (escape codes among them), invisible ones, and those that the stream's
     encoding lacks appear as `\\x1b`, `\\u202e` and so on. Line ends and tabs stay.
+
+    Raises `OSError`, which names the stream, if it cannot be written.
     """
     stream = stream or sys.stdout
     encoding = stream.encoding or "utf-8"
     seen = printable(text).encode(encoding, "backslashreplace").decode(encoding)
-    stream.write(f"{seen}\n")
-    stream.flush()
+    try:
+        stream.write(f"{seen}\n")
+        stream.flush()
+    except OSError as error:  # A full disk, or nobody who reads.
+        error.filename = error.filename or stream.name
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())  # What is left of the text must not fail again at the end.
+        os.close(null)
+        raise
 
 
 def printable(text: str) -> str:

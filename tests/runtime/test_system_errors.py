@@ -75,6 +75,38 @@ def test_a_full_disk_under_the_safetensors_library() -> None:
     assert done.stdout.startswith("SafetensorError PLACE: larger than a file may be here")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
+def test_a_small_disk_and_one_to_read_only(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from emcid_jax import main\n"
+        "from emcid_jax.runtime.files import write_atomically\n"
+        "for name, size in (('small', 10), ('large', 10**6)):\n"
+        "    try: write_atomically(Path(sys.argv[1]) / name, bytes(size))\n"
+        "    except OSError as error: print(main.answer(error, 'PLACE'))\n"
+        "print(*sorted(p.name for p in Path(sys.argv[1]).iterdir()))\n"
+    )
+    (tmp_path / "write.py").write_text(program)
+    (tmp_path / "disk").mkdir()
+    write = f"{sys.executable} {tmp_path / 'write.py'} {tmp_path}/disk"
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=64k none {tmp_path}/disk && {write}"
+         f" && mount -o remount,ro {tmp_path}/disk && {write}"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout.split() == ["2", "small", "2", "2", "small"]
+    full, *refused = done.stderr.splitlines()
+    assert full.startswith(f"error: {tmp_path}/disk/large: the disk is full; ")
+    assert len(refused) == 2
+    assert all("lies on a read-only file system; give another path" in line for line in refused)
+
+
 def test_memory() -> None:
     line = explained(raised(lambda: np.empty(2**60, np.int8)), "x")
     assert line is not None
