@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import re
@@ -121,6 +122,8 @@ def _opened(path: Path | str, flags: int, mode: str) -> BinaryIO:
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
     if kind != stat.S_IFREG:
         os.close(handle)
+        if kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         raise UserError(f"{path}: is {_KINDS.get(kind, 'no file')}; give a plain file")
     return cast(BinaryIO, os.fdopen(handle, mode))
 

@@ -14,6 +14,7 @@ from emcid_jax.models.weights.params import write_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import (
     open_to_append,
+    open_to_read,
     replacing,
     replacing_folder,
     require_readable,
@@ -97,9 +98,14 @@ def test_input_is_read_through_links_but_not_from_pipes(tmp_path: Path) -> None:
     require_readable(link)
     require_readable(tmp_path)
     require_readable(tmp_path / "nothing")
+    with open_to_read(link) as file:
+        assert file.read() == b"mine"
+    with pytest.raises(IsADirectoryError):
+        open_to_read(tmp_path)
     for path in (pipe, device):
-        with pytest.raises(UserError, match="give a plain file"):
-            require_readable(path)
+        for open_it in (require_readable, open_to_read):
+            with pytest.raises(UserError, match="give a plain file"):
+                open_it(path)
 
 
 # What a killed process leaves

@@ -17,6 +17,7 @@ from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder
+from emcid_jax.runtime.text_files import read_json_object
 
 WEIGHTS = "model.safetensors"
 
@@ -89,7 +90,7 @@ def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "sourc
 
 def _set_dtype(path: Path, dtype: str) -> None:
     """Says the stored type in config.json where the base model's says one (old and new name)."""
-    content = json.loads(path.read_text())
+    content = read_json_object(path, "config.model.path")
     said = [name for name in ("dtype", "torch_dtype") if name in content]
     if any(content[name] != dtype for name in said):
         path.write_text(json.dumps(content | dict.fromkeys(said, dtype), indent=2) + "\n")

@@ -18,6 +18,7 @@ from emcid_jax.editing.stage_one import loss
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import open_to_read
 
 SOURCE_OBJECTIVES = ("ablate-source", "esd")
 """Objectives that are defined on images of the source."""
@@ -142,7 +143,7 @@ def load_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
     from PIL import Image
 
     height, width = size
-    with Image.open(path) as file:
+    with open_to_read(path) as opened, Image.open(opened) as file:
         image = file.convert("RGB")
     scale = min(image.width / width, image.height / height)
     crop_width, crop_height = width * scale, height * scale
@@ -155,7 +156,7 @@ def _file_problem(path: Path) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(path) as file:
+        with open_to_read(path) as opened, Image.open(opened) as file:
             file.verify()
     except FileNotFoundError:
         return "does not exist; correct the path"

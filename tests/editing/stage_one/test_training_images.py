@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -99,18 +100,20 @@ def test_all_file_errors_are_listed_at_once(tmp_path, gradient):
     path, _ = gradient
     text = tmp_path / "notes.png"
     text.write_text("not an image")
-    missing = tmp_path / "missing.png"
-    paths = [[str(path)], [str(path), str(text)], [str(missing), str(tmp_path)]]
+    missing, pipe = tmp_path / "missing.png", tmp_path / "pipe.png"
+    os.mkfifo(pipe)  # Opened without looking, it would be waited for.
+    paths = [[str(path)], [str(pipe), str(text)], [str(missing), str(tmp_path)]]
     with pytest.raises(UserError) as error:
         training_images.check_files(paths, [2, 2, 2], ["r:1", "r:2", "r:3"], FILES)
     lines = str(error.value).split("\n")
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert "r:1: image_paths has 1 files" in lines[0]
     assert "needs 2" in lines[0]
     assert lines[1].startswith("r:2: image_paths:")
-    assert "is not an image" in lines[1]
-    assert "missing.png' does not exist" in lines[2]
-    assert "cannot be read" in lines[3]
+    assert "pipe.png' is not an image" in lines[1]
+    assert "is not an image" in lines[2]
+    assert "missing.png' does not exist" in lines[3]
+    assert "cannot be read" in lines[4]
 
 
 def test_files_are_checked_only_when_read():
