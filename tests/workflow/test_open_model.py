@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -124,6 +125,40 @@ def test_an_edit_has_the_type_of_the_weights_that_were_read(
         )
         stored = load_file(tmp_path / "text_encoder" / "model.safetensors")
         assert {array.dtype.name for array in stored.values()} == {expected}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_shard_size": "40kB"},
+        {"variant": "fp16"},
+        {"variant": "fp16", "max_shard_size": "40kB"},
+    ],
+)
+def test_folders_of_shards_or_of_one_variant_open_alike(
+    options: dict[str, str], tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    folder = tmp_path / "model"
+    written = StableDiffusionPipeline.from_pretrained(tiny_pipeline_folder)
+    written.save_pretrained(folder, **options)  # float32, whatever the variant is called
+    shutil.copytree(tiny_pipeline_folder / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+    assert not (folder / "text_encoder" / "model.safetensors").exists()
+    base, found = (
+        open_model(ModelConfig(path=str(path))) for path in (tiny_pipeline_folder, folder)
+    )
+    jax.tree.map(np.testing.assert_array_equal, found.params, base.params)
+    named = open_model(ModelConfig(path=str(folder), variant=options.get("variant", "")))
+    jax.tree.map(np.testing.assert_array_equal, named.params, base.params)
+    target = tmp_path / "text_encoder"
+    text_encoder.write_text_encoder(
+        target, found.params["text_encoder"], folder / "text_encoder", variant=found.variant
+    )
+    exported = load_file(target / "model.safetensors")
+    for name, array in load_file(base.folder / "text_encoder" / "model.safetensors").items():
+        again = exported[f"text_model.{name.removeprefix('text_model.')}"]
+        np.testing.assert_array_equal(again, array)
 
 
 def test_both_tasks_run_on_a_single_file(config: EditConfig, single: Path, tmp_path: Path) -> None:
