@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
@@ -112,7 +113,8 @@ def _alter(rng: random.Random, tree: Any) -> None:
                 holder.pop(key)
             )
         case 2 if isinstance(holder, list):
-            holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
+            with contextlib.suppress(RecursionError):  # It was nested before.
+                holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
         case 3:
             holder[key] = nested(rng, rng.choice((3, 50, 900)))
         case 4:

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing, require_readable, write_atomically
+from emcid_jax.runtime.json_text import loads
 
 UNSEALED = "0" * 64
 """Value of the field `checksum` in what `sealed` takes."""
@@ -62,7 +63,7 @@ def read_json(path: Path, remedy: str, older: bool = False) -> dict[str, Any]:
     require_readable(path)
     try:
         content = path.read_bytes()
-        found = json.loads(content)
+        found = loads(content)
         if "checksum" in found or not older:
             if not is_intact(content):
                 raise ValueError("its checksum does not fit")

@@ -82,6 +82,21 @@ def parse_json(text: str, failures: Failures, first_line: int = 1) -> Any:
     return None
 
 
+def loads(text: str | bytes) -> Any:
+    """JSON that this program wrote; ValueError beyond `MAX_DEPTH` levels, which it never wrote."""
+    try:
+        tree = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
+    level = [tree]
+    for _ in range(MAX_DEPTH + 1):
+        holders = [one for one in level if isinstance(one, dict | list)]
+        if not holders:
+            return tree
+        level = [v for one in holders for v in (one.values() if isinstance(one, dict) else one)]
+    raise ValueError("is nested too deeply")
+
+
 def checked_tree(tree: Any, failures: Failures, first_line: int = 1) -> Any:
     """`tree`, held against what a text can hold: depth, half surrogate pairs, huge numbers."""
     level = [(tree, first_line)]

@@ -31,6 +31,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.files import open_to_read, write_atomically
+from emcid_jax.runtime.json_text import loads
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
@@ -179,7 +180,7 @@ def parse_record(content: bytes, name: str, folder: Path) -> Record:
         said = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         if hashlib.sha256(said["provenance"].encode()).hexdigest() != name:
             raise ValueError("the name is not that of its content")
-        about, details = json.loads(said["provenance"]), json.loads(said["details"])
+        about, details = loads(said["provenance"]), loads(said["details"])
         layer, tokens, model = about["stage_one"]["layer"], edited_tokens(about), about["model"]
         if type(layer) is not int or type(tokens) is not int or layer < 0 or tokens < 1:
             raise ValueError(f"layer is {shown(layer)}, edited_tokens {shown(tokens)}")

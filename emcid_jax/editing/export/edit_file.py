@@ -23,6 +23,7 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import StageTwoReport
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.json_text import loads
 
 WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
 """Name on disk of the weight that block {} gets changed."""
@@ -143,7 +144,7 @@ def _parsed(path: Path, found: checksums.Tensors) -> tuple[tuple[StoredLayer, ..
     try:
         if not found.sealed:
             raise ValueError("it has no checksum")
-        stored, ledger = json.loads(found.about["layers"]), json.loads(found.about["ledger"])
+        stored, ledger = loads(found.about["layers"]), loads(found.about["ledger"])
         layers = typed_values.convert(stored, tuple[StoredLayer, ...], "layers")
         about = typed_values.section(ledger, _Ledger, "ledger")
         numbers = [layer.layer for layer in layers]

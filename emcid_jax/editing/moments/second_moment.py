@@ -31,6 +31,7 @@ from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.json_text import loads
 from emcid_jax.runtime.parallel import (
     CONCEPT_AXIS,
     make_mesh,
@@ -210,7 +211,7 @@ def read_moments(path: Path) -> SecondMoments:
     try:
         if set(found.about) != {_ABOUT}:
             raise ValueError(f"its metadata are {sorted(found.about)}")
-        about = json.loads(found.about[_ABOUT])
+        about = loads(found.about[_ABOUT])
         count = typed_values.convert(about.pop("count"), Annotated[int, Range(1)], "count")
         provenance = typed_values.section(about, MomentProvenance, "provenance")
         moments = {int(name): matrix for name, matrix in found.arrays.items()}
