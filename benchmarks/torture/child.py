@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 MEMORY = 2 * 2**30
 """More resident memory than this counts as a failure."""
 CAGE = 6 * 2**30
@@ -68,6 +70,7 @@ def warm_up(cache: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    import orbax.checkpoint  # noqa: F401
     import transformers.models.clip.tokenization_clip  # noqa: F401 (slow)
 
     import emcid_jax.main
@@ -75,6 +78,9 @@ def warm_up(cache: Path) -> None:
 
     for module in pkgutil.iter_modules(emcid_jax.tasks.__path__):
         importlib.import_module(f"emcid_jax.tasks.{module.name}")
+    from emcid_jax.reporting.plots.theme import loss_figure
+
+    loss_figure(np.ones((2, 3), np.float32))  # so that matplotlib has its fonts
 
 
 class Running(NamedTuple):

@@ -26,7 +26,7 @@ KILLED = """
 import sys
 from pathlib import Path
 import numpy as np
-from emcid_jax import checkpoints
+from emcid_jax.runtime import checkpoints
 
 for step in range(100_000):
     arrays = {"a": np.full((64, 64), step, np.float64), "b": {"c": np.full(5, step, np.int32)}}
@@ -126,7 +126,7 @@ import hashlib, json, sys
 from pathlib import Path
 import jax
 import numpy as np
-from emcid_jax import checkpoints, parallel
+from emcid_jax.runtime import checkpoints, parallel
 
 mesh = parallel.make_mesh()
 

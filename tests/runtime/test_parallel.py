@@ -40,7 +40,7 @@ CAPTIONS = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (600
 # how far the second moments are.
 TOLD = """
 import os, signal, sys
-from emcid_jax import checkpoints
+from emcid_jax.runtime import checkpoints
 from emcid_jax.editing import bank
 
 module, name, process = {where}
@@ -242,7 +242,7 @@ def test_two_processes_of_four_devices_do_what_one_of_eight_does(
 def test_the_cpu_is_so_many_devices(said: dict[str, str], devices: int) -> None:
     script = """
 import jax
-from emcid_jax import parallel
+from emcid_jax.runtime import parallel
 parallel.use_cpu_devices(3)
 print(jax.device_count())
 parallel.use_cpu_devices(5)
