@@ -41,7 +41,7 @@ CAPTIONS = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (600
 TOLD = """
 import os, signal, sys
 from emcid_jax.runtime import checkpoints
-from emcid_jax.editing import bank
+from emcid_jax.editing.bank import memories as bank
 
 module, name, process = {where}
 original = getattr(module, name)
