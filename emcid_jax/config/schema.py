@@ -15,7 +15,7 @@ Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "tex
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
 Solve = Literal["host", "device"]
-SolverName = Literal["ridge", "ridge+preserve", "nullspace"]
+SolverName = Literal["ridge", "ridge+preserve", "nullspace", "units"]
 Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
@@ -130,9 +130,11 @@ class StageTwoConfig:
     """Linear systems in float64 on the host, or in refined float32 on the device."""
     solver: SolverName = "ridge"
     """`ridge`; `ridge+preserve` keeps named concepts too; `nullspace` writes only into directions
-    that captions hardly use, and leaves the empty prompt exactly as it is."""
+    that captions hardly use, and leaves the empty prompt exactly as it is; `units` gives every
+    concept hidden units of its own in one block (docs/concept_units.md)."""
     preserve: tuple[str, ...] = ()
-    """Names of concepts to keep: `ridge+preserve` needs some, `nullspace` may have some."""
+    """Names of concepts to keep: `ridge+preserve` needs some, `nullspace` and `units` may have
+    some."""
     preserve_path: str = ""
     """File of more such names, one a line."""
     preserve_templates: tuple[str, ...] = ()
@@ -141,9 +143,18 @@ class StageTwoConfig:
     """How much a kept concept counts, an edit of weight 1 counting 1."""
     nullspace_energy: Annotated[float, Range(0.0, open=True), Range(high=1.0)] = 0.1
     """`nullspace`: share of the captions' key energy in the directions that are written into."""
+    unit_contexts: Count = 10
+    """`units`: beginnings of captions that a name's gate is fitted on, beside its templates."""
+    false_firing: Annotated[float, Range(0.0, 0.01)] = 1e-5
+    """`units`: share of the captions' tokens at which one gate may answer to something else."""
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
+        if self.solver == "units" and len(self.layers) > 1:
+            raise UserError(
+                f"config.stage_two.layers is {self.layers}; units stand in one block, that of "
+                "config.stage_one.layer: give it alone, e.g. (0,)"
+            )
         named = bool(self.preserve or self.preserve_path)
         if self.solver == "ridge+preserve" and not named:
             raise UserError(

@@ -196,8 +196,18 @@ def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float
 
 
 def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
-    """The pipeline with another text encoder; everything else is shared, nothing is changed."""
-    return dataclasses.replace(pipeline, params=pipeline.params | {"text_encoder": text_params})
+    """The pipeline with another text encoder; everything else is shared, nothing is changed.
+
+    Its MLPs may be wider: an edit may have added hidden units.
+    """
+    first = text_params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
+    params = pipeline.params | {"text_encoder": text_params}
+    if first.shape[1] == pipeline.text.config.intermediate_size:
+        return dataclasses.replace(pipeline, params=params)
+    width = {"intermediate_size": first.shape[1]}
+    configs = dict(pipeline.configs) | {"text_encoder": pipeline.configs["text_encoder"] | width}
+    text = pipeline.text.clone(config=dataclasses.replace(pipeline.text.config, **width))
+    return dataclasses.replace(pipeline, text=text, configs=configs, params=params)
 
 
 def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EditConfig, EvaluationConfig, ExportDtype, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
@@ -21,7 +19,6 @@ from emcid_jax.editing.bank.memories import Record, hash_of, model_hashes
 from emcid_jax.editing.debias import mixing as debias
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
-from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
@@ -30,14 +27,15 @@ from emcid_jax.evaluation.benchmarks.registry import evaluate_others, split
 from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
-from emcid_jax.models.weights.params import params_hash, read_params
+from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.runtime import checksums, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import debias_search, environment, write_report
 from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_measured import Measured, find_measured
 from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
-from emcid_jax.workflow.find_moments import find_captions, find_moments
+from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.open_model import open_model
 
@@ -183,9 +181,10 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         )
     )
     memories = [[next(found) for _ in parts] for parts in job.parts]
-    moments = find_moments(
+    moments = find_measured(
         pipeline,
         job.captions,
+        config.stage_two,
         config.stage_two.layers,
         config.moments,
         config.run,
@@ -203,7 +202,7 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     write_results(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
 
 
-def solve(job: Job, memories: Sequence[bank.Memory], moments: SecondMoments) -> WeightEdit:
+def solve(job: Job, memories: Sequence[bank.Memory], moments: Measured) -> WeightEdit:
     """Stage II of the job, which has no `debias` request, from the pristine text encoder."""
     records = _records(job, [[memory] for memory in memories], {})
     concepts = concept_bank.of_requests(job.requests, records)
@@ -214,7 +213,7 @@ def write_results(
     concepts: ConceptBank,
     pipeline: Pipeline,
     model: Mapping[str, str],
-    moments: SecondMoments,
+    moments: Measured,
     config: StageTwoConfig,
     export_dtype: ExportDtype,
     workdir: Path,
@@ -237,8 +236,9 @@ def write_results(
         report = solved.report
         figures["distance"] = [report.distance_before, report.distance_after]
     with log.timed("export"):
-        content = edit_file.pack(solved.deltas)
-        stored = WeightEdit(content.deltas(), report)  # What is in the file is what is exported.
+        content = edit_file.pack(solved.deltas, solved.units)
+        # What is in the file is what is exported.
+        stored = WeightEdit(content.deltas(), report, content.units())
         edited = stage_two.apply_edit(pipeline.params["text_encoder"], stored)
         text_encoder.write_text_encoder(
             workdir / "text_encoder",
@@ -308,7 +308,7 @@ def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
 def _mix(
     job: Job,
     memories: Sequence[Sequence[bank.Memory]],
-    moments: SecondMoments,
+    moments: Measured,
     workdir: Path,
     log: folders.Log,
 ) -> dict[int, Factors]:
@@ -354,6 +354,4 @@ def _records(
 
 def _read_edited(pipeline: Pipeline, workdir: Path) -> dict[str, Any]:
     """The text encoder as it was exported: what is measured is what the user gets."""
-    base = pipeline.params["text_encoder"]
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
-    return read_params(workdir / "text_encoder", abstract)
+    return read_text_params(pipeline, workdir / "text_encoder")

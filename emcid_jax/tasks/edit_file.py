@@ -127,6 +127,7 @@ def _clip(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / CLIP
     _require_free(path, config)
     content, ledger = edit_file.read_edit(Path(config.edit))
+    edit_file.require_own_width(content, "ComfyUI and Forge read clip_l with a fixed width: it")
     folder, variant = require_model(config.model), config.model.variant
     arrays = stored_weights.read_weights(folder, variant).arrays
     stored_weights.require_base(arrays, ledger, config.model.path, config.force)
@@ -192,13 +193,29 @@ def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: in
             f"layer {stored.layer}: {form}, stored to {stored.error:.1g} of |dW|; |dW| is "
             f"{solved['change']:.2g} of |W|, condition {solved['condition']:.2g}"
         )
+    gates = {}
+    if units := report.get("units"):
+        gates = {gate["source"]: gate for gate in units["gates"]}
+        lines.append(
+            f"{len(gates)} concept units; one answers wrongly at {units['false_firing']:.2g} of "
+            f"{units['tokens']:,} tokens of captions"
+        )
     requests = [
         f"{request['task']}: {request['source']} -> {' | '.join(request['dest'])} "
         f"(weight {request['weight']:g}, strength {request['strength']:g}, "
-        f"memory {request['memory'][:12]})"
+        f"memory {request['memory'][:12]}{_gate(gates.get(request['source']))})"
         for request in sorted(ledger["requests"], key=lambda request: request["source"])
     ]
     return lines + requests
+
+
+def _gate(gate: Mapping[str, Any] | None) -> str:
+    """What there is to say of a request's unit."""
+    if gate is None:
+        return ""
+    if gate["shares"]:
+        return f", shares the unit of {gate['shares']}"
+    return f", threshold {gate['threshold']:.2f}, answers in {gate['recall']:.0%} of its contexts"
 
 
 _OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {

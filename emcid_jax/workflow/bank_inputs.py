@@ -12,13 +12,13 @@ from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.moments import second_moment
-from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_moments import find_captions, find_moments, moments_folder
+from emcid_jax.workflow.find_measured import Measured, find_measured
+from emcid_jax.workflow.find_moments import find_captions, moments_folder
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 
@@ -48,7 +48,7 @@ class Solvable(NamedTuple):
     pipeline: Pipeline
     model: dict[str, str]
     """Hashes of the model's parts."""
-    moments: SecondMoments
+    moments: Measured
     log: folders.Log
 
 
@@ -110,11 +110,13 @@ def measured_moments(
     captions: Sequence[str],
     workdir: Path,
     log: folders.Log,
-) -> SecondMoments:
-    """The model's second moments, measured anew only when what decides them has changed."""
+) -> Measured:
+    """What Stage II reads, measured anew only when what decides it has changed."""
     model, layers = bank.model_hashes(pipeline), config.stage_two.layers
     folder = moments_folder(workdir, model, captions, layers)
-    return find_moments(pipeline, list(captions), layers, config.moments, config.run, folder, log)
+    return find_measured(
+        pipeline, captions, config.stage_two, layers, config.moments, config.run, folder, log
+    )
 
 
 def require_bank(path: str) -> None:

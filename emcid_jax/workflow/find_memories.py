@@ -185,7 +185,8 @@ def prepare_chunk(
     source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
     images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)
     seeds = [request.seed for request in chunk]
-    return preparation.prepare(pipeline, source, destination, seeds, images, config, mesh)
+    behind = preparation.tokens_behind(prompts.source, pipeline.tokenizer.eos_token_id)
+    return preparation.prepare(pipeline, source, destination, seeds, images, config, mesh, behind)
 
 
 def _images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import jax.numpy as jnp
 
 from emcid_jax.config import ModelConfig
 from emcid_jax.models.text.clip import disk_name
-from emcid_jax.models.weights.params import read_params
+from emcid_jax.models.weights.params import abstract_params, read_params
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 
 
@@ -45,6 +47,20 @@ def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, Any]:
         raise UserError(
             f"{field} is {path!r}; give a text_encoder folder or the workdir of a finished edit"
         )
-    base = pipeline.params["text_encoder"]
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), base)
+    return read_text_params(pipeline, folder)
+
+
+def read_text_params(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
+    """An edit of `pipeline`'s text encoder from its folder, whose MLPs may be wider.
+
+    UserError if it is one of another model.
+    """
+    config = pipeline.text.config
+    about = folder / "config.json"
+    if about.is_file():
+        said = read_json_object(about, "text_encoder")
+        width = said.get("intermediate_size", config.intermediate_size)
+        config = dataclasses.replace(config, intermediate_size=width)
+    ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
+    abstract = abstract_params(pipeline.text.clone(config=config), ids)
     return read_params(folder, abstract, disk_name)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emcid_jax.editing.bank.memories import Memory, hash_of
-from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport
 from emcid_jax.evaluation.benchmarks.aice import evaluate
@@ -15,8 +14,9 @@ from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.tasks import edit
+from emcid_jax.workflow.find_measured import Measured, find_measured
 from emcid_jax.workflow.find_memories import find_memories
-from emcid_jax.workflow.find_moments import find_moments, moments_folder
+from emcid_jax.workflow.find_moments import moments_folder
 from emcid_jax.workflow.workdir import Log
 
 
@@ -24,8 +24,8 @@ class Found(NamedTuple):
     """What Stage II reads."""
 
     memories: list[Memory]
-    moments: SecondMoments
-    """Of every layer, so that trials of any layers share them."""
+    moments: Measured
+    """Second moments of every layer, so that trials of any layers share them."""
 
 
 def first(job: edit.Job, count: int) -> edit.Job:
@@ -46,12 +46,14 @@ def find(job: edit.Job, workdir: Path, log: Log) -> Found:
     return Found(memories, find_moments_of(job, workdir, log))
 
 
-def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> SecondMoments:
-    """Second moments of every layer, from `workdir` or found and filed there."""
+def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> Measured:
+    """What Stage II reads, moments of every layer, from `workdir` or found and filed there."""
     every = tuple(range(job.pipeline.text.config.num_hidden_layers))
     config = job.config
     folder = moments_folder(workdir, job.model, job.captions, every)
-    return find_moments(job.pipeline, job.captions, every, config.moments, config.run, folder, log)
+    return find_measured(
+        job.pipeline, job.captions, config.stage_two, every, config.moments, config.run, folder, log
+    )
 
 
 def written(job: edit.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:

@@ -31,6 +31,8 @@ from emcid_jax.editing.stage_one import edited_tokens
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.editing.units import solve as units
+from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums, ownership
@@ -221,7 +223,10 @@ def united(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
 
 
 def solve(
-    concepts: ConceptBank, pipeline: Pipeline, moments: SecondMoments, config: StageTwoConfig
+    concepts: ConceptBank,
+    pipeline: Pipeline,
+    moments: SecondMoments | UnitStatistics,
+    config: StageTwoConfig,
 ) -> WeightEdit:
     """Stage II over all concepts of strength > 0, from pristine weights, in canonical order.
 
@@ -236,7 +241,10 @@ def solve(
 
 
 def solve_relative(
-    concepts: ConceptBank, pipeline: Pipeline, moments: SecondMoments, config: StageTwoConfig
+    concepts: ConceptBank,
+    pipeline: Pipeline,
+    moments: SecondMoments | UnitStatistics,
+    config: StageTwoConfig,
 ) -> WeightEdit:
     """As `solve`, on a relative of the model that the memories were found with."""
     active = concepts.active
@@ -244,6 +252,8 @@ def solve_relative(
         raise UserError("the bank has no concept of strength > 0; add one")
     records = [concepts.records[concept.memory] for concept in active]
     requests = [concept.request for concept in active]
+    if isinstance(moments, UnitStatistics) or config.solver == "units":
+        return _solve_units(active, records, pipeline, moments, config)
     prompts = spans.source_prompts(pipeline.tokenizer, requests)
     counts = [memories.edited_tokens(record.provenance) for record in records]
     targets = [target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]
@@ -257,6 +267,32 @@ def solve_relative(
         block=common_block(records),
         weights=np.repeat([request.weight for request in requests], counts),
         protection=preservation.protect(pipeline, requests, config),
+    )
+
+
+def _solve_units(
+    active: Sequence[Concept],
+    records: Sequence[Record],
+    pipeline: Pipeline,
+    statistics: SecondMoments | UnitStatistics,
+    config: StageTwoConfig,
+) -> WeightEdit:
+    """Concepts as units, see `units.solve`."""
+    if config.solver != "units" or not isinstance(statistics, UnitStatistics):
+        raise UserError(
+            f"config.stage_two.solver is {config.solver!r}, but what was measured of the encoder "
+            "is for another one; tasks edit, bank and evaluate measure what 'units' needs"
+        )
+    offsets = [c.strength * r.memory.delta for c, r in zip(active, records, strict=True)]
+    if len({offset.shape for offset in offsets}) > 1:
+        raise UserError("memories have offsets of several tokens; units take one token each")
+    return units.solve(
+        pipeline,
+        [concept.request for concept in active],
+        np.stack(offsets),
+        statistics,
+        config,
+        block=common_block(records),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +20,10 @@ from jaxtyping import Float, Float64
 from emcid_jax.concepts.requests import Task
 from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.encoder.hidden_units import PER_GATE, Units
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import StageTwoReport
+from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.json_text import loads
@@ -29,6 +32,12 @@ WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
 """Name on disk of the weight that block {} gets changed."""
 
 FORMAT = 2
+
+UNITS = "text_model.encoder.layers.{}.mlp.units.{}"
+"""Name of what an edit holds of units: the block, then `rows`, `biases` or `answers`."""
+
+_PARTS = ("rows", "biases", "answers")
+_ROWS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.mlp\.units\.rows")
 
 _KIND = "weight edit"
 _REMEDY = "make it again"
@@ -89,14 +98,26 @@ class EditFile:
     layers: tuple[StoredLayer, ...]
     """Ascending."""
 
+    def units(self) -> Units | None:
+        """Hidden units that the edit adds, if any."""
+        for name in self.arrays:
+            if found := _ROWS.fullmatch(name):
+                parts = {part: self.arrays[UNITS.format(found[1], part)] for part in _PARTS}
+                return Units(int(found[1]), **parts)
+        return None
+
     def deltas(self) -> dict[int, Float64[np.ndarray, "out inner"]]:
         """Layer -> dW, to be added to the base model's weights."""
         return {stored.layer: _restored(self.arrays, stored.layer) for stored in self.layers}
 
 
-def pack(deltas: Mapping[int, Float[np.ndarray, "out inner"]]) -> EditFile:
-    """Every layer in its smaller form."""
+def pack(
+    deltas: Mapping[int, Float[np.ndarray, "out inner"]], units: Units | None = None
+) -> EditFile:
+    """Every layer in its smaller form, and units as they are."""
     arrays: dict[str, np.ndarray] = {}
+    if units is not None:
+        arrays |= {UNITS.format(units.block, part): getattr(units, part) for part in _PARTS}
     layers = []
     for layer, delta in sorted(deltas.items()):
         exact = np.asarray(delta, np.float64)
@@ -111,6 +132,16 @@ def pack(deltas: Mapping[int, Float[np.ndarray, "out inner"]]) -> EditFile:
         layers.append(dataclasses.replace(stored, error=_error(dense, layer, exact, norm)))
         arrays |= dense
     return EditFile(arrays, tuple(layers))
+
+
+def require_own_width(content: EditFile, place: str) -> None:
+    """UserError if the edit makes the encoder wider, which `place` has no room for."""
+    if (units := content.units()) is not None:
+        raise UserError(
+            f"config.edit: this edit adds {units.width} hidden units to the text encoder, and "
+            f"{place} keeps the base model's width; use operation folder or apply, which "
+            "transformers and diffusers load, or solve with another config.stage_two.solver"
+        )
 
 
 def write_edit(path: Path, content: EditFile, ledger: Mapping[str, Any]) -> None:
@@ -159,6 +190,25 @@ def _parsed(path: Path, found: checksums.Tensors) -> tuple[tuple[StoredLayer, ..
     return layers, ledger
 
 
+def _without_units(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays of layers; ValueError if those of units do not fit each other."""
+    units = {name: array for name, array in arrays.items() if ".mlp.units." in name}
+    if units:
+        blocks = [found[1] for name in units if (found := _ROWS.fullmatch(name))]
+        names = [UNITS.format(block, part) for block in blocks for part in _PARTS]
+        if len(blocks) != 1 or units.keys() != set(names):
+            raise ValueError(f"its units are {shown(sorted(units))}; one block has {_PARTS}")
+        rows, biases, answers = (units[name] for name in names)
+        if (
+            any(one.dtype != np.float32 or not np.isfinite(one).all() for one in units.values())
+            or rows.ndim != 2
+            or rows.shape != answers.shape
+            or biases.shape != (len(rows), PER_GATE)
+        ):
+            raise ValueError("its units do not fit each other, or are not finite float32")
+    return {name: array for name, array in arrays.items() if name not in units}
+
+
 def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLayer]) -> None:
     """ValueError unless the arrays are just those that `layers` speak of."""
     wanted = {
@@ -166,6 +216,7 @@ def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLa
         for stored in layers
         for part in ([""] if stored.form == "dense" else [".up", ".down"])
     }
+    arrays = _without_units(arrays)
     if arrays.keys() != wanted.keys():
         raise ValueError(f"its tensors are {shown(sorted(arrays))}, not {shown(sorted(wanted))}")
     for name, stored in wanted.items():
@@ -185,7 +236,7 @@ def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:
 def make_ledger(
     concepts: ConceptBank,
     base: Mapping[str, str],
-    moments: SecondMoments,
+    moments: SecondMoments | UnitStatistics,
     config: StageTwoConfig,
     report: StageTwoReport,
     edited: str,
@@ -195,7 +246,7 @@ def make_ledger(
     Args:
         concepts: what was solved; those of strength 0 are not in the edit.
         base: hashes of the base model, see `memories.model_hashes`.
-        moments: the second moments used.
+        moments: the second moments used, or the statistics of units.
         config: Stage II's settings.
         report: what Stage II did.
         edited: hash of the edited text encoder's float32 parameters.
@@ -206,7 +257,7 @@ def make_ledger(
         "base": dict(base),
         "edited": edited,
         "stage_one": _distinct([record.provenance["stage_one"] for record in records]),
-        "moments": dataclasses.asdict(moments.provenance) | {"tokens": moments.count},
+        "moments": _measured(moments),
         "stage_two": dataclasses.asdict(config),
         "report": dataclasses.asdict(report),
         "requests": [
@@ -220,6 +271,18 @@ def make_ledger(
             }
             for concept in concepts.active
         ],
+    }
+
+
+def _measured(moments: SecondMoments | UnitStatistics) -> dict[str, Any]:
+    """What Stage II knew of the encoder, and from how much text."""
+    if isinstance(moments, SecondMoments):
+        return dataclasses.asdict(moments.provenance) | {"tokens": moments.count}
+    return {
+        "model_hash": moments.model_hash,
+        "captions": moments.captions,
+        "layers": [moments.block],
+        "tokens": len(moments.reference),
     }
 
 

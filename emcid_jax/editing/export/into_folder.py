@@ -3,7 +3,8 @@
 What tools look for is replaced in one step: the weight file, or of a sharded set its index, which
 then names edited copies of the shards that change. The original stays beside it until `undo` puts
 it back, bit by bit. Whenever the process dies the folder holds a whole model, edited or not, and
-the same call completes the work.
+the same call completes the work. An edit with concept units also changes the width in
+`config.json`: a process that dies between the two leaves a folder that either call mends.
 """
 
 from __future__ import annotations
@@ -17,8 +18,15 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emcid_jax.editing.encoder.hidden_units import Units
 from emcid_jax.editing.export.edit_file import EditFile
-from emcid_jax.editing.export.stored_weights import StoredWeights, read_weights, require_base
+from emcid_jax.editing.export.stored_weights import (
+    StoredWeights,
+    mlp_width,
+    read_weights,
+    require_base,
+)
+from emcid_jax.editing.export.text_encoder import with_width
 from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder, require_plain, sweep, write_atomically
@@ -27,6 +35,7 @@ from emcid_jax.runtime.ownership import require_new
 RECORD = "edit.json"
 """What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have
 their own, e.g. `edit.fp16.json`."""
+CONFIG = "config.json"
 KEPT = ".unedited"
 """Appended to the name of the original file: no tool takes it for weights."""
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
@@ -86,11 +95,16 @@ def apply(
         "added": {path.name: _sha(data) for path, data in added.items()},
         "ledger": dict(ledger),
     }
+    config = files.head.with_name(CONFIG)
+    if units := content.units():
+        about["config"] = record["config"] if record and record["config"] else config.read_text()
     write_atomically(files.record, json.dumps(about, indent=2, ensure_ascii=False).encode())
     write_atomically(files.kept, original)
     for path, data in added.items():
         write_atomically(path, data)
     write_atomically(files.head, edited)
+    if units:
+        write_atomically(config, _wider_config(about["config"].encode(), weights, units))
     return _unedited(files.head, {*weights.files, *added})
 
 
@@ -119,6 +133,8 @@ def undo(folder: Path, force: bool = False, variant: str = "") -> None:
             f"{changed[0]}: was changed after the edit; --config.force=True restores the original "
             "all the same"
         )
+    if record["config"]:
+        write_atomically(files.head.with_name(CONFIG), record["config"].encode())
     if now != record["original"]:
         if not files.kept.exists() or _file(files.kept) != record["original"]:
             raise UserError(f"{files.kept}: the original is lost or damaged; fetch the model again")
@@ -146,6 +162,9 @@ def write_copy(
     weights = read_weights(folder, variant)
     require_base(weights.arrays, ledger, folder, force)
     edited = weights.edited(content)
+    if units := content.units():
+        config = weights.head.with_name(CONFIG)
+        edited[config] = _wider_config(config.read_bytes(), weights, units)
     left = _unedited(weights.head, weights.files)
     with replacing_folder(target) as staging:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
@@ -175,6 +194,11 @@ def _edited(
     index["weight_map"] = {tensor: names.get(file, file) for tensor, file in places.items()}
     added = {file.with_name(names[file.name]): data for file, data in edited.items()}
     return json.dumps(index, indent=2).encode(), added
+
+
+def _wider_config(config: bytes, weights: StoredWeights, units: Units) -> bytes:
+    """config.json of the text encoder with the units in it."""
+    return with_width(config, mlp_width(weights.arrays) + units.width)
 
 
 def _files(head: Path) -> _Files:
@@ -209,7 +233,11 @@ def _read(record: Path) -> dict[str, Any] | None:
     try:
         about = json.loads(record.read_bytes())
         found = {name: about[name] for name in ("original", "edited", "ledger")}
-        return {"added": about.get("added", {}), **found}  # Version 0.1 knew no shards.
+        return {
+            "added": about.get("added", {}),  # Version 0.1 knew neither shards nor units.
+            "config": about.get("config", ""),
+            **found,
+        }
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"{record}: is no record of an edit ({error}); move it away, or fetch the model again"

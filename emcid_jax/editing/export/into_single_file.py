@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
+from emcid_jax.editing.export.edit_file import WEIGHT, EditFile, require_own_width
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
@@ -34,6 +34,7 @@ def write_checkpoint(path: Path, source: Path, content: EditFile, sha256: str) -
             new values do not fit the type of a weight, or there is a file at `path` already: it
             cannot carry a mark of ours.
     """
+    require_own_width(content, "a single-file checkpoint, whose readers know one width,")
     require_new(path)
     with replacing(path) as temporary:
         shutil.copyfile(source, temporary)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 
-from emcid_jax.editing.export.edit_file import EditFile
+from emcid_jax.editing.export.edit_file import EditFile, require_own_width
 from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
 
@@ -44,6 +44,7 @@ def write_lora(
         UserError: the values do not fit `dtype`, or somebody else's file lies at `path`.
     """
     ownership.require_own_file(path)
+    require_own_width(content, "a LoRA")
     arrays: dict[str, np.ndarray] = {}
     layers = []
     deltas = content.deltas()

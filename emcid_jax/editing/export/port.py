@@ -23,6 +23,7 @@ from emcid_jax.editing.export.edit_file import EditFile
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
+from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 
@@ -49,7 +50,7 @@ class Ported(NamedTuple):
     difference: Difference
     content: EditFile
     report: StageTwoReport
-    moments: SecondMoments | None
+    moments: SecondMoments | UnitStatistics | None
     """What it was solved with."""
     reached: tuple[Reach, ...]
     """Per concept, on the derived model."""
@@ -81,7 +82,7 @@ def port(
     base: Pipeline,
     derived: Pipeline,
     config: StageTwoConfig,
-    measure: Callable[[Pipeline], SecondMoments],
+    measure: Callable[[Pipeline], SecondMoments | UnitStatistics],
     edit: tuple[EditFile, Mapping[str, Any]] | None = None,
 ) -> Ported:
     """The bank's edit of `derived`.
@@ -110,7 +111,7 @@ def port(
     else:
         moments = measure(derived)
         solved = concept_bank.solve_relative(concepts, derived, moments, config)
-        content, report = edit_file.pack(solved.deltas), solved.report
+        content, report = edit_file.pack(solved.deltas, solved.units), solved.report
     how = "solved" if moments else "applied"
     edited = apply(derived, content, report)
     reached = reach(concepts, derived, edited)
@@ -119,7 +120,7 @@ def port(
 
 def apply(pipeline: Pipeline, content: EditFile, report: StageTwoReport) -> dict[str, Any]:
     """Parameters of the text encoder with what an edit file holds in them."""
-    edit = WeightEdit(content.deltas(), report)
+    edit = WeightEdit(content.deltas(), report, content.units())
     return solve.apply_edit(pipeline.params["text_encoder"], edit)
 
 

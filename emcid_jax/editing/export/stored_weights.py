@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors import SafetensorError
-from safetensors.numpy import load
+from safetensors.numpy import load, save
 
+from emcid_jax.editing.encoder.hidden_units import Units, disk_arrays
 from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
 from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.weights.params import params_hash
@@ -20,6 +21,8 @@ from emcid_jax.models.weights.shards import head_file, weight_files
 from emcid_jax.runtime.checkpoints import holds_weights
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_read
+
+LAYER = "text_model.encoder.layers.{}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,9 +111,50 @@ def add_deltas(arrays: Mapping[str, np.ndarray], content: EditFile) -> dict[str,
             )
         with np.errstate(over="ignore"):  # Said below.
             edited[name] = (arrays[name].astype(np.float64) + delta).astype(arrays[name].dtype)
-        if not np.isfinite(edited[name].astype(np.float32)).all():
-            raise UserError(f"weight edit: {name} does not fit {arrays[name].dtype}; use float32")
+        _require_finite(name, edited[name])
+    if (units := content.units()) is not None:
+        edited |= _wider(edited, stored, units)
     return edited
+
+
+def _wider(
+    arrays: Mapping[str, np.ndarray], stored: Mapping[str, str], units: Units
+) -> dict[str, np.ndarray]:
+    """The MLPs of all blocks with room for the units, which stand in one of them."""
+    added, changed = disk_arrays(units), {}
+    mine = LAYER.format(units.block)
+    for name in stored:
+        layer, _, part = name.partition(".mlp.")
+        if part not in added:
+            continue
+        old, new = arrays[stored[name]], added[part]
+        axis = 1 if part == "fc2.weight" else 0
+        if old.ndim == 2 and old.shape[1 - axis] != units.rows.shape[1]:
+            raise UserError(
+                f"weight edit: {name} has shape {old.shape}, units are of width "
+                f"{units.rows.shape[1]}; apply the edit to the model it was made for"
+            )
+        new = new if layer == mine else np.zeros_like(new)
+        with np.errstate(over="ignore"):  # Said below.
+            joined = np.concatenate([old, new.astype(old.dtype)], axis=axis)
+        _require_finite(name, joined)
+        changed[stored[name]] = joined
+    if not any(name.startswith(f"{mine}.mlp.") for name in stored):
+        raise UserError(
+            f"weight edit: {mine}.mlp is not in this text encoder; apply the edit to the model it "
+            "was made for"
+        )
+    return changed
+
+
+def mlp_width(arrays: Mapping[str, np.ndarray]) -> int:
+    """Hidden units of the MLPs."""
+    return next(len(array) for name, array in arrays.items() if name.endswith(".mlp.fc1.bias"))
+
+
+def _require_finite(name: str, array: np.ndarray) -> None:
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise UserError(f"weight edit: {name} does not fit {array.dtype}; use float32")
 
 
 def _loaded(file: Path, content: bytes) -> dict[str, np.ndarray]:
@@ -123,7 +167,12 @@ def _loaded(file: Path, content: bytes) -> dict[str, np.ndarray]:
 def _replaced(
     original: bytes, arrays: Mapping[str, np.ndarray], edited: Mapping[str, np.ndarray]
 ) -> bytes:
-    """The file of `arrays` with new values in the place of old ones; all other bytes stay."""
+    """The file of `arrays` with new values in the place of old ones; all other bytes stay.
+
+    Where a tensor has grown, all of the file is written anew.
+    """
+    if any(edited[name].shape != array.shape for name, array in arrays.items()):
+        return save({name: edited[name] for name in arrays}, metadata={"format": "pt"})
     content = bytearray(original)
     start = 8 + int.from_bytes(original[:8], "little")
     entries = json.loads(original[8:start])

@@ -48,6 +48,9 @@ def write_text_encoder(
                 shutil.copyfile(file, staging / file.name)
         kept = stored_types(source, "text_encoder", variant) if dtype == "source" else None
         _set_dtype(staging / "config.json", commonest(kept.values()) if kept else dtype)
+        first = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
+        config = (staging / "config.json").read_bytes()
+        (staging / "config.json").write_bytes(with_width(config, first.shape[1]))
         about = {ownership.SIGNATURE: ownership.signature(staging)}
         write_params(staging / WEIGHTS, params, kept or dtype, about)
         require_replaceable(target)
@@ -86,6 +89,14 @@ def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "sourc
                 raise UserError(f"{path}: {name} does not fit {stored.dtype}; use float32")
             named[disk_name(name)] = stored
     checksums.write_tensors(path, named, {"format": "pt", ownership.SIGNATURE: "clip"})
+
+
+def with_width(config: bytes, width: int) -> bytes:
+    """The content of config.json with another width of the MLPs; the very bytes where it has it."""
+    content = json.loads(config)
+    if content.get("intermediate_size", width) == width:
+        return config
+    return (json.dumps(content | {"intermediate_size": width}, indent=2) + "\n").encode()
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.stage_one import edited_tokens, loss
+from emcid_jax.editing.stage_one import edited_tokens, loss, prompt_end
 from emcid_jax.editing.stage_one.loss import Params, StageOneInputs
 from emcid_jax.models.image.vae import AutoencoderKL
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
@@ -36,6 +36,7 @@ def prepare(
     images: Float[np.ndarray, "concept sample prompt height width 3"] | None,
     config: StageOneConfig,
     mesh: Mesh | None = None,
+    behind: int = 0,
 ) -> StageOneInputs:
     """Everything the loop reads; NumPy arrays, of which `optimise` moves a batch at a time.
 
@@ -47,6 +48,8 @@ def prepare(
         images: training images in [-1, 1], see `training_images`; None for `text-only`.
         config: settings.
         mesh: devices that share the work; default: the first one.
+        behind: at least so many tokens from the subject's last one on are kept where only ends of
+            prompts run, that all chunks of a list have one shape; see `tokens_behind`.
 
     Raises:
         UserError: the layer is not one of the model's blocks, or what is computed is not finite.
@@ -81,6 +84,15 @@ def prepare(
         _, teacher_text, target_features = _per_prompt(
             encode, (destination_ids, places), mesh, "destination text states"
         )
+    earlier, ends, tails = None, None, None
+    if loss.runs_ends(config, blocks):
+        before = functools.partial(_before, loss.text_model(pipeline), text, config.layer + 1)
+        known: list[Any] = _per_prompt(before, (hidden,), mesh, "source keys and values")
+        earlier = prompt_end.Before(*known)
+        ends = edited_tokens.positions(source, end, 2)[..., 1]
+        length = max(behind, tokens_behind(source, end))
+        places = np.minimum(position[..., :1] + np.arange(length), hidden.shape[2] - 1)
+        tails = np.take_along_axis(hidden, places[..., None], 2)
     latent_mean, latent_std = None, None
     if loss.needs_images(config):
         assert images is not None
@@ -104,8 +116,17 @@ def prepare(
         "empty_text": empty_text,
         "latent_mean": latent_mean,
         "latent_std": latent_std,
+        "earlier": earlier,
+        "ends": ends,
+        "behind": tails,
     }
     return StageOneInputs(**arrays)
+
+
+def tokens_behind(prompts: PromptRectangle, end: int) -> int:
+    """Most tokens from a subject's last one to the end token, both counted; `end` is its id."""
+    places = edited_tokens.positions(prompts, end, 2)
+    return int((places[..., 1] - places[..., 0]).max()) + 1
 
 
 def check_lengths(
@@ -145,6 +166,12 @@ def _encode(
     out = cast(TextOutput, text.apply({"params": params}, ids))
     parts = (out.hidden[layer], out.last_hidden_state, loss.text_features(out, position))
     return jax.tree.map(lambda part: part.astype(jnp.float32), parts)
+
+
+@functools.partial(jax.jit, static_argnames=("text", "start"))
+def _before(text: ClipTextModel, params: Params, start: int, hidden: Array) -> tuple[Array, Array]:
+    found = prompt_end.before(text, params, hidden, start)
+    return found.keys, found.values
 
 
 @functools.partial(jax.jit, static_argnames="vae")

@@ -29,8 +29,10 @@ from emcid_jax.editing.encoder.blockwise import (
     write,
     written_states,
 )
+from emcid_jax.editing.encoder.hidden_units import Units, wider
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
+from emcid_jax.editing.stage_two.gate_report import UnitsReport
 from emcid_jax.editing.stage_two.nullspace import nullspace
 from emcid_jax.editing.stage_two.preservation import Protection
 from emcid_jax.editing.stage_two.ridge import ridge
@@ -74,6 +76,8 @@ class StageTwoReport:
     """Before any layer was written: the length of Stage I's offsets."""
     distance_after: float
     """After all were."""
+    units: UnitsReport | None = None
+    """Concept units, where these were asked for; then no layer was solved."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,6 +86,8 @@ class WeightEdit:
 
     deltas: dict[int, Float64[np.ndarray, "out inner"]]
     report: StageTwoReport
+    units: Units | None = None
+    """Hidden units to be added beside."""
 
 
 def solve(
@@ -209,7 +215,8 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
         mlp = encoder[name]["mlp"] | {"fc2": fc2 | {"kernel": edited}}
         encoder[name] = encoder[name] | {"mlp": mlp}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
-    return dict(text_params) | {"text_model": text_model}
+    edited_params = dict(text_params) | {"text_model": text_model}
+    return edited_params if edit.units is None else wider(edited_params, edit.units)
 
 
 def with_edit(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:

@@ -1,0 +1,121 @@
+"""Two hidden units that make a ramp out of a gate: 0 below its threshold, 1 above, no more.
+
+With `s` the gate's score, `theta` its threshold and `act` the encoder's activation,
+
+    r = (act(u) - act(u - HEIGHT)) / HEIGHT,     u = HEIGHT (s - theta) / WIDTH + HEIGHT.
+
+GELU and quick GELU are 0 far below 0 and the identity far above, so `r` is 0 for `s` below
+`theta - WIDTH` and 1 above `theta`, whatever the overshoot. Both units have the same row of `fc1`;
+their columns of `fc2` are the answer and its negative, divided by HEIGHT.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from emcid_jax.runtime.errors import UserError
+
+HEIGHT = 4.0
+"""Where both activations are the identity to 1e-3."""
+WIDTH = 0.05
+"""Scores between the ramp's ends."""
+GRID = 0.5
+"""Biases are multiples of this: float16 and bfloat16 hold them exactly, and the step between the
+two units of a pair with them."""
+
+PER_GATE = 2
+"""Hidden units per gate."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Units:
+    """Gates as hidden units of one block, in float32: what is added to its MLP."""
+
+    block: int
+    rows: Float[np.ndarray, "gate dim"]
+    """Row of `fc1`, the same for both units of a gate."""
+    biases: Float[np.ndarray, "gate unit"]
+    """Bias of `fc1`, of the first and the second unit."""
+    answers: Float[np.ndarray, "gate dim"]
+    """Column of `fc2` of the first unit; the second has its negative."""
+
+    @property
+    def width(self) -> int:
+        """Hidden units that the encoder gets more."""
+        return PER_GATE * len(self.rows)
+
+
+def make_units(
+    block: int,
+    directions: Float[np.ndarray, "gate dim"],
+    mean: Float[np.ndarray, " dim"],
+    thresholds: Float[np.ndarray, " gate"],
+    answers: Float[np.ndarray, "gate dim"],
+) -> Units:
+    """The units of gates that score `direction (x - mean)` and add `answer` from `threshold` on."""
+    slope = HEIGHT / WIDTH
+    offsets = np.einsum("gd,d->g", directions, mean) + thresholds
+    first = np.round((HEIGHT - slope * offsets) / GRID) * GRID
+    return Units(
+        block,
+        (slope * directions).astype(np.float32),
+        np.stack([first, first - HEIGHT], axis=1).astype(np.float32),
+        (answers / HEIGHT).astype(np.float32),
+    )
+
+
+def wider(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
+    """The text encoder's parameters with the units behind the MLP's own; blocks that have none get
+    units of zeros, for readers know one width for all blocks.
+
+    `text_params` stay as they are. UserError if the encoder is another one than the units are of.
+    """
+    encoder = dict(text_params["text_model"]["encoder"])
+    name = f"layers.{units.block}"
+    dim = units.rows.shape[1]
+    if name not in encoder or encoder[name]["mlp"]["fc1"]["kernel"].shape[0] != dim:
+        raise UserError(
+            f"units of block {units.block} and width {dim} do not fit this text encoder; apply "
+            "them to the model they were made for"
+        )
+    zeros = Units(-1, *(np.zeros_like(part) for part in (units.rows, units.biases, units.answers)))
+    for key, layer in encoder.items():
+        added = units if key == name else zeros
+        encoder[key] = dict(layer) | {"mlp": _wider(layer["mlp"], added)}
+    text_model = dict(text_params["text_model"]) | {"encoder": encoder}
+    return dict(text_params) | {"text_model": text_model}
+
+
+def disk_arrays(units: Units) -> dict[str, np.ndarray]:
+    """What is added to `fc1.weight`, `fc1.bias` and `fc2.weight`, in their layout on disk."""
+    signs = np.array([1.0, -1.0], np.float32)
+    columns = (units.answers[:, None] * signs[:, None]).reshape(-1, units.answers.shape[1])
+    return {
+        "fc1.weight": np.repeat(units.rows, PER_GATE, axis=0),
+        "fc1.bias": units.biases.reshape(-1),
+        "fc2.weight": np.ascontiguousarray(columns.T),
+    }
+
+
+def _wider(mlp: Mapping[str, Any], units: Units) -> dict[str, Any]:
+    added = disk_arrays(units)
+    first, second = mlp["fc1"], mlp["fc2"]
+
+    def joined(old: jax.Array, new: np.ndarray, axis: int) -> jax.Array:
+        return jnp.concatenate([jnp.asarray(old), jnp.asarray(new, old.dtype)], axis=axis)
+
+    return dict(mlp) | {
+        "fc1": dict(first)
+        | {
+            "kernel": joined(first["kernel"], added["fc1.weight"].T, 1),
+            "bias": joined(first["bias"], added["fc1.bias"], 0),
+        },
+        "fc2": dict(second) | {"kernel": joined(second["kernel"], added["fc2.weight"].T, 0)},
+    }

@@ -1,0 +1,61 @@
+"""What is told of an edit's gates."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Relation = Literal["nested", "same destination", "kept", "near"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistaken:
+    """A name that a gate could take for its own."""
+
+    name: str
+    relation: Relation
+    """`nested`: one name ends with the other; `same destination`; `kept`: a destination or a name
+    to keep; `near`: any other."""
+    score: float
+    """The highest of its contexts, by the closed form; the gate's own name scores 1."""
+    fitted: float
+    """The same by the fitted gate."""
+    fires: float
+    """Share of its contexts at which the fitted gate answers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateReport:
+    """One request's gate."""
+
+    source: str
+    threshold: float
+    recall: float
+    """Share of its own contexts at which it answers."""
+    lowest: float
+    """Lowest score of its own contexts."""
+    false_firing: float
+    """Share of the captions' tokens at which it answers though the name does not stand there."""
+    mistaken: tuple[Mistaken, ...] = ()
+    """The names that it was held against."""
+    shares: str = ""
+    """Source whose unit answers for it: that has the same destination and cannot be told apart."""
+
+
+@dataclasses.dataclass(frozen=True)
+class UnitsReport:
+    """All gates of an edit."""
+
+    gates: tuple[GateReport, ...]
+    false_firing: float
+    """Share of the captions' tokens at which any gate answers wrongly."""
+    tokens: int
+    """Tokens of captions that this was measured on."""
+
+    @property
+    def ambiguous(self) -> list[tuple[GateReport, Mistaken]]:
+        """Pairs that the fit could not tell apart: the gate answers to half of the other's
+        contexts or more."""
+        return [
+            (gate, other) for gate in self.gates for other in gate.mistaken if other.fires >= 0.5
+        ]

@@ -1,0 +1,68 @@
+"""The names that an edit's gates must tell apart: sources, destinations and names to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from emcid_jax.concepts.conflicts import normalised
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.editing.units.contexts import name_prompts
+from emcid_jax.editing.units.gates import Metric
+from emcid_jax.editing.units.states import name_states
+from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.pipelines.pipeline import Pipeline
+
+SHOWN = 4
+"""Contexts of a name that the gates of other names are held against."""
+
+
+class Names(NamedTuple):
+    """Names with their contexts, whitened: the sources first, one per request."""
+
+    texts: list[str]
+    own: Float[np.ndarray, "name context dim"]
+    mask: Bool[np.ndarray, "name context"]
+    sources: int
+    """How many of them are sources."""
+
+    def rows(self) -> tuple[Float[np.ndarray, "row dim"], Int[np.ndarray, " row"]]:
+        """At most `SHOWN` contexts of every name, spread over them, and whose they are."""
+        count = np.minimum(self.mask.sum(axis=1), SHOWN)
+        places = np.arange(SHOWN) * self.mask.sum(axis=1)[:, None] // SHOWN
+        kept = np.arange(SHOWN) < count[:, None]
+        name, place = np.nonzero(kept)
+        return self.own[name, places[name, place]], name
+
+
+def find_names(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    keep: Sequence[str],
+    statistics: UnitStatistics,
+    space: Metric,
+    contexts: int,
+) -> Names:
+    """Every name in its contexts. UserError for a source that does not fit, with its origin.
+
+    Destinations and names to keep stand in the templates of the first request that has them, or of
+    the first request of all.
+    """
+    sources = {normalised(request.source) for request in requests}
+    others: dict[str, tuple[str, tuple[str, ...], str]] = {}
+    for request in requests:
+        for dest in request.dests:
+            others.setdefault(normalised(dest), (dest, request.templates, request.origin))
+    for name in keep:
+        about = name, requests[0].templates, f"stage_two.preserve: {name}"
+        others.setdefault(normalised(name), about)
+    asked = [(request.source, request.templates, request.origin) for request in requests]
+    asked += [about for key, about in others.items() if key and key not in sources]
+    texts, templates, origins = (list(part) for part in zip(*asked, strict=True))
+    prompts = name_prompts(pipeline.tokenizer, texts, templates, statistics.pool, contexts, origins)
+    params = pipeline.params["text_encoder"]
+    states = name_states(pipeline.text, params, prompts, statistics.block)
+    return Names(texts, space.whiten(states), prompts.mask, len(requests))

@@ -1,0 +1,107 @@
+"""The input of a block's `fc1`: what a hidden unit sees."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Float, Int
+
+from emcid_jax.editing.encoder.blockwise import at_positions
+from emcid_jax.editing.moments.second_moment import exact
+from emcid_jax.editing.units.contexts import NamePrompts
+from emcid_jax.models.text.clip import ClipTextModel
+from emcid_jax.models.text.transformer import layer_norm
+from emcid_jax.runtime.parallel import (
+    CONCEPT_AXIS,
+    fetch,
+    make_mesh,
+    padded_size,
+    place,
+    replicated,
+    sharded,
+)
+
+NAMES = 64
+"""Names per call and device."""
+WIDTH_STEP = 8
+"""Prompts are cut to a multiple of so many tokens."""
+
+
+def fc1_inputs(
+    model: ClipTextModel, params: Mapping[str, Any], ids: Int[Array, "prompt token"], block: int
+) -> Float[Array, "prompt token dim"]:
+    """What `fc1` of `block` reads at every token: the residual stream there, normalised."""
+    config = dataclasses.replace(model.config, num_hidden_layers=block + 1)
+    out: Any = model.clone(config=config).apply({"params": params}, ids)
+    # A block's output is this stream and its MLP's value.
+    stream = out.hidden[block] - out.values[block]
+    norm = params["text_model"]["encoder"][f"layers.{block}"]["layer_norm2"]
+    module = layer_norm(model.config.layer_norm_eps, model.dtype, "norm").clone(name=None)
+    return cast(Array, module.apply({"params": norm}, stream))
+
+
+def name_states(
+    model: ClipTextModel,
+    params: Mapping[str, Any],
+    prompts: NamePrompts,
+    block: int,
+    mesh: Mesh | None = None,
+) -> Float[np.ndarray, "name context dim"]:
+    """`fc1_inputs` at every name's last token.
+
+    A name is computed by itself, in a program that knows how wide its own prompts are and nothing
+    of other names: its states are the same bits whoever stands beside it.
+    """
+    mesh = make_mesh() if mesh is None else mesh
+    model = exact(model, dict(params))
+    device_params = place(params, replicated(mesh))
+    longest = padded_size_of(prompts)
+    widths = np.minimum(longest, prompts.ids.shape[2])
+    shape = (*prompts.positions.shape, model.config.hidden_size)
+    states = np.zeros(shape, np.float32)
+    for width in np.unique(widths).tolist():
+        group, size = np.flatnonzero(widths == width), NAMES * mesh.size
+        for first in range(0, group.size, size):
+            rows = group[first : first + size]
+            filled = np.resize(rows, size)
+            part = prompts.ids[filled, :, :width].astype(np.int32), prompts.positions[filled]
+            found = _states(model, block, mesh, device_params, *place(part, sharded(mesh)))
+            states[rows] = fetch(found)[: rows.size]
+    return states
+
+
+def padded_size_of(prompts: NamePrompts) -> Int[np.ndarray, " name"]:
+    """Tokens that each name's prompts need up to the name's last one, rounded up."""
+    last = np.where(prompts.mask, prompts.positions, 0).max(axis=1)
+    return np.asarray([padded_size(int(one) + 1, WIDTH_STEP) for one in last])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _states(
+    model: ClipTextModel,
+    block: int,
+    mesh: Mesh,
+    params: Mapping[str, Any],
+    ids: Int[Array, "name context token"],
+    positions: Int[Array, "name context"],
+) -> Float[Array, "name context dim"]:
+    split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
+
+    @functools.partial(
+        jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+    )
+    def local(params: Any, ids: Array, positions: Array) -> Array:
+        def one(prompts: tuple[Array, Array]) -> Array:
+            return at_positions(fc1_inputs(model, params, prompts[0], block), prompts[1])
+
+        return jax.lax.map(one, (ids, positions))
+
+    with jax.default_matmul_precision("highest"):
+        return local(params, ids, positions)

@@ -1,0 +1,111 @@
+"""Statistics of `fc1`'s input against an encoder in NumPy, token by token."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emcid_jax.editing.units import contexts, recognise, statistics
+from emcid_jax.models.text.clip import end_positions
+from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
+from emcid_jax.runtime.errors import UserError
+
+CAPTIONS = [
+    "a photo of a red fox",
+    "a photo of a small owl in the snow",
+    "an image of a blue whale",
+    "a red fox",
+    "the whale and the owl",
+    "a cat",
+]
+BLOCK = 1
+
+
+@pytest.fixture(scope="module")
+def pipeline(tiny_pipeline_folder):
+    return load_pipeline(tiny_pipeline_folder)
+
+
+@pytest.fixture(scope="module")
+def found(pipeline):
+    return statistics.measure(pipeline, CAPTIONS, BLOCK, seed=3, batch=2)
+
+
+def oracle(pipeline, ids) -> np.ndarray:
+    """The input of `fc1` of BLOCK at every token, by transformers in float64."""
+    import torch
+    from transformers import CLIPTextModel
+
+    text = CLIPTextModel.from_pretrained(pipeline.folder / "text_encoder").double().eval()
+    model, seen = getattr(text, "text_model", text), []
+    model.encoder.layers[BLOCK].mlp.fc1.register_forward_hook(
+        lambda module, inputs, output: seen.append(inputs[0].detach().numpy())
+    )
+    with torch.no_grad():
+        text(torch.as_tensor(ids))
+    return seen[0]
+
+
+def test_mean_covariance_and_reference_are_those_of_every_token(pipeline, found):
+    ids = tokenize(pipeline.tokenizer, CAPTIONS)
+    ends = np.asarray(end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id))
+    states = oracle(pipeline, ids)
+    rows = np.concatenate([one[: end + 1] for one, end in zip(states, ends, strict=True)])
+    np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.covariance, np.cov(rows.T, bias=True), rtol=1e-3, atol=1e-4)
+    # Everything that begins alike is one row of the reference.
+    prefixes = {
+        tuple(one[: place + 1]): state[place]
+        for one, state, end in zip(ids.tolist(), states, ends, strict=True)
+        for place in range(end + 1)
+    }
+    assert len(found.reference) == len(prefixes)
+    recent = [tuple(row[row > 0]) for row in found.recent.tolist() for row in [np.array(row)]]
+    by_recent: dict[tuple[int, ...], list[np.ndarray]] = {}
+    for prefix, state in prefixes.items():
+        by_recent.setdefault(prefix[-statistics.RECENT :], []).append(state)
+    for key, row in zip(recent, found.reference.astype(np.float64), strict=True):
+        assert min(np.abs(row - state).max() for state in by_recent[key]) < 2e-3
+
+
+def test_they_are_read_as_they_were_written_and_damage_is_seen(found, tmp_path):
+    path = tmp_path / "units.safetensors"
+    statistics.write_statistics(path, found)
+    again = statistics.read_statistics(path)
+    for field in dataclasses.fields(found):
+        np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="checksum"):
+        statistics.read_statistics(path)
+
+
+def test_a_block_that_is_not_there_is_refused(pipeline):
+    with pytest.raises(UserError, match="blocks are 0 to 3"):
+        statistics.measure(pipeline, CAPTIONS, 4)
+
+
+def test_contexts_depend_on_the_name_alone():
+    pool = contexts.beginnings(CAPTIONS, 50, 0)
+    assert pool == contexts.beginnings(CAPTIONS, 50, 0) != contexts.beginnings(CAPTIONS, 50, 1)
+    assert all(one.endswith("{}") and one.count("{}") == 1 for one in pool)
+    lengths = np.array([len(one.split()) for one in pool])
+    fox, again, owl = (contexts.chosen(name, pool, lengths, 4, 9) for name in ("fox", "fox", "owl"))
+    assert fox == again != owl
+    assert set(fox) <= set(pool)
+    assert max(len(one.split()) for one in fox) <= 4
+
+
+def test_names_are_recognised_where_they_stand(pipeline):
+    def recent(text: str) -> list[int]:
+        ids = pipeline.tokenizer([text])["input_ids"][0][:-1]
+        return ([0] * statistics.RECENT + ids)[-statistics.RECENT :]
+
+    texts = ["a red fox", "a fox", "two foxs", "a red fox runs", "an owl"]
+    rows = np.array([recent(text) for text in texts], np.int32)
+    own = recognise.own_rows(pipeline.tokenizer, ["red fox", "fox", "owl", "cat"], rows)
+    assert [one.tolist() for one in own] == [[0], [0, 1, 2], [4], []]
