@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from emcid_jax.config import StageOneConfig
@@ -13,6 +14,16 @@ IMPLICIT = Path(__file__).parent / "data" / "implicit.csv"
 STAGE_ONE = StageOneConfig(learning_rate=0.5, text_loss_scale=0.1, teacher_pool=16, text_tokens=24)
 """Stage I for its states, which are larger than CLIP's, and its UNet, which is so small that the
 text costs as much (docs/decisions.md)."""
+
+UNITS_STAGE_ONE = dataclasses.replace(
+    STAGE_ONE,
+    layer=0,
+    objective="text-only",
+    steps=60,
+    learning_rate=1.0,
+    clamp_norm_factor=6.0,
+)
+"""Stage I for concept units (docs/concept_units.md): in block 0, by the text loss."""
 
 
 def model_folder(path: str) -> Path:

@@ -78,7 +78,9 @@ class Blocks:
     """A text encoder's blocks, each run by the same compiled program (per chunk shape)."""
 
     def __init__(self, model: ClipTextModel, params: Mapping[str, Any], mesh: Mesh) -> None:
-        config = dataclasses.replace(model.config, num_hidden_layers=1)
+        # An edit may have added hidden units to the parameters.
+        width = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"].shape[1]
+        config = dataclasses.replace(model.config, num_hidden_layers=1, intermediate_size=width)
         self._model = model.clone(config=config)
         self._params = place(dict(params), replicated(mesh))
         self._mesh = mesh
