@@ -85,9 +85,10 @@ def wider(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
             f"units of block {units.block} and width {dim} do not fit this text encoder; apply "
             "them to the model they were made for"
         )
-    zeros = Units(-1, *(np.zeros_like(part) for part in (units.rows, units.biases, units.answers)))
+    own = disk_arrays(units)
+    none = {part: np.zeros_like(array) for part, array in own.items()}
     for key, layer in encoder.items():
-        added = units if key == name else zeros
+        added = own if key == name else none
         encoder[key] = dict(layer) | {"mlp": _wider(layer["mlp"], added)}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     return dict(text_params) | {"text_model": text_model}
@@ -104,8 +105,7 @@ def disk_arrays(units: Units) -> dict[str, np.ndarray]:
     }
 
 
-def _wider(mlp: Mapping[str, Any], units: Units) -> dict[str, Any]:
-    added = disk_arrays(units)
+def _wider(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:
     first, second = mlp["fc1"], mlp["fc2"]
 
     def joined(old: jax.Array, new: np.ndarray, axis: int) -> jax.Array:

@@ -99,18 +99,17 @@ def fit_gates(
     reports = []
     disputes = {gate: close[gate][close_scores[gate] > gates.LOW] for gate in disputed.tolist()}
     for gate, request in enumerate(requests):
-        others = np.unique(owner[disputes[gate]]) if gate in disputes else ()
+        others = np.unique(owner[disputes[gate]]).tolist() if gate in disputes else []
+        threshold = float(thresholds[gate])
         reports.append(
             GateReport(
                 request.source,
-                float(thresholds[gate]),
-                float((scores[gate] > thresholds[gate])[mask[gate]].mean()),
+                threshold,
+                float((scores[gate] > threshold)[mask[gate]].mean()),
                 float(scores[gate].min()),
                 float(passed[gate].mean() * near.shape[1] / len(reference)),
                 tuple(
-                    _mistaken(
-                        names, requests, gate, other, first[gate], final[gate], thresholds[gate]
-                    )
+                    _mistaken(names, requests, gate, other, first[gate], final[gate], threshold)
                     for other in others
                 ),
             )

@@ -11,8 +11,8 @@ other names and captions at most `LOW`:
 
     min |v - v_j|^2 / 2 + C sum_i max(0, HIGH - v y_i) + C sum_k max(0, v y_k - LOW)
 
-by coordinate ascent in the dual. Contexts that cannot be told apart cost at most C each, so no gate
-leaves its start far behind.
+by coordinate ascent in the dual, with `C = SLACK |v_j|^2`: a context that cannot be told apart
+moves the gate by a bounded part of its own length, so no gate leaves its start far behind.
 
 Every gate is computed by itself, in shapes that depend on no other: the same bits whatever gates
 are fitted beside it.
@@ -34,8 +34,8 @@ RIDGE = 1e-4
 """Share of the metric's mean eigenvalue on its diagonal."""
 HIGH, LOW = 0.85, 0.5
 """Scores that own contexts should reach and others should not."""
-SLACK = 1e-3
-"""C: what a score on the wrong side may cost."""
+SLACK = 1.0
+"""What a score on the wrong side may cost, in units of the start's squared length."""
 NEGATIVES = 32
 """Rows that lie nearest, of either kind, that a gate is held against."""
 SWEEPS = 40
@@ -99,7 +99,8 @@ def _moved(
 ) -> np.ndarray:
     signed = np.concatenate([own, -others], axis=1)
     goal = np.concatenate([np.full(own.shape[1], HIGH), np.full(others.shape[1], -LOW)])
-    cap = SLACK * np.concatenate([mask, counted], axis=1).astype(np.float32)
+    cost = SLACK * np.square(first).sum(axis=1, keepdims=True)
+    cap = cost * np.concatenate([mask, counted], axis=1)
     gram = np.matmul(signed, signed.transpose(0, 2, 1))
     scores = np.matmul(signed, first[:, :, None])[..., 0]
     sizes = np.maximum(np.einsum("nqq->nq", gram), np.finfo(np.float32).tiny)

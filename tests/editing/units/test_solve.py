@@ -23,36 +23,36 @@ from emcid_jax.editing.units import statistics
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.sprites.bundled import BUNDLED, model_folder
+from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.workflow.open_model import read_text_params
 
-BLOCK = 1
+BLOCK = 0
+WIDTHS = 192, 1536
 CONFIG = StageTwoConfig(layers=(BLOCK,), solver="units", unit_contexts=6)
-NAMES = ("fox", "owl", "whale", "cat", "dog", "snow")
-WORDS = (*NAMES, "red", "small", "blue", "old", "photo", "image", "of", "a", "the", "in", "and")
 TEMPLATES = ("a photo of {}", "{}")
 REQUESTS = [
-    EditRequest("fox", "whale", TEMPLATES),
-    EditRequest("owl", "cat", TEMPLATES),
-    EditRequest("dog", "whale", TEMPLATES),
+    EditRequest("goldfish", "tench", TEMPLATES),
+    EditRequest("acoustic guitar", "violin", TEMPLATES),
+    EditRequest("electric guitar", "violin", TEMPLATES),
 ]
 SENTENCES = ["the old {} in the snow", "an image of a small {} and a photo"]
 
 
 @pytest.fixture(scope="module")
-def pipeline(tiny_pipeline_folder):
-    return load_pipeline(tiny_pipeline_folder)
+def pipeline():
+    return load_pipeline(model_folder(BUNDLED))
 
 
 @pytest.fixture(scope="module")
 def measured(pipeline):
-    rng = np.random.default_rng(0)
-    captions = [" ".join(rng.choice(WORDS, rng.integers(2, 9))) for _ in range(400)]
+    captions = [caption.text for caption in sample_captions(2_000, 5)]
     return statistics.measure(pipeline, captions, BLOCK)
 
 
 @pytest.fixture(scope="module")
 def bank(pipeline, random_bank):
-    start = np.zeros((len(REQUESTS), 32))
+    start = np.zeros((len(REQUESTS), WIDTHS[0]))
     return random_bank(REQUESTS, start, memories.model_hashes(pipeline), BLOCK)
 
 
@@ -89,7 +89,7 @@ def test_a_unit_adds_its_offset_at_its_name_and_nothing_elsewhere(pipeline, edit
 
 
 def test_prompts_without_the_names_are_the_base_to_rounding(pipeline, edited):
-    prompts = ["a photo of a whale", "the old cat in the snow", "", "red blue small"]
+    prompts = ["a photo of a violin", "the old tench in the snow", "", "red blue small"]
     for new, old in zip(states(edited, prompts), states(pipeline, prompts), strict=True):
         np.testing.assert_allclose(new, old, rtol=2e-5, atol=2e-5)
 
@@ -121,23 +121,26 @@ def test_strength_scales_the_answer_alone(pipeline, measured, bank, solved):
 
 
 def test_names_to_keep_do_not_open_a_gate(pipeline, measured, bank):
-    kept = dataclasses.replace(CONFIG, preserve=("small fox",))
+    kept = dataclasses.replace(CONFIG, preserve=("bass guitar",))
     found = concept_bank.solve(bank, pipeline, measured, kept)
     gates = {gate.source: gate for gate in found.report.units.gates}
-    told = [other for other in gates["fox"].mistaken if other.name == "small fox"]
+    told = [other for other in gates["acoustic guitar"].mistaken if other.name == "bass guitar"]
     assert [other.relation for other in told] == ["kept"]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_flips_no_gate(pipeline, edited, solved, bank, dtype):
-    """Stored and computed in half precision, every gate is open or shut as in float32."""
-    names = [c.request.source for c in bank.concepts] + ["whale", "cat", "snow", "photo"]
+    """Stored in half precision, every gate is open or shut as in float32.
+
+    bfloat16 is computed with, too; JAX has no float16 products on CPUs.
+    """
+    names = [c.request.source for c in bank.concepts] + ["violin", "tench", "snow", "photo"]
     prompts = [s.replace("{}", name) for s in [*TEMPLATES, *SENTENCES] for name in names]
     ids = tokenize(pipeline.tokenizer, prompts)
     params = edited.params["text_encoder"]
     opened = []
     for kind in (jnp.float32, jnp.dtype(dtype)):
-        model = edited.text.clone(dtype=kind)
+        model = edited.text.clone(dtype=jnp.float32 if kind == jnp.float16 else kind)
         stored = jax.tree.map(lambda leaf, kind=kind: leaf.astype(kind), params)
         keys = jax.jit(model.apply)({"params": stored}, ids).keys[BLOCK]
         units = np.asarray(keys, np.float32)[..., -solved.units.width :]
@@ -182,8 +185,8 @@ def test_transformers_loads_the_wider_encoder(pipeline, edited, tmp_path):
     params = edited.params["text_encoder"]
     text_encoder.write_text_encoder(folder, params, pipeline.folder / "text_encoder")
     model = CLIPTextModel.from_pretrained(folder).eval()
-    assert model.config.intermediate_size == 64 + 6
-    prompts = ["the old fox in the snow", "a photo of a cat"]
+    assert model.config.intermediate_size == WIDTHS[1] + 6
+    prompts = ["the old goldfish in the snow", "a photo of a cat"]
     with torch.no_grad():
         wanted = model(torch.as_tensor(tokenize(pipeline.tokenizer, prompts)))
     found = states(edited, prompts)[1]
@@ -207,9 +210,12 @@ def test_apply_and_undo_leave_the_very_bytes(pipeline, measured, bank, solved, e
     into_folder.apply(folder, content, ledger)
     weights = load_file(folder / "text_encoder" / "model.safetensors")
     assert stored_weights.weights_hash(weights) == ledger["edited"]
-    assert CLIPTextModel.from_pretrained(folder / "text_encoder").config.intermediate_size == 70
+    assert (
+        CLIPTextModel.from_pretrained(folder / "text_encoder").config.intermediate_size
+        == WIDTHS[1] + 6
+    )
     said = json.loads((folder / "text_encoder" / "edit.json").read_text())
-    assert json.loads(said["config"])["intermediate_size"] == 64
+    assert json.loads(said["config"])["intermediate_size"] == WIDTHS[1]
     with pytest.raises(UserError, match="edited already"):
         into_folder.apply(folder, content, ledger)
     into_folder.undo(folder)
@@ -219,7 +225,7 @@ def test_apply_and_undo_leave_the_very_bytes(pipeline, measured, bank, solved, e
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"layers": (0,)}, "stand in one block"), ({"solver": "ridge"}, "is for another one")],
+    [({"layers": (1,)}, "stand in one block"), ({"solver": "ridge"}, "is for another one")],
 )
 def test_settings_that_do_not_fit_are_refused(pipeline, measured, bank, change, message):
     with pytest.raises(UserError, match=message):
