@@ -28,7 +28,7 @@ from emcid_jax.runtime.parallel import (
     sharded,
 )
 
-NAMES = 64
+NAMES = 16
 """Names per call and device."""
 WIDTH_STEP = 8
 """Prompts are cut to a multiple of so many tokens."""
