@@ -97,7 +97,9 @@ def apply(
     }
     config = files.head.with_name(CONFIG)
     if units := content.units():
-        about["config"] = record["config"] if record and record["config"] else config.read_text()
+        about["config"] = (
+            record["config"] if record and record["config"] else config.read_bytes().decode()
+        )
     write_atomically(files.record, json.dumps(about, indent=2, ensure_ascii=False).encode())
     write_atomically(files.kept, original)
     for path, data in added.items():

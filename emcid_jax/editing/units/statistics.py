@@ -19,7 +19,6 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Float, Float64, Int
-from safetensors.numpy import load, save
 from tqdm import tqdm
 
 from emcid_jax.editing.moments.caption_batches import CaptionBatch, canonical, make_batches
@@ -31,7 +30,6 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.parallel import (
     CONCEPT_AXIS,
     fetch,
@@ -151,27 +149,23 @@ def write_statistics(path: Path, found: UnitStatistics) -> None:
     """Writes them to one safetensors file with a checksum, by one rename."""
     arrays = {name: np.ascontiguousarray(getattr(found, name)) for name in _ARRAYS}
     about = {name: getattr(found, name) for name in ("block", "model_hash", "captions", "pool")}
-    said = {"unit_statistics": json.dumps(about), "checksum": checksums.UNSEALED}
-    write_atomically(path, checksums.sealed(save(arrays, metadata=said)))
+    checksums.write_tensors(path, arrays, {"unit_statistics": json.dumps(about)})
 
 
 def read_statistics(path: Path) -> UnitStatistics:
     """What `write_statistics` wrote. UserError if it is not such a file, or damaged."""
+    found = checksums.read_tensors(path, _KIND, _REMEDY)
     try:
-        content = path.read_bytes()
-        if not checksums.is_intact(content):
-            raise ValueError("its checksum does not fit")
-        size = int.from_bytes(content[:8], "little")
-        said = json.loads(content[8 : 8 + size])["__metadata__"]
-        about = json.loads(said["unit_statistics"])
-        arrays = load(content)
-        return UnitStatistics(
-            **about | {"pool": tuple(about["pool"])} | {name: arrays[name] for name in _ARRAYS}
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not statistics of units ({error}); compute them again") from error
+        if not found.sealed:
+            raise ValueError("it has no checksum")
+        about = json.loads(found.about["unit_statistics"])
+        about["pool"] = tuple(about["pool"])
+        return UnitStatistics(**about, **{name: found.arrays[name] for name in _ARRAYS})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
 
 
+_KIND, _REMEDY = "statistics of units", "delete it, that they are measured again"
 _ARRAYS = ("mean", "covariance", "within", "reference", "recent")
 
 
