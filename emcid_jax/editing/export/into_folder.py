@@ -31,6 +31,7 @@ from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing_folder, require_plain, sweep, write_atomically
 from emcid_jax.runtime.ownership import require_new
+from emcid_jax.runtime.text_files import read_json_object
 
 RECORD = "edit.json"
 """What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have
@@ -97,6 +98,7 @@ def apply(
     }
     config = files.head.with_name(CONFIG)
     if units := content.units():
+        read_json_object(config, "config.model.path")
         about["config"] = (
             record["config"] if record and record["config"] else config.read_bytes().decode()
         )
