@@ -120,9 +120,20 @@ def effective(case: Case) -> dict[str, Any]:
     return case.config | {"_class_name": case.index_class} | dict(SCHEDULERS.get(case.instead, {}))
 
 
+def read(case: Case) -> None:
+    """The folder is opened, then the sampler is made: raises what a user sees."""
+    make_sampler(effective(case._replace(instead="")), 1)
+    make_sampler(effective(case), case.steps)
+
+
 def must_refuse(case: Case) -> bool:
-    """What is documented as not supported, told by the fields alone."""
-    config = effective(case)
+    """Whether opening the folder or drawing needs what is documented as not supported."""
+    own = case._replace(instead="", steps=1)
+    return is_unsupported(effective(own), 1) or is_unsupported(effective(case), case.steps)
+
+
+def is_unsupported(config: Mapping[str, Any], steps: int) -> bool:
+    """Told by the fields alone."""
     name, total = config["_class_name"], config.get("num_train_timesteps", 1000)
     scales = [config.get(f"use_{kind}_sigmas") for kind in ("karras", "exponential", "beta")]
     spacing = config.get("timestep_spacing") or ("linspace" if "Euler" in name else "leading")
@@ -133,8 +144,9 @@ def must_refuse(case: Case) -> bool:
         or (name == DDIM and config.get("thresholding") is True)
         or (name == PNDM and not config.get("skip_prk_steps"))
         or (name == EULER and (scales.count(True) > 1 or "continuous" in config.values()))
-        or (spacing == "leading" and case.steps == total)
-        or (spacing == "trailing" and case.steps == 61)
+        or (spacing == "leading" and steps == total)
+        # diffusers makes a call too many at timestep -1
+        or (spacing == "trailing" and len(np.arange(total, 0, -total / steps)) != steps)
     )
 
 
@@ -159,12 +171,17 @@ def compare(case: Case, folder: Path) -> float | str:
         with pytest.raises(
             UserError, match=r"^scheduler_config.json: .* is not supported; "
         ) as said:
-            make_sampler(effective(case), case.steps)
+            read(case)
         return str(said.value).split(": ")[1].split("=")[0]
     found = ours(effective(case), case.steps)
     instead = SCHEDULERS[case.instead]["_class_name"] if case.instead else ""
     pipe = pipeline_oracle.load(folder, case.config, case.index_class, instead)
     theirs = pipeline_oracle.trajectory(pipe, case.steps)
+    assert np.isfinite(found).all()
+    if not np.isfinite(theirs).all():
+        # In float32 its ancestral step takes the root of a number below 0 where sigma falls far.
+        assert effective(case)["_class_name"] == ANCESTRAL
+        return "diffusers draws NaN"
     return min(psnr(a, b) for a, b in zip(found, theirs, strict=True))
 
 
@@ -195,5 +212,5 @@ def test_every_field_on_every_class(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_combined_fields(tmp_path: Path) -> None:
-    counts = check(combined(20_000), tmp_path)
-    assert counts["drawn"] > 5_000
+    counts = check(combined(4_000), tmp_path)
+    assert counts["drawn"] > 1_000
