@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -16,6 +16,15 @@ from jaxtyping import Float, Int
 from emcid_jax.models.image.attention import Transformer2D
 from emcid_jax.models.image.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
 from emcid_jax.models.weights import diffusers_config
+from emcid_jax.models.weights.diffusers_config import (
+    Channels,
+    Depth,
+    Fraction,
+    Heads,
+    PerBlock,
+    Pixels,
+    Width,
+)
 from emcid_jax.runtime.errors import UserError
 
 NAME = "UNet2DConditionModel"
@@ -68,37 +77,41 @@ class UNetConfig:
     The blocks count from the input downwards; the up blocks use the same entries in reverse.
     """
 
-    sample_size: int | tuple[int, int] = 64
+    sample_size: Pixels | tuple[Pixels, Pixels] = 64
     """Height and width of the latents the model was trained on; the modules take any size."""
-    in_channels: int = 4
-    out_channels: int = 4
-    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    layers_per_block: tuple[int, ...] = (2, 2, 2, 2)
+    in_channels: Channels = 4
+    out_channels: Channels = 4
+    block_out_channels: Annotated[tuple[Width, ...], PerBlock] = (320, 640, 1280, 1280)
+    layers_per_block: tuple[Depth, ...] = (2, 2, 2, 2)
     """Resnets of each down block; an up block has one more."""
     down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
     up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
     """In the order they run, from the lowest resolution upwards."""
-    attention_head_dim: tuple[int, ...] = (8, 8, 8, 8)
+    attention_head_dim: tuple[Heads, ...] = (8, 8, 8, 8)
     """NUMBER of heads, whatever the name says (huggingface/diffusers issue 2011)."""
-    cross_attention_dim: tuple[int, ...] = (768, 768, 768, 768)
-    transformer_layers_per_block: tuple[int, ...] = (1, 1, 1, 1)
+    cross_attention_dim: tuple[Width, ...] = (768, 768, 768, 768)
+    transformer_layers_per_block: tuple[Depth, ...] = (1, 1, 1, 1)
     only_cross_attention: tuple[bool, ...] = (False, False, False, False)
     """The first attention of a transformer block reads the text too, not the pixels."""
     use_linear_projection: bool = False
     flip_sin_to_cos: bool = True
-    freq_shift: int | float = 0
-    norm_num_groups: int = 32
-    norm_eps: float = 1e-5
+    freq_shift: Fraction = 0
+    norm_num_groups: Width = 32
+    norm_eps: Fraction = 1e-5
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
+    def from_dict(cls, config: Mapping[str, Any], source: object = NAME) -> UNetConfig:
         """Reads the content of diffusers' `unet/config.json`; absent keys have diffusers' defaults.
+
+        Args:
+            config: that content.
+            source: the file, for messages.
 
         Raises:
             UserError: the config asks for something that is not supported, or contradicts itself.
         """
         fields = tuple(field.name for field in dataclasses.fields(cls))
-        diffusers_config.refuse_unsupported(NAME, config, (*fields, *_IGNORED), _REQUIRED)
+        diffusers_config.refuse_unsupported(source, config, (*fields, *_IGNORED), _REQUIRED)
         values = diffusers_config.given(config, fields)
         channels = values.get("block_out_channels", cls.block_out_channels)
         single = {
@@ -108,12 +121,11 @@ class UNetConfig:
             "transformer_layers_per_block": 1,
             "only_cross_attention": False,
         }
+        blocks = len(channels) if isinstance(channels, list | tuple) else 1
         for key, default in single.items():
             value = values.get(key, default)
-            values[key] = diffusers_config.per_block(NAME, key, value, len(channels))
-        unet = cls(**values)
-        unet.validate()
-        return unet
+            values[key] = diffusers_config.per_block(source, key, value, blocks)
+        return diffusers_config.parse(cls, values, source)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of diffusers' `unet/config.json`, which `from_dict` reads back."""
@@ -126,26 +138,37 @@ class UNetConfig:
             values[field.name] = value
         return values
 
-    def validate(self) -> None:
-        """Raises UserError, naming the field, if the fields do not fit together."""
+    def check(self, source: object) -> None:
+        """Raises UserError, naming `source` and field, if the fields do not fit together."""
         blocks = len(self.block_out_channels)
         for field, prefix in (("down_block_types", "Down"), ("up_block_types", "Up")):
             value = getattr(self, field)
-            diffusers_config.per_block(NAME, field, value, blocks)
+            diffusers_config.per_block(source, field, value, blocks)
             allowed = (f"CrossAttn{prefix}Block2D", f"{prefix}Block2D")
-            diffusers_config.require_types(NAME, field, value, allowed)
-        diffusers_config.require_groups(NAME, self.block_out_channels, self.norm_num_groups)
+            diffusers_config.require_types(source, field, value, allowed)
+        diffusers_config.require_groups(source, self.block_out_channels, self.norm_num_groups)
         for channels, heads in zip(self.block_out_channels, self.attention_head_dim, strict=True):
             if channels % heads:
                 raise UserError(
-                    f"{NAME} config: attention_head_dim has {heads} heads, which do not divide "
+                    f"{source}: attention_head_dim has {heads} heads, which do not divide "
                     f"block_out_channels {channels}"
                 )
         if len(set(self.cross_attention_dim)) > 1:
             raise UserError(
-                f"{NAME} config: cross_attention_dim={self.cross_attention_dim} differs between "
+                f"{source}: cross_attention_dim={self.cross_attention_dim} differs between "
                 "blocks, but all of them read the same text states; use one value"
             )
+        if self.block_out_channels[0] < 4:
+            raise UserError(
+                f"{source}: block_out_channels[0] is {self.block_out_channels[0]}; the embedding "
+                "of the timestep needs at least 4"
+            )
+        pairs = zip(self.layers_per_block, self.transformer_layers_per_block, strict=True)
+        diffusers_config.require_few_layers(
+            source,
+            "layers_per_block and transformer_layers_per_block",
+            sum(resnets * transformers for resnets, transformers in pairs),
+        )
 
 
 def timestep_embedding(

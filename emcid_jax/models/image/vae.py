@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,6 +22,8 @@ from emcid_jax.models.image.blocks import (
     conv3x3,
 )
 from emcid_jax.models.weights import diffusers_config
+from emcid_jax.models.weights.diffusers_config import Channels, Depth, PerBlock, Pixels, Width
+from emcid_jax.runtime.typed_values import Range
 
 NAME = "AutoencoderKL"
 EPSILON = 1e-6
@@ -38,21 +40,21 @@ _REQUIRED: Mapping[str, Any] = {
 class VaeConfig:
     """Shape of the autoencoder, in the words of diffusers' `config.json`."""
 
-    in_channels: int = 3
-    out_channels: int = 3
-    latent_channels: int = 4
-    block_out_channels: tuple[int, ...] = (64,)
-    layers_per_block: int = 1
+    in_channels: Channels = 3
+    out_channels: Channels = 3
+    latent_channels: Channels = 4
+    block_out_channels: Annotated[tuple[Width, ...], PerBlock] = (64,)
+    layers_per_block: Depth = 1
     """Resnets of an encoder block; a decoder block has one more."""
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    norm_num_groups: int = 32
+    norm_num_groups: Width = 32
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
-    sample_size: int | tuple[int, int] = 32
+    sample_size: Pixels | tuple[Pixels, Pixels] = 32
     """Height and width of the images the model was trained on; the modules take any size."""
-    scaling_factor: int | float = 0.18215
+    scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 0.18215
     """Diffusion runs on latents times this; `encode` and `decode` do NOT apply it."""
 
     @property
@@ -61,17 +63,19 @@ class VaeConfig:
         return 2 ** (len(self.block_out_channels) - 1)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> VaeConfig:
+    def from_dict(cls, config: Mapping[str, Any], source: object = NAME) -> VaeConfig:
         """Reads the content of diffusers' `vae/config.json`; absent keys have diffusers' defaults.
+
+        Args:
+            config: that content.
+            source: the file, for messages.
 
         Raises:
             UserError: the config asks for something that is not supported, or contradicts itself.
         """
         fields = tuple(field.name for field in dataclasses.fields(cls))
-        diffusers_config.refuse_unsupported(NAME, config, (*fields, "force_upcast"), _REQUIRED)
-        vae = cls(**diffusers_config.given(config, fields))
-        vae.validate()
-        return vae
+        diffusers_config.refuse_unsupported(source, config, (*fields, "force_upcast"), _REQUIRED)
+        return diffusers_config.parse(cls, diffusers_config.given(config, fields), source)
 
     def to_dict(self) -> dict[str, Any]:
         """The content of diffusers' `vae/config.json`, which `from_dict` reads back."""
@@ -79,14 +83,17 @@ class VaeConfig:
         lists = {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
         return {"_class_name": NAME, **lists}
 
-    def validate(self) -> None:
-        """Raises UserError, naming the field, if the fields do not fit together."""
+    def check(self, source: object) -> None:
+        """Raises UserError, naming `source` and field, if the fields do not fit together."""
         blocks = len(self.block_out_channels)
         types = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
         for field, allowed in types.items():
-            diffusers_config.per_block(NAME, field, getattr(self, field), blocks)
-            diffusers_config.require_types(NAME, field, getattr(self, field), (allowed,))
-        diffusers_config.require_groups(NAME, self.block_out_channels, self.norm_num_groups)
+            diffusers_config.per_block(source, field, getattr(self, field), blocks)
+            diffusers_config.require_types(source, field, getattr(self, field), (allowed,))
+        diffusers_config.require_few_layers(
+            source, "block_out_channels and layers_per_block", blocks * self.layers_per_block
+        )
+        diffusers_config.require_groups(source, self.block_out_channels, self.norm_num_groups)
 
 
 def rename_vae_key(name: str) -> str:

@@ -12,37 +12,49 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.models.scoring.patches import ImageTowerConfig, patch_tokens
-from emcid_jax.models.text.transformer import ClipBlock, layer_norm
+from emcid_jax.models.text.transformer import Activation, ClipBlock, layer_norm
+from emcid_jax.models.weights.diffusers_config import (
+    Channels,
+    Depth,
+    Fraction,
+    Heads,
+    Pixels,
+    Width,
+)
+from emcid_jax.runtime.typed_values import convert
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipVisionConfig(ImageTowerConfig):
     """`config.json` of a CLIP image tower; the defaults are those of transformers."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    image_size: int = 224
-    patch_size: int = 32
-    num_channels: int = 3
-    projection_dim: int = 512
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Heads = 12
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Fraction = 1e-5
+    image_size: Pixels = 224
+    patch_size: Pixels = 32
+    num_channels: Channels = 3
+    projection_dim: Width = 512
     """Size of the space shared with the text tower."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ClipVisionConfig:
-        """From the parsed JSON file of an image tower or of a whole CLIP model.
+    def from_dict(
+        cls, values: Mapping[str, Any], source: object = "config.json"
+    ) -> ClipVisionConfig:
+        """From the parsed JSON file `source` of an image tower or of a whole CLIP model.
 
-        Keys that are no field are ignored. Raises `UserError` naming the field if the model
+        Keys that are no field are ignored. Raises `UserError` naming file and field if the model
         cannot be built from the values.
         """
         if "vision_config" in values:
             # The outer projection_dim is the one a whole CLIP model is built with.
             outer = {name: values[name] for name in ("projection_dim",) if name in values}
-            values = {**values["vision_config"], **outer}
-        return super().from_dict(values)
+            name = f"{source}: vision_config"
+            values = {**convert(values["vision_config"], Mapping[str, Any], name), **outer}
+        return super().from_dict(values, source)
 
 
 def disk_name(stored: str) -> str | None:

@@ -10,6 +10,7 @@ from jax import Array
 from jaxtyping import DTypeLike, Float
 
 from emcid_jax.models.text.transformer import BlockConfig
+from emcid_jax.models.weights.diffusers_config import Channels, Pixels
 from emcid_jax.runtime.errors import UserError
 
 
@@ -17,19 +18,19 @@ from emcid_jax.runtime.errors import UserError
 class ImageTowerConfig(BlockConfig):
     """The fields of a `config.json` that size a transformer over the patches of an image."""
 
-    image_size: int
+    image_size: Pixels
     """Height and width of the input in pixels."""
-    patch_size: int
+    patch_size: Pixels
     """Height and width of a patch in pixels."""
-    num_channels: int
+    num_channels: Channels
     """Channels of the input."""
 
-    def check(self) -> None:
-        """Raise `UserError` for a field this package cannot serve."""
-        super().check()
-        if min(self.image_size, self.patch_size) < 1 or self.image_size % self.patch_size:
+    def check(self, source: object) -> None:
+        """Raise `UserError`, naming `source` and field, if the fields do not fit together."""
+        super().check(source)
+        if self.image_size % self.patch_size:
             raise UserError(
-                f"{type(self).__name__}: image_size {self.image_size} is not a multiple of "
+                f"{source}: image_size {self.image_size} is not a multiple of "
                 f"patch_size {self.patch_size}"
             )
 

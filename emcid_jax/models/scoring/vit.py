@@ -12,42 +12,53 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.models.scoring.patches import ImageTowerConfig, patch_tokens
-from emcid_jax.models.text.transformer import ACTIVATIONS, attention, layer_norm
+from emcid_jax.models.text.transformer import ACTIVATIONS, Activation, attention, layer_norm
+from emcid_jax.models.weights.diffusers_config import (
+    Channels,
+    Depth,
+    Fraction,
+    Heads,
+    Pixels,
+    Rows,
+    Width,
+)
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.typed_values import convert
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(ImageTowerConfig):
     """`config.json` of a ViT classifier; the defaults are those of transformers."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    hidden_act: str = "gelu"
-    layer_norm_eps: float = 1e-12
-    image_size: int = 224
-    patch_size: int = 16
-    num_channels: int = 3
+    hidden_size: Width = 768
+    intermediate_size: Width = 3072
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Heads = 12
+    hidden_act: Activation = "gelu"
+    layer_norm_eps: Fraction = 1e-12
+    image_size: Pixels = 224
+    patch_size: Pixels = 16
+    num_channels: Channels = 3
     qkv_bias: bool = True
     """Whether query, key and value have biases."""
-    num_labels: int = 2
+    num_labels: Rows = 2
     """Classes; counted from `id2label` when the file has that instead."""
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ViTConfig:
-        """From the parsed JSON file; keys that are no field are ignored.
+    def from_dict(cls, values: Mapping[str, Any], source: object = "config.json") -> ViTConfig:
+        """From the parsed JSON file `source`; keys that are no field are ignored.
 
-        Raises `UserError` naming the field if the model cannot be built from the values.
+        Raises `UserError` naming file and field if the model cannot be built from the values.
         """
-        labels = values.get("id2label")
-        return super().from_dict({"num_labels": len(labels), **values} if labels else values)
-
-    def check(self) -> None:
-        """Raise `UserError` for a field this package cannot serve."""
-        super().check()
-        if self.num_labels < 1:
-            raise UserError(f"ViTConfig: num_labels is {self.num_labels}; a classifier needs one")
+        labels = convert(values.get("id2label"), Mapping[str, Any] | None, f"{source}: id2label")
+        counted = {"num_labels": len(labels)} if labels else {}
+        config = super().from_dict({**counted, **values}, source)
+        if labels and len(labels) != config.num_labels:
+            raise UserError(
+                f"{source}: num_labels is {config.num_labels}, but id2label names {len(labels)}; "
+                "make them equal"
+            )
+        return config
 
 
 def disk_name(stored: str) -> str | None:

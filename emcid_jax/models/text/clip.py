@@ -16,7 +16,16 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from emcid_jax.models.text.transformer import BlockConfig, ClipBlock, layer_norm
+from emcid_jax.models.text.transformer import Activation, BlockConfig, ClipBlock, layer_norm
+from emcid_jax.models.weights.diffusers_config import (
+    Depth,
+    Fraction,
+    Heads,
+    Positions,
+    Rows,
+    TokenId,
+    Width,
+)
 
 # Configs older than transformers' fix of 2023 say 2 whatever the tokenizer's end token is; there
 # the end is the highest id of the prompt. Stable Diffusion 1.x and 2.x are such configs.
@@ -27,17 +36,17 @@ LEGACY_EOS = 2
 class ClipTextConfig(BlockConfig):
     """`text_encoder/config.json`; the defaults are those of transformers."""
 
-    hidden_size: int = 512
-    intermediate_size: int = 2048
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 8
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    vocab_size: int = 49408
+    hidden_size: Width = 512
+    intermediate_size: Width = 2048
+    num_hidden_layers: Depth = 12
+    num_attention_heads: Heads = 8
+    hidden_act: Activation = "quick_gelu"
+    layer_norm_eps: Fraction = 1e-5
+    vocab_size: Rows = 49408
     """Rows of the token table."""
-    max_position_embeddings: int = 77
+    max_position_embeddings: Positions = 77
     """Longest prompt in tokens."""
-    eos_token_id: int = 49407
+    eos_token_id: TokenId = 49407
     """End-of-text token whose state is pooled; 2 stands for the highest id of the prompt."""
 
 

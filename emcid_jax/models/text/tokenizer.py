@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
 
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.typed_values import Range, convert
 
 
 @runtime_checkable
@@ -49,8 +50,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # whatever the Rust parser makes of a damaged file
         raise UserError(f"{folder}: not a CLIP tokenizer: {error}") from error
-    if tokenizer.model_max_length > 1_000_000:  # transformers' word for "not said"
+    file, longest = folder / "tokenizer_config.json", tokenizer.model_max_length
+    if isinstance(longest, int) and longest > 1_000_000:  # transformers' word for "not said"
         raise UserError(f"{folder}: set model_max_length in tokenizer_config.json (CLIP has 77)")
+    convert(longest, Annotated[int, Range(3, 4096)], f"{file}: model_max_length")
+    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if type(getattr(tokenizer, field)) is not int:
+            raise UserError(f"{file}: {field.removesuffix('_id')} is no token of the vocabulary")
     return tokenizer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float
 
+from emcid_jax.models.weights import diffusers_config
+from emcid_jax.models.weights.diffusers_config import Depth, Fraction, Heads, Width
 from emcid_jax.runtime.errors import UserError
 
 Config = TypeVar("Config", bound="BlockConfig")
+Activation = Literal["gelu", "quick_gelu"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,58 +27,36 @@ class BlockConfig:
     Each model adds its own fields and gives every field a default.
     """
 
-    hidden_size: int
+    hidden_size: Width
     """Width of the residual stream."""
-    intermediate_size: int
+    intermediate_size: Width
     """Width between the two dense layers of a block."""
-    num_hidden_layers: int
+    num_hidden_layers: Depth
     """Number of blocks."""
-    num_attention_heads: int
+    num_attention_heads: Heads
     """Heads per block."""
-    hidden_act: str
+    hidden_act: Activation
     """`gelu` or `quick_gelu`."""
-    layer_norm_eps: float
+    layer_norm_eps: Fraction
     """Added to the variance in every layer norm."""
 
     @classmethod
-    def from_dict(cls: type[Config], values: Mapping[str, Any]) -> Config:
+    def from_dict(
+        cls: type[Config], values: Mapping[str, Any], source: object = "config.json"
+    ) -> Config:
         """From the parsed JSON file; keys that are no field are ignored.
 
-        Raises `UserError` naming the field if the model cannot be built from the values.
+        Raises `UserError` naming `source` (the file) and the field if the model cannot be built
+        from the values.
         """
-        known = {}
-        for field in dataclasses.fields(cls):
-            if field.name in values:
-                value, kind = values[field.name], type(field.default)
-                # JSON does not tell 1 from 1.0.
-                if not isinstance(value, (int, float) if kind is float else kind):
-                    raise UserError(
-                        f"{cls.__name__}: {field.name} is {value!r}; expected {kind.__name__}"
-                    )
-                known[field.name] = kind(value)
-        config = cls(**known)
-        config.check()
-        return config
+        return diffusers_config.parse(cls, values, source)
 
-    def check(self) -> None:
-        """Raise `UserError` for a field this package cannot serve."""
-        kind = type(self).__name__
-        for name in (
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{kind}: {name} is {getattr(self, name)}; give at least 1")
+    def check(self, source: object) -> None:
+        """Raise `UserError`, naming `source` and field, if the fields do not fit together."""
         if self.hidden_size % self.num_attention_heads:
             raise UserError(
-                f"{kind}: hidden_size {self.hidden_size} is not a multiple of "
+                f"{source}: hidden_size {self.hidden_size} is not a multiple of "
                 f"num_attention_heads {self.num_attention_heads}"
-            )
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(
-                f"{kind}: hidden_act is {self.hidden_act!r}; supported: {sorted(ACTIVATIONS)}"
             )
 
 
@@ -100,7 +81,7 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return jax.nn.gelu(x, approximate=False)
 
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.runtime.typed_values import convert
 
 SHARD = re.compile(r"-\d+-of-\d+")
 """What tells the shards of a set apart in their names."""
@@ -56,11 +58,16 @@ def variant_of(name: str) -> str:
 
 
 def _shards(index: Path) -> list[Path]:
-    try:
-        places = dict(json.loads(index.read_text())["weight_map"])
-        files = {index.parent / file: key for key, file in sorted(places.items(), reverse=True)}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{index}: not a weight index; download it again") from None
+    said = read_json_object(index, "the index of a model's weights").get("weight_map")
+    places = convert(said, Mapping[str, str], f"{index}: weight_map")
+    for file in set(places.values()):
+        if Path(file).name != file or not file.endswith(".safetensors"):
+            raise UserError(
+                f"{index}: weight_map names {shown(file)}; it must lie beside the index"
+            )
+    files = {index.parent / file: key for key, file in sorted(places.items(), reverse=True)}
+    if not files:
+        raise UserError(f"{index}: weight_map is empty; download it again")
     for file, key in sorted(files.items()):
         if not file.is_file():
             raise UserError(f"{file}: no such file, but {index.name} says it holds {key}")

@@ -353,7 +353,7 @@ def test_initial_weights_follow_clip():
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
         ({"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
-        ({"intermediate_size": "80"}, "intermediate_size is '80'; expected int"),
+        ({"intermediate_size": "80"}, "intermediate_size is '80'; it must be a whole number"),
         ({"eos_token_id": [2, 3]}, r"eos_token_id is \[2, 3\]"),
         ({"layer_norm_eps": None}, "layer_norm_eps is None"),
     ],
