@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
 from emcid_jax.models.text import clip
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
 from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines.diffusers_layout import (
@@ -29,8 +29,10 @@ from emcid_jax.pipelines.diffusers_layout import (
     write_configs,
     write_index,
 )
+from emcid_jax.pipelines.part_checks import require_fitting
 from emcid_jax.runtime import checkpoints
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.text_files import read_json_object
 
 __all__ = [
     "Pipeline",
@@ -96,31 +98,20 @@ def make_pipeline(
     Raises:
         UserError: a config asks for something unsupported, or the parts do not fit together.
     """
-    text = ClipTextConfig.from_dict(dict(configs["text_encoder"]))
-    unet = UNetConfig.from_dict(configs["unet"])
-    vae = VaeConfig.from_dict(configs["vae"])
+    files = {part: folder / part / name for part, name in CONFIG_FILES.items()}
+    text = ClipTextConfig.from_dict(configs["text_encoder"], files["text_encoder"])
+    unet = UNetConfig.from_dict(configs["unet"], files["unet"])
+    vae = VaeConfig.from_dict(configs["vae"], files["vae"])
+    schedule = NoiseSchedule.from_dict(configs["scheduler"])
     make_sampler(configs["scheduler"], 1)  # refuses now what `generate` would refuse later
-    if tokenizer.model_max_length > text.max_position_embeddings:
-        raise UserError(
-            f"{folder}: tokenizer has model_max_length={tokenizer.model_max_length}, text_encoder "
-            f"max_position_embeddings={text.max_position_embeddings}; make them equal"
-        )
-    if unet.in_channels != vae.latent_channels:
-        raise UserError(
-            f"{folder}: unet has in_channels={unet.in_channels}, vae "
-            f"latent_channels={vae.latent_channels}; only text-to-image models are supported"
-        )
-    if unet.cross_attention_dim[0] != text.hidden_size:
-        raise UserError(
-            f"{folder}: unet has cross_attention_dim={unet.cross_attention_dim[0]}, text_encoder "
-            f"hidden_size={text.hidden_size}; these parts are of different models"
-        )
+    text = fitted(text, tokenizer, files["text_encoder"], folder / "tokenizer")
+    require_fitting(text, unet, vae, schedule, files)
     return Pipeline(
         ClipTextModel(text, dtype),
         UNet2DCondition(unet, dtype),
         AutoencoderKL(vae, dtype),
         params,
-        NoiseSchedule.from_dict(configs["scheduler"]),
+        schedule,
         configs,
         tokenizer,
         folder,
@@ -147,19 +138,22 @@ def load_pipeline(
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a Stable Diffusion folder of diffusers")
-    index = _read_json(folder / "model_index.json")
+    index = read_json_object(folder / "model_index.json", "the model's index")
     if index.get("_class_name") != "StableDiffusionPipeline":
         raise UserError(
-            f"{folder / 'model_index.json'}: _class_name={index.get('_class_name')!r} is not "
+            f"{folder / 'model_index.json'}: _class_name={shown(index.get('_class_name'))} is not "
             "supported; use a folder of a StableDiffusionPipeline"
         )
     for part, (library, name) in CLASSES.items():
         found = index.get(part)
         if found != [library, name]:
             raise UserError(
-                f"{folder / 'model_index.json'}: {part}={found!r} is not supported; use {name}"
+                f"{folder / 'model_index.json'}: {part}={shown(found)} is not supported; use {name}"
             )
-    configs = {part: _read_json(folder / part / file) for part, file in CONFIG_FILES.items()}
+    configs = {
+        part: read_json_object(folder / part / file, f"the {part}'s config")
+        for part, file in CONFIG_FILES.items()
+    }
     # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.
     name, written = _sampler_class(index, folder), configs["scheduler"].get("_class_name")
     if written not in (None, name):
@@ -217,7 +211,7 @@ def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
         if found == ["diffusers", name]:
             return name
     raise UserError(
-        f"{folder / 'model_index.json'}: scheduler={found!r} is not supported; use "
+        f"{folder / 'model_index.json'}: scheduler={shown(found)} is not supported; use "
         f'["diffusers", NAME] with NAME one of {", ".join(SAMPLERS)}'
     )
 
@@ -235,15 +229,3 @@ def _abstract(pipeline: Pipeline) -> Params:
         "unet": weights.abstract_params(pipeline.unet, latents, shape((1,), jnp.int32), states),
         "vae": weights.abstract_params(pipeline.vae, images),
     }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; this is not a complete diffusers folder") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__}; a JSON object is expected")
-    return content

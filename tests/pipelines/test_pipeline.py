@@ -83,7 +83,10 @@ def set_json(path: str, **fields: Any) -> Callable[[Path], None]:
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no folder": (shutil.rmtree, "no such folder"),
-    "no index": (lambda f: (f / "model_index.json").unlink(), "model_index.json: no such file"),
+    "no index": (
+        lambda f: (f / "model_index.json").unlink(),
+        "model_index.json: the model's index: no such file",
+    ),
     "other pipeline": (
         set_json("model_index.json", _class_name="FluxPipeline"),
         "_class_name='FluxPipeline' is not supported; use",
@@ -92,12 +95,18 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         set_json("model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
         "text_encoder=.*T5EncoderModel.* is not supported; use CLIPTextModel",
     ),
-    "no config": (lambda f: (f / "unet/config.json").unlink(), "unet/config.json: no such file"),
+    "no config": (
+        lambda f: (f / "unet/config.json").unlink(),
+        "unet/config.json: the unet's config: no such file",
+    ),
     "damaged config": (
         lambda f: (f / "vae/config.json").write_text("{"),
-        "vae/config.json: not readable as JSON",
+        "vae/config.json:1",
     ),
-    "list config": (lambda f: (f / "vae/config.json").write_text("[]"), "holds list"),
+    "list config": (
+        lambda f: (f / "vae/config.json").write_text("[]"),
+        "vae/config.json: .* is no JSON object",
+    ),
     "no weights": (
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(),
         "unet.*safetensors",
@@ -113,12 +122,40 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "long tokenizer": (
         set_json("tokenizer/tokenizer_config.json", model_max_length=77),
-        "model_max_length=77, text_encoder max_position_embeddings=32",
+        r"length is 77, but .*encoder/config.json: max_position_embeddings is 32",
     ),
-    "inpainting": (set_json("unet/config.json", in_channels=9), "in_channels=9, vae"),
+    "inpainting": (
+        set_json("unet/config.json", in_channels=9),
+        "in_channels is 9, but .*latent_channels is 4",
+    ),
     "another unet": (
         set_json("unet/config.json", cross_attention_dim=64),
-        "cross_attention_dim=64, text_encoder hidden_size=32",
+        r"cross_attention_dim is 64, but .*text_encoder/config.json: hidden_size is 32",
+    ),
+    "another output": (
+        set_json("unet/config.json", out_channels=8),
+        r"in_channels is 4, but .*unet/config.json: out_channels is 8; only text-to-image",
+    ),
+    "grey images": (set_json("vae/config.json", in_channels=1), "in_channels is 1; images have 3"),
+    "huge images": (
+        set_json("unet/config.json", sample_size=8000),
+        r"sample_size is 8000, but .*vae/config.json: .* images have 16,000 pixels",
+    ),
+    "absurd depth": (
+        set_json("text_encoder/config.json", num_hidden_layers=100_000),
+        "text_encoder/config.json: num_hidden_layers is 100000; it must be >= 1 and <= 128",
+    ),
+    "text as a truth value": (
+        set_json("unet/config.json", use_linear_projection="false"),
+        "unet/config.json: use_linear_projection is 'false'; it must be True or False",
+    ),
+    "another end token": (
+        set_json("text_encoder/config.json", eos_token_id=7),
+        r"the end token has id \d+, but .*text_encoder/config.json: eos_token_id is 7; set it to",
+    ),
+    "fewer rows than tokens": (
+        set_json("text_encoder/config.json", vocab_size=300),
+        r"tokenizer: the token '<.endoftext.>' has id \d+, but .*vocab_size is 300, so",
     ),
     "another scheduler": (
         set_json("model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"]),
