@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int, Shaped
 
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, shown
 
 BetaSchedule = Literal["scaled_linear", "linear", "squaredcos_cap_v2"]
 PredictionType = Literal["epsilon", "v_prediction"]
@@ -215,7 +215,7 @@ def spaced_timesteps(schedule: NoiseSchedule, steps: int, spacing: TimestepSpaci
 
 def unsupported(field: str, value: object, fix: str) -> UserError:
     """The error for a value in `scheduler_config.json` that we do not support."""
-    return UserError(f"scheduler_config.json: {field}={value!r} is not supported; {fix}")
+    return UserError(f"scheduler_config.json: {field}={shown(value)} is not supported; {fix}")
 
 
 def choice(config: Mapping[str, Any], field: str, default: str, options: tuple[str, ...]) -> Any:

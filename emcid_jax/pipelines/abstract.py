@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emcid_jax.models.weights.params import abstract_params
+from emcid_jax.models.text.clip import ClipTextConfig
 from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.pipelines.ldm_keys import default_configs
-from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline
+from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
 
@@ -74,16 +73,7 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
             part: read_json_object(folder / part / file, f"{file} of config.model.path")
             for part, file in CONFIG_FILES.items()
         }
-    positions = configs["text_encoder"].get("max_position_embeddings", 77)
+    file = folder / "text_encoder" / CONFIG_FILES["text_encoder"]
+    positions = ClipTextConfig.from_dict(configs["text_encoder"], file).max_position_embeddings
     empty = make_pipeline(configs, {}, NoTokenizer(positions), folder, dtype)
-    height, width = empty.image_size
-    shape = jax.ShapeDtypeStruct
-    states = shape((1, positions, empty.text.config.hidden_size), jnp.float32)
-    latents = shape((1, *empty.latent_size), jnp.float32)
-    images = shape((1, height, width, empty.vae.config.in_channels), jnp.float32)
-    params = {
-        "text_encoder": abstract_params(empty.text, shape((1, positions), jnp.int32)),
-        "unet": abstract_params(empty.unet, latents, shape((1,), jnp.int32), states),
-        "vae": abstract_params(empty.vae, images),
-    }
-    return dataclasses.replace(empty, params=params)
+    return dataclasses.replace(empty, params=parameter_shapes(empty))

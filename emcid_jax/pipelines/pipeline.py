@@ -167,11 +167,11 @@ def load_pipeline(
     tokenizer = load_tokenizer(folder / "tokenizer")
     empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
     if checkpoints.holds_weights(folder):  # see tasks/convert
-        params = checkpoints.load_weights(folder, _abstract(empty), sharding)
+        params = checkpoints.load_weights(folder, parameter_shapes(empty), sharding)
     else:
         params = {
             part: weights.read_params(folder / part, abstract, RENAMES[part], variant, sharding)
-            for part, abstract in _abstract(empty).items()
+            for part, abstract in parameter_shapes(empty).items()
         }
     return dataclasses.replace(empty, params=params, variant=variant)
 
@@ -216,8 +216,8 @@ def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
     )
 
 
-def _abstract(pipeline: Pipeline) -> Params:
-    """Shapes of all parameters."""
+def parameter_shapes(pipeline: Pipeline) -> Params:
+    """Shapes and types of all parameters, by part, as `jax.ShapeDtypeStruct`s."""
     height, width = pipeline.image_size
     tokens = pipeline.tokenizer.model_max_length
     shape = jax.ShapeDtypeStruct

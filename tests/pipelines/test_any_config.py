@@ -1,4 +1,4 @@
-"""Any JSON value in any field of any config of a model: it builds, or it is one line of an error."""
+"""Any JSON value in any field of a model's configs: it builds, or it is one line of an error."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from emcid_jax.models.scoring.clip_vision import ClipVisionConfig, ClipVisionMod
 from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params
-from emcid_jax.pipelines.abstract import abstract_params_of
 from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
-from emcid_jax.pipelines.pipeline import load_pipeline, make_pipeline
+from emcid_jax.pipelines.pipeline import load_pipeline, make_pipeline, parameter_shapes
 from emcid_jax.runtime.errors import UserError
 
 FIELDS = {
@@ -49,19 +48,14 @@ TOWER = TINY | {"image_size": 8, "patch_size": 4, "num_channels": 3}
 NUMBERS = st.integers(-2, 9) | st.sampled_from(
     [0.0, 0.5, 1.0, -1.5, 1e-300, 1e300, math.nan, math.inf, 2**31, 2**63, 10**400, 100_000, 4096]
 )
-SCALARS = st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "false", "8", "gelu", "x" * 999])
+SCALARS = (
+    st.none() | st.booleans() | NUMBERS | st.sampled_from(["", "false", "8", "gelu", "x" * 999])
+)
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(["0", "a"]), inner),
     max_leaves=6,
 ) | st.sampled_from([[8, 8], [16, 16], [1, 1], [[[]]], [False, True], [16] * 99])
-
-
-def deep() -> Any:
-    value: Any = 1
-    for _ in range(3000):
-        value = [value]
-    return value
 
 
 def require_one_line(make: Callable[[], object], name: str) -> object | None:
@@ -114,7 +108,7 @@ def test_what_is_accepted_is_built(
         lambda: make_pipeline(changed, {}, tokenizer, Path("model")), f"model/{part}/config.json"
     )
     if made is not None:
-        assert jax.tree.leaves(abstract_params_of(made))
+        assert jax.tree.leaves(parameter_shapes(made))
 
 
 @pytest.mark.parametrize("part", ["vit", "clip_vision"])
@@ -153,7 +147,7 @@ def test_a_tokenizer(
 @pytest.mark.parametrize(
     "file", ["model_index.json", *(f"{part}/{name}" for part, name in CONFIG_FILES.items())]
 )
-@pytest.mark.parametrize("content", ["", "{", "[]", "1", "\ufeff{}", '{"a": NaN}', "[" * 100_000])
+@pytest.mark.parametrize("content", ["", "{", "[]", "1", '{"a": NaN}', "[" * 100_000])
 def test_what_is_no_object(
     file: str, content: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:

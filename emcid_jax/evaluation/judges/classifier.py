@@ -71,7 +71,8 @@ def load_judge(folder: Path) -> Judge:
     """
     config = read_json_object(folder / "config.json", "the classifier's config")
     labels = _labels(config, folder / "config.json")
-    vit = ViTConfig.from_dict(config)
+    vit = ViTConfig.from_dict(config, folder / "config.json")
+    vit.require_colour(folder / "config.json")
     model = ViTForImageClassification(vit)
     size = (vit.image_size, vit.image_size)
     mean, std = normalisation(folder / "preprocessor_config.json")

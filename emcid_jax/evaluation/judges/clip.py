@@ -29,6 +29,7 @@ from emcid_jax.models.scoring.clip_vision import (
 )
 from emcid_jax.models.text import clip
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel, TextOutput
+from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
@@ -83,35 +84,43 @@ def load_clip(folder: Path) -> Clip:
     """Reads a folder of either layout. UserError names the file and field that is wrong."""
     if (folder / TOWER).is_dir():
         return _load_sprite_clip(folder)
-    config = read_json_object(folder / "config.json", "the CLIP model's config")
+    file = folder / "config.json"
+    config = read_json_object(file, "the CLIP model's config")
     for half in ("text_config", "vision_config"):
         if not isinstance(config.get(half), dict):
             raise UserError(
-                f"{folder / 'config.json'}: field {half} is missing; give the folder of a whole "
+                f"{file}: field {half} is missing; give the folder of a whole "
                 "CLIP model, e.g. openai/clip-vit-large-patch14"
             )
-    text = ClipTextModel(ClipTextConfig.from_dict(config["text_config"]))
-    vision = ClipVisionModelWithProjection(ClipVisionConfig.from_dict(config))
+    tokenizer = load_tokenizer(folder)
+    text_config = ClipTextConfig.from_dict(config["text_config"], file)
+    text = ClipTextModel(fitted(text_config, tokenizer, file, folder))
+    vision_config = ClipVisionConfig.from_dict(config, file)
+    vision_config.require_colour(file)
+    vision = ClipVisionModelWithProjection(vision_config)
     shapes = _vision_shapes(vision) | _text_shapes(text) | _projection_shape(text, vision)
     params = read_params(folder, shapes, lambda name: None if name == "logit_scale" else name)
     preprocessor = folder / "preprocessor_config.json"
     read_json_object(preprocessor, "the CLIP model's preprocessor")
-    return _clip(text, vision, params, load_tokenizer(folder), preprocessor)
+    return _clip(text, vision, params, tokenizer, preprocessor)
 
 
 def _load_sprite_clip(folder: Path) -> Clip:
-    vision_json = read_json_object(folder / TOWER / "config.json", "the image tower's config")
-    text_json = read_json_object(
-        folder / "text_encoder" / "config.json", "the text encoder's config"
-    )
-    text = ClipTextModel(ClipTextConfig.from_dict(text_json))
-    vision = ClipVisionModelWithProjection(ClipVisionConfig.from_dict(vision_json))
+    tower_file, text_file = (folder / part / "config.json" for part in (TOWER, "text_encoder"))
+    vision_json = read_json_object(tower_file, "the image tower's config")
+    text_json = read_json_object(text_file, "the text encoder's config")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    text_config = ClipTextConfig.from_dict(text_json, text_file)
+    text = ClipTextModel(fitted(text_config, tokenizer, text_file, folder / "tokenizer"))
+    vision_config = ClipVisionConfig.from_dict(vision_json, tower_file)
+    vision_config.require_colour(tower_file)
+    vision = ClipVisionModelWithProjection(vision_config)
     shapes = _vision_shapes(vision) | _projection_shape(text, vision)
     params = read_params(folder / TOWER, shapes) | read_params(
         folder / "text_encoder", _text_shapes(text), clip.disk_name
     )
     preprocessor = folder / TOWER / "preprocessor_config.json"
-    return _clip(text, vision, params, load_tokenizer(folder / "tokenizer"), preprocessor)
+    return _clip(text, vision, params, tokenizer, preprocessor)
 
 
 def _clip(

@@ -34,6 +34,11 @@ class ImageTowerConfig(BlockConfig):
                 f"patch_size {self.patch_size}"
             )
 
+    def require_colour(self, source: object) -> None:
+        """Raise `UserError`, naming `source`, unless the images have three channels."""
+        if self.num_channels != 3:
+            raise UserError(f"{source}: num_channels is {self.num_channels}; images have 3")
+
     def check_images(self, pixels: Float[Array, "image height width channel"]) -> None:
         """Raise `ValueError` unless the images have the config's size."""
         wanted = (self.image_size, self.image_size, self.num_channels)
