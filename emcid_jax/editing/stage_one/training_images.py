@@ -18,7 +18,7 @@ from emcid_jax.editing.stage_one import loss
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import open_to_read
+from emcid_jax.runtime.pictures import read_picture
 
 SOURCE_OBJECTIVES = ("ablate-source", "esd")
 """Objectives that are defined on images of the source."""
@@ -87,7 +87,8 @@ def check_files(
         config: settings; does nothing unless images are read from files.
 
     Raises:
-        UserError: a request has the wrong number of files, or a file is missing or no image.
+        UserError: a request has the wrong number of files, or a file is none that `read_picture`
+            decodes.
     """
     if not reads_files(config):
         return
@@ -100,9 +101,10 @@ def check_files(
                 f"{expected} (samples_per_prompt {config.samples_per_prompt} x {count} prompts)"
             )
         for path in row:
-            problem = _file_problem(Path(path))
-            if problem:
-                problems.append(f"{origin}: image_paths: {path!r} {problem}")
+            try:
+                read_picture(Path(path))
+            except UserError as error:
+                problems.append(f"{origin}: image_paths: {error}")
     if problems:
         raise UserError("\n".join(problems))
 
@@ -143,28 +145,12 @@ def load_image(path: Path, size: tuple[int, int]) -> UInt8[np.ndarray, "height w
     from PIL import Image
 
     height, width = size
-    with open_to_read(path) as opened, Image.open(opened) as file:
-        image = file.convert("RGB")
+    image = Image.fromarray(read_picture(path))
     scale = min(image.width / width, image.height / height)
     crop_width, crop_height = width * scale, height * scale
     left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
     box = (left, top, left + crop_width, top + crop_height)
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box))
-
-
-def _file_problem(path: Path) -> str | None:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with open_to_read(path) as opened, Image.open(opened) as file:
-            file.verify()
-    except FileNotFoundError:
-        return "does not exist; correct the path"
-    except (UnidentifiedImageError, SyntaxError, ValueError):
-        return "is not an image; give a PNG or JPEG file"
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error}); give a readable image file"
-    return None
 
 
 def _scaled(images: np.ndarray) -> np.ndarray:

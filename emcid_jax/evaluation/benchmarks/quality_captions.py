@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.evaluation.text_space.measure import names_any
 from emcid_jax.runtime.errors import Failures, UserError
 from emcid_jax.runtime.files import open_to_read
+from emcid_jax.runtime.pictures import read_picture
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -121,12 +121,7 @@ def _pictures(folder: Path) -> dict[int, Path]:
 
 
 def _in_file(path: Path) -> RealPicture:
-    def read() -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise UserError(f"{path}: not a picture: {error}") from error
-
     with open_to_read(path) as file:  # Stored features are found by it: size and time can lie.
-        return RealPicture(hashlib.file_digest(file, "sha256").hexdigest(), read)
+        return RealPicture(
+            hashlib.file_digest(file, "sha256").hexdigest(), functools.partial(read_picture, path)
+        )

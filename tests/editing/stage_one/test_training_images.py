@@ -110,10 +110,20 @@ def test_all_file_errors_are_listed_at_once(tmp_path, gradient):
     assert "r:1: image_paths has 1 files" in lines[0]
     assert "needs 2" in lines[0]
     assert lines[1].startswith("r:2: image_paths:")
-    assert "pipe.png' is not an image" in lines[1]
-    assert "is not an image" in lines[2]
-    assert "missing.png' does not exist" in lines[3]
-    assert "cannot be read" in lines[4]
+    assert "is not an image" in lines[1]
+    assert "missing.png: does not exist" in lines[2]
+    assert "is a folder; give a plain file" in lines[3]
+
+
+def test_damage_behind_the_header_is_found_by_the_check(tmp_path, gradient):
+    path, _ = gradient
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(
+        UserError, match=r"^r:1: image_paths: .*wide\.png: cannot be read \("
+    ) as error:
+        training_images.check_files([[str(path)]], [1], ["r:1"], FILES)
+    assert "\n" not in str(error.value)
 
 
 def test_files_are_checked_only_when_read():
