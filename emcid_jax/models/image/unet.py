@@ -95,7 +95,7 @@ class UNetConfig:
     """The first attention of a transformer block reads the text too, not the pixels."""
     use_linear_projection: bool = False
     flip_sin_to_cos: bool = True
-    freq_shift: Fraction = 0
+    freq_shift: Fraction = 0.0
     norm_num_groups: Width = 32
     norm_eps: Fraction = 1e-5
 
