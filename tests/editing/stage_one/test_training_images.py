@@ -110,9 +110,10 @@ def test_all_file_errors_are_listed_at_once(tmp_path, gradient):
     assert "r:1: image_paths has 1 files" in lines[0]
     assert "needs 2" in lines[0]
     assert lines[1].startswith("r:2: image_paths:")
-    assert "is not an image" in lines[1]
-    assert "missing.png: does not exist" in lines[2]
-    assert "is a folder; give a plain file" in lines[3]
+    assert "pipe.png: is a pipe" in lines[1]
+    assert "notes.png: is not an image" in lines[2]
+    assert "missing.png: does not exist" in lines[3]
+    assert "is a folder; give a plain file" in lines[4]
 
 
 def test_damage_behind_the_header_is_found_by_the_check(tmp_path, gradient):
