@@ -17,9 +17,9 @@ done
 # The first worker has the workdir; see emcid_jax/runtime/parallel.py.
 [[ ${HOSTNAME:-$(hostname)} == *-w-0 ]] || exec "$@"
 
-save() { # what is being written has a name with a dot
+save() { # without the lock and what is being written
   gcloud storage rsync --recursive --delete-unmatched-destination-objects \
-    --exclude='(^|.*/)\..*' "$workdir" "$bucket/$workdir"
+    --exclude='(^|.*/)(\.lock|\.emcid_jax\..*\.tmp(/.*)?)$' "$workdir" "$bucket/$workdir"
 }
 
 mkdir -p "$workdir"

@@ -219,8 +219,9 @@ def test_a_kept_workdir_is_fetched_and_saved_by_the_first_worker(stage: Stage, w
     assert fetched == ["gcloud", "storage", "rsync", "--recursive", "gs://b/f/w", "w"]
     assert saved[-2:] == ["w", "gs://b/f/w"]
     exclude = next(x for x in saved if x.startswith("--exclude=")).removeprefix("--exclude=")
-    kept = ["config.json", "bank/a.safetensors", "moments/progress/3/d/abc"]
-    dropped = [".lock", "bank/.a.safetensors.7.tmp"]
+    kept = ["config.json", "bank/a.safetensors", "moments/progress/3/d/abc", ".emcid_jax.json"]
+    unfinished = ".emcid_jax.host-4026531836.7.0123456789abcdef.tmp"
+    dropped = [".lock", "bank/.lock", f"bank/{unfinished}", f"{unfinished}/new/config.json"]
     assert not any(re.match(exclude, name) for name in kept)
     assert all(re.match(exclude, name) for name in dropped)
 
