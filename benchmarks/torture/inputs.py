@@ -195,6 +195,8 @@ def model_config(rng: random.Random, place: Path, folder: Path) -> str:
 def tokenizer(rng: random.Random, place: Path, folder: Path) -> str:
     """A tokenizer's files; what it makes of prompts is byte pair encoding done anew."""
     from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
+    from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+    from emcid_jax.pipelines.pipeline import make_pipeline
 
     mine = folder / "tokenizer"
     shutil.copytree(place / "model" / "tokenizer", mine)
@@ -206,6 +208,10 @@ def tokenizer(rng: random.Random, place: Path, folder: Path) -> str:
         raw = mangled(rng, raw)
     file.write_bytes(raw)
     read = load_tokenizer(mine)
+    model = place / "model"
+    files = {part: model / part / name for part, name in CONFIG_FILES.items()}
+    configs = {part: json.loads(path.read_bytes()) for part, path in files.items()}
+    make_pipeline(configs, {}, read, model)  # Its parts must fit together.
     ids = tokenize(read, PROMPTS)
     vocab = json.loads((mine / "vocab.json").read_bytes())
     first, last = (vocab[name] for name in ("<|startoftext|>", "<|endoftext|>"))

@@ -109,11 +109,13 @@ def fields(said: Mapping[str, Any], parsed: Mapping[str, Any]) -> str:
 def byte_pairs(folder: Path, texts: Iterable[str]) -> list[list[int]]:
     """Token ids of lower-case ASCII words by CLIP's byte pair encoding, written anew."""
     vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+    unknown = vocab["<|endoftext|>"]
     rows = (folder / "merges.txt").read_text("utf-8").split("\n")
     pairs = [tuple(row.split()) for row in rows if row.strip() and not row.startswith("#version")]
     ranks = {pair: rank for rank, pair in enumerate(pairs)}
     return [
-        [vocab[piece] for word in text.split() for piece in _pieces(word, ranks)] for text in texts
+        [vocab.get(piece, unknown) for word in text.split() for piece in _pieces(word, ranks)]
+        for text in texts
     ]
 
 
