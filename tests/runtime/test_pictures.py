@@ -141,7 +141,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty": (lambda path: path.touch(), "is not an image"),
     "missing": (lambda path: None, "does not exist; correct the path"),
     "pipe": (os.mkfifo, "is a pipe; give a plain file"),
-    "folder": (os.mkdir, "is a folder; give a plain file"),
+    "folder": (os.mkdir, "Is a directory"),
 }
 
 

@@ -113,7 +113,7 @@ def test_all_file_errors_are_listed_at_once(tmp_path, gradient):
     assert "pipe.png: is a pipe" in lines[1]
     assert "notes.png: is not an image" in lines[2]
     assert "missing.png: does not exist" in lines[3]
-    assert "is a folder; give a plain file" in lines[4]
+    assert "cannot be read (Is a directory)" in lines[4]
 
 
 def test_damage_behind_the_header_is_found_by_the_check(tmp_path, gradient):
