@@ -176,7 +176,12 @@ def compare(case: Case, folder: Path) -> float | str:
     found = ours(effective(case), case.steps)
     instead = SCHEDULERS[case.instead]["_class_name"] if case.instead else ""
     pipe = pipeline_oracle.load(folder, case.config, case.index_class, instead)
-    theirs = pipeline_oracle.trajectory(pipe, case.steps)
+    try:
+        theirs = pipeline_oracle.trajectory(pipe, case.steps)
+    except IndexError:
+        # A sigma_max above the schedule: its first timesteps are equal, and it skips one of them.
+        assert effective(case).get("sigma_max")
+        return "diffusers fails"
     assert np.isfinite(found).all()
     if not np.isfinite(theirs).all():
         # In float32 its ancestral step takes the root of a number below 0 where sigma falls far.
