@@ -213,12 +213,13 @@ def tokenizer(rng: random.Random, place: Path, folder: Path) -> str:
     configs = {part: json.loads(path.read_bytes()) for part, path in files.items()}
     make_pipeline(configs, {}, read, model)  # Its parts must fit together.
     ids = tokenize(read, PROMPTS)
-    vocab = json.loads((mine / "vocab.json").read_bytes())
-    first, last = (vocab[name] for name in ("<|startoftext|>", "<|endoftext|>"))
+    roles = [oracles.special_tokens(mine, f"{role}_token") for role in ("bos", "eos", "pad")]
     for row, wanted in zip(ids.tolist(), oracles.byte_pairs(mine, PROMPTS), strict=True):
-        whole = [first, *wanted[: len(row) - 2], last]
-        if row != whole + [last] * (len(row) - len(whole)):
-            return f"tokens {row}, by its own files {whole}"
+        wanted = wanted[: len(row) - 2]
+        end = len(wanted) + 1
+        specials = [{row[0]}, {row[end]}, set(row[end + 1 :])]
+        if row[1:end] != wanted or any(not a <= b for a, b in zip(specials, roles, strict=True)):
+            return f"tokens {row}, by its own files {wanted} between {roles}"
     return ""
 
 

@@ -116,7 +116,7 @@ def _alter(rng: random.Random, tree: Any) -> None:
             with contextlib.suppress(RecursionError):  # It was nested before.
                 holder.insert(rng.randrange(len(holder) + 1), copy.deepcopy(holder[key]))
         case 3:
-            holder[key] = nested(rng, rng.choice((3, 50, 900)))
+            holder[key] = nested(rng, rng.choice((3, 50, 400)))
         case 4:
             holder[key] = _other_type(holder[key])
         case _:

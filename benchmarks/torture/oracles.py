@@ -5,6 +5,7 @@ Each returns what is wrong with what the program made of it, in words, or nothin
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -117,6 +118,18 @@ def byte_pairs(folder: Path, texts: Iterable[str]) -> list[list[int]]:
         [vocab.get(piece, unknown) for word in text.split() for piece in _pieces(word, ranks)]
         for text in texts
     ]
+
+
+def special_tokens(folder: Path, role: str) -> set[int]:
+    """Ids that the tokenizer's files give a role: `bos_token`, `eos_token`, `pad_token`."""
+    vocab = json.loads((folder / "vocab.json").read_text("utf-8"))
+    usual = "<|startoftext|>" if role == "bos_token" else "<|endoftext|>"
+    names: list[Any] = [usual]
+    for file in ("tokenizer_config.json", "special_tokens_map.json"):
+        with contextlib.suppress(ValueError, AttributeError):
+            said = json.loads((folder / file).read_text("utf-8")).get(role)
+            names.append(said.get("content") if isinstance(said, dict) else said)
+    return {vocab[name] for name in names if isinstance(name, str) and name in vocab}
 
 
 def _pieces(word: str, ranks: Mapping[Any, int]) -> list[str]:
