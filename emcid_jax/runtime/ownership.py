@@ -31,7 +31,7 @@ LIST = ".emcid_jax.json"
 """In a workdir: names, or patterns of names, of what this program writes there."""
 SIGNATURE = "emcid_jax"
 """Field of the metadata in safetensors files that only this program writes."""
-_OURS = {SIGNATURE, "second_moments", "provenance", "ledger"}
+_OURS = {SIGNATURE, "second_moments", "unit_statistics", "provenance", "ledger"}
 """Fields of the metadata in safetensors files of ours: exports, moments, memories, edits."""
 
 

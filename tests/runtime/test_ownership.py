@@ -8,9 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from emcid_jax.runtime import ownership
+from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
 
 VERSION_0_1 = Path(__file__).parents[1] / "data" / "version_0_1"
@@ -94,6 +95,8 @@ def test_banks_and_moments_that_were_copied_are_known_by_their_metadata(tmp_path
     shutil.copytree(VERSION_0_1 / "bank", tmp_path / "bank")
     (tmp_path / "moments").mkdir()
     shutil.copy(VERSION_0_1 / "second_moments.safetensors", tmp_path / "moments")
+    units = tmp_path / "moments" / "units.safetensors"
+    checksums.write_tensors(units, {"x": np.zeros(1)}, {"unit_statistics": "{}"})
     ownership.require_free(tmp_path, NAMES, SAID)
     (tmp_path / "bank" / "mine.safetensors").write_text("mine")
     refused(tmp_path, tmp_path / "bank")
