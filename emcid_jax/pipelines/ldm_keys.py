@@ -182,7 +182,8 @@ def is_needed(key: str, version: Version, blocks: int) -> bool:
     """
     if not key.startswith((TEXT[version], UNET, VAE)) or key.startswith(f"{VAE}loss."):
         return False
-    if key.endswith(("position_ids", "logit_scale", "text_projection", "attn_mask")):
+    unused = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
+    if key.endswith((*unused, "attn_mask")):
         return False
     before = f"{TEXT[2]}transformer.resblocks."
     return not (key.startswith(before) and int(key.removeprefix(before).split(".")[0]) >= blocks)
