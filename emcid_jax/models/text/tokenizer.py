@@ -54,9 +54,10 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if isinstance(longest, int) and longest > 1_000_000:  # transformers' word for "not said"
         raise UserError(f"{folder}: set model_max_length in tokenizer_config.json (CLIP has 77)")
     convert(longest, Annotated[int, Range(3, 4096)], f"{file}: model_max_length")
-    for field in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if type(getattr(tokenizer, field)) is not int:
-            raise UserError(f"{file}: {field.removesuffix('_id')} is no token of the vocabulary")
+    vocabulary = tokenizer.get_vocab()
+    for field in ("bos_token", "eos_token", "pad_token"):
+        if getattr(tokenizer, field) not in vocabulary:  # An id it has all the same: `unk_token`'s.
+            raise UserError(f"{file}: {field} is no token of the vocabulary")
     return tokenizer
 
 
