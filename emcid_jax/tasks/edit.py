@@ -37,7 +37,7 @@ from emcid_jax.workflow.find_measured import Measured, find_measured
 from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
 from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.inputs import read_requests, require_layers
-from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.open_model import open_model, read_text_params
 
 Config = EditConfig
 WRITES = (
