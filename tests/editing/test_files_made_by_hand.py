@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
-from emcid_jax.editing.bank import concepts, memories, pack_file
+from emcid_jax.editing.bank import choice, concepts, memories, pack_file
 from emcid_jax.editing.export import edit_file, lora
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.runtime import checksums
@@ -172,7 +172,7 @@ def test_a_list_of_concepts(tmp_path_factory: pytest.TempPathFactory, data: st.D
 
     def use() -> None:
         found = concepts.open_bank(folder).concepts
-        concepts.diff(found, found)
+        choice.diff(found, found)
         assert all(concept.strength >= 0 for concept in found)
 
     said = refusal(use)
