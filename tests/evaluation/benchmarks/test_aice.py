@@ -18,6 +18,7 @@ from emcid_jax.evaluation.benchmarks.aice import evaluate
 from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation
 from emcid_jax.evaluation.drawing import batches
 from emcid_jax.evaluation.drawing.kept_pictures import claim
+from emcid_jax.evaluation.drawing.png import png
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, with_text_params
@@ -117,13 +118,16 @@ def test_scores_are_those_of_drawing_directly(
 
 
 def test_pictures_of_other_settings_do_not_stay(tmp_path: Path) -> None:
-    old = tmp_path / "old.png"
+    old, foreign = tmp_path / "old.png", tmp_path / "holiday.png"
     claim(tmp_path, "a")
-    old.write_bytes(b"")
+    picture = np.zeros((2, 2, 3), np.uint8)
+    old.write_bytes(png(picture))
+    Image.fromarray(picture).save(foreign)
     claim(tmp_path, "a")
     assert old.exists()
     claim(tmp_path, "b")
     assert not old.exists()
+    assert foreign.exists()
 
 
 def test_a_published_holdout_file_is_used(judge: Judge, tmp_path: Path) -> None:
