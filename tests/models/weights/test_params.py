@@ -125,7 +125,7 @@ def test_sharded_folder_equals_single_file(tmp_path, tensors, abstract):
     with pytest.raises(UserError, match=r"00002-of-00002\.safetensors: no such file"):
         read_params(parts, abstract)
     index.write_text("[]")
-    with pytest.raises(UserError, match="not a weight index"):
+    with pytest.raises(UserError, match=r"index\.json: .*is no JSON object"):
         read_params(parts, abstract)
 
 
