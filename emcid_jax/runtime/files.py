@@ -64,7 +64,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(mode)  # safetensors' `save_file` makes files that only the owner reads
         temporary.replace(path)
     except OSError as error:  # A full disk, say: the system does not name the file.
-        error.filename = error.filename or str(path)
+        _name(error, path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
@@ -97,10 +97,16 @@ def replacing_folder(target: Path) -> Iterator[Path]:
             target.rename(old)
             new.rename(target)
     except OSError as error:
-        error.filename = error.filename or str(target)
+        _name(error, target)
         raise
     finally:
         _remove(place)
+
+
+def _name(error: OSError, path: Path) -> None:
+    """Adds the path to a system's error that has none. A library's own text stays as it is."""
+    if error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 def open_to_append(path: Path) -> BinaryIO:
