@@ -16,7 +16,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.torture.child import CAGE, MEMORY, _address_space
+from benchmarks.torture.child import CAGE, MEMORY, Clock, _address_space
 from benchmarks.torture.inputs import Kind
 from benchmarks.torture.verdicts import Row, Verdict, bad_message
 
@@ -87,14 +87,14 @@ def _forked(
             _work(kind, numbers, place, seed, keep, log)
         finally:
             os._exit(0)
-    size, since = -1, time.monotonic()
+    size, clock = -1, Clock()
     while True:
         process, _, usage = os.wait4(child, os.WNOHANG)
         if process:
             return False, usage.ru_maxrss * 1024
         if log.stat().st_size != size:
-            size, since = log.stat().st_size, time.monotonic()
-        if time.monotonic() - since > LIMIT:
+            size, clock = log.stat().st_size, Clock()
+        if clock.tick() > LIMIT:
             os.kill(child, signal.SIGKILL)
             _, _, usage = os.wait4(child, 0)
             return True, usage.ru_maxrss * 1024

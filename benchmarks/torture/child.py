@@ -59,6 +59,20 @@ class Ended(NamedTuple):
     """File operations that it began, if they were counted."""
 
 
+class Clock:
+    """Seconds since it was made, without those in which this process was stopped."""
+
+    def __init__(self) -> None:
+        self._last, self._seconds = time.monotonic(), 0.0
+
+    def tick(self) -> float:
+        """The seconds; to be called several times a second."""
+        now = time.monotonic()
+        self._seconds += min(now - self._last, 0.5)
+        self._last = now
+        return self._seconds
+
+
 def warm_up(cache: Path) -> None:
     """Imports all that runs import, and has compiled programs kept in `cache`; starts no device."""
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
@@ -135,21 +149,20 @@ def start(
 def ended(running: Running, *, limit: float = 180.0, kill: Kill | None = None) -> Ended:
     """Waits for a run, and kills it as `run` says."""
     child, (out, err, counted), began = running
-    deadline = began + limit
-    strike = began + kill.seconds if kill and not kill.operation else None
+    clock = Clock()
+    strike = kill.seconds if kill and not kill.operation else None
     hung, pause = False, 0.001
     while True:
         process, status, usage = os.wait4(child, os.WNOHANG)
         if process:
             break
-        now = time.monotonic()
+        now = clock.tick()
         if strike is not None and now >= strike:
             os.kill(child, kill.number if kill else signal.SIGKILL)
             strike = None
-        if now >= deadline:
+        if now >= limit and not hung:
             hung = True
             os.kill(child, signal.SIGKILL)
-            deadline = now + 60
         time.sleep(pause)
         pause = min(pause * 1.2, 0.02)
     seconds = time.monotonic() - began
