@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -116,9 +117,9 @@ def open_to_append(path: Path) -> BinaryIO:
     return _opened(path, flags, "a+b")
 
 
-def open_to_read(path: Path | str) -> BinaryIO:
+def open_to_read(path: Path | str) -> BufferedReader:
     """A file, or a link to one. UserError for anything else: from a pipe nothing may ever come."""
-    return _opened(path, os.O_RDONLY, "rb")
+    return cast(BufferedReader, _opened(path, os.O_RDONLY, "rb"))
 
 
 def _opened(path: Path | str, flags: int, mode: str) -> BinaryIO:
