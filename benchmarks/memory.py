@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from emcid_jax.editing.stage_one import loss
+from emcid_jax.models.image import attention as image_attention
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
 from emcid_jax.models.kernels import attention
@@ -102,7 +103,7 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
         "head by head": attention.attend,
     }
     for how, attend in ways.items():
-        change = mock.patch.object(attention, "attend", attend)
+        change = mock.patch.object(image_attention, "attend", attend)
         yield f"UNet, batch 2, attention {how}", predict, (params, *inputs(2)), change
         for rematerialise in (False, True):
 
@@ -110,7 +111,7 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
                 return jax.grad(functools.partial(error, p, x, t, again))(text)
 
             kept = ", rematerialised" if rematerialise else ""
-            change = mock.patch.object(attention, "attend", attend)
+            change = mock.patch.object(image_attention, "attend", attend)
             name = f"gradient, {PROMPTS} prompts, {how}{kept}"
             yield name, gradient, (params, *inputs(PROMPTS)), change
 
@@ -122,7 +123,7 @@ def _vae(dtype: DTypeLike) -> Iterator[Program]:
     params = weights.abstract_params(vae, pixels)
 
     def decode(params: Any, latents: Any) -> jax.Array:
-        return generate._decode(params, latents, vae, 1)
+        return generate._decode(params, latents, vae, 1)[0]
 
     latents = jax.ShapeDtypeStruct((8, SIDE, SIDE, 4), jnp.float32)
     for images in (8, 4, 2, 1):

@@ -32,6 +32,7 @@ from emcid_jax.sprites.bundled import STAGE_ONE
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import environment, variant
 from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_measured import require_moments
 
 HOLDOUT = 100
 """Hold-out classes, with three images each."""
@@ -68,7 +69,7 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
     about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
     concepts = concept_bank.of_requests(job.requests, records)
-    return Edited(job, concepts, moments, _plan(job), workdir)
+    return Edited(job, concepts, require_moments(moments), _plan(job), workdir)
 
 
 def _plan(job: edit.Job) -> AicePlan:

@@ -199,7 +199,8 @@ def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
     if first.shape[1] == pipeline.text.config.intermediate_size:
         return dataclasses.replace(pipeline, params=params)
     width = {"intermediate_size": first.shape[1]}
-    configs = dict(pipeline.configs) | {"text_encoder": pipeline.configs["text_encoder"] | width}
+    wider = {**pipeline.configs["text_encoder"], **width}
+    configs = {**pipeline.configs, "text_encoder": wider}
     text = pipeline.text.clone(config=dataclasses.replace(pipeline.text.config, **width))
     return dataclasses.replace(pipeline, text=text, configs=configs, params=params)
 

@@ -43,6 +43,7 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
+from emcid_jax.workflow.find_measured import require_moments
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
 from emcid_jax.workflow.inputs import read_requests
 from emcid_jax.workflow.port_bank import port
@@ -198,7 +199,11 @@ def _solve(config: BankConfig, workdir: Path) -> None:
 def _conflicts(config: BankConfig, workdir: Path) -> None:
     with solvable(config, workdir, WRITES) as job:
         found = predicted_conflicts.predict(
-            job.concepts, job.pipeline, job.moments, config.stage_two, config.keep
+            job.concepts,
+            job.pipeline,
+            require_moments(job.moments),
+            config.stage_two,
+            config.keep,
         )
         folders.write_json(workdir / "conflicts.json", prediction_json(found))
         write_atomically(workdir / "conflicts.html", conflicts_html(found).encode())

@@ -15,6 +15,7 @@ from emcid_jax.reporting.pages.text_space import write_text_report
 from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import require_bank, solvable
+from emcid_jax.workflow.find_measured import require_moments
 from emcid_jax.workflow.find_moments import find_other_captions
 from emcid_jax.workflow.inputs import names_to_keep
 
@@ -65,12 +66,13 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     keep = read_names(config)
     corpus = find_other_captions(config.moments, config.captions)
     with solvable(config, workdir, WRITES, config.moments_file) as job:
+        moments = require_moments(job.moments)
         settings = preservation.resolved(config.stage_two)
         with job.log.timed("stage_two"):
-            edit = concept_bank.solve(job.concepts, job.pipeline, job.moments, settings)
+            edit = concept_bank.solve(job.concepts, job.pipeline, moments, settings)
         with job.log.timed("text_space"):
             found = text_space.measure(
-                job.concepts, job.pipeline, edit, job.moments, settings, keep, corpus
+                job.concepts, job.pipeline, edit, moments, settings, keep, corpus
             )
         folders.write_json(workdir / "text_report.json", text_space.as_json(found))
         about = folders.read_json(workdir / "config.json")["config"]

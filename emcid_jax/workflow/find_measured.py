@@ -11,10 +11,21 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.units import statistics
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow.find_moments import find_moments
 from emcid_jax.workflow.workdir import Log
 
 Measured = SecondMoments | UnitStatistics
+
+
+def require_moments(found: Measured) -> SecondMoments:
+    """`found`, for what reads second moments. UserError if units' statistics were measured."""
+    if isinstance(found, UnitStatistics):
+        raise UserError(
+            "config.stage_two.solver is 'units', of which this task predicts nothing; give "
+            "'ridge', 'ridge+preserve' or 'nullspace'"
+        )
+    return found
 
 
 def find_measured(

@@ -160,7 +160,8 @@ def read_statistics(path: Path) -> UnitStatistics:
             raise ValueError("it has no checksum")
         about = json.loads(found.about["unit_statistics"])
         about["pool"] = tuple(about["pool"])
-        return UnitStatistics(**about, **{name: found.arrays[name] for name in _ARRAYS})
+        arrays: dict[str, Any] = {name: found.arrays[name] for name in _ARRAYS}
+        return UnitStatistics(**about, **arrays)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
 
