@@ -26,8 +26,8 @@ def held(lock: Path, what: str, *, wait: bool) -> Iterator[None]:
         wait: for another holder to let go; else it is an error.
 
     Raises:
-        UserError: another process holds the lock, `lock` is a link or no plain file, or the file
-            system has no locks.
+        UserError: another process holds the lock, or this one for something else, `lock` is a link
+            or no plain file, or the file system has no locks.
         OSError: the lock file cannot be made.
     """
     require_plain(lock)
@@ -36,6 +36,10 @@ def held(lock: Path, what: str, *, wait: bool) -> Iterator[None]:
         holder.acquire()
     except Timeout:
         raise UserError(f"{what}, which another run is using; wait for it") from None
+    except RuntimeError:  # filelock's answer where waiting would never end.
+        raise UserError(
+            f"{what}, which this run uses for something else already; give it a folder of its own"
+        ) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
