@@ -320,7 +320,7 @@ def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
         return [memories.Memory(*(np.zeros(1, np.float32),) * 5)] * len(REQUESTS)
 
     monkeypatch.setattr(edit, "find_memories", find_memories)
-    monkeypatch.setattr(edit, "find_moments", lambda *_: None)
+    monkeypatch.setattr(edit, "find_measured", lambda *_: None)
     monkeypatch.setattr(edit, "_mix", lambda *_: {})
     monkeypatch.setattr(edit, "write_results", lambda *_: None)
     edit.edit(edit.prepare(config), tmp_path, Log(tmp_path / "metrics.jsonl"))
