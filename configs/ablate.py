@@ -12,8 +12,8 @@ from emcid_jax.tasks.ablate import AblateConfig
 
 VARIANTS = (
     "",
-    "stage_two.moment_weight=1000.",
-    "stage_two.moment_weight=20000.",
+    "stage_two.preservation_weight=1000.",
+    "stage_two.preservation_weight=20000.",
     "stage_two.residual=released",
     "stage_two.layers=(7,8,9,10)",
     "stage_two.layers=(10,)",
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path="arbitrary_val.csv"),
         stage_one=settings.StageOneConfig(steps=60, image_steps=10, learning_rate=0.5),
-        stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
+        stage_two=settings.StageTwoConfig(preservation_weight=10_000.0),
         evaluation=settings.EvaluationConfig(
             steps=10, prompts_per_request=1, holdout=50, aliases=False
         ),

@@ -20,13 +20,13 @@ ROWS = (
     "EMCID, null space: stage_two.solver=nullspace",
     "EMCID, units: stage_one.layer=0 stage_one.learning_rate=1. stage_one.clamp_norm_factor=6. "
     "stage_two.layers=(0,) stage_two.solver=units",
-    "EMCID, lambda 40,000: stage_two.moment_weight=40000.",
+    "EMCID, lambda 40,000: stage_two.preservation_weight=40000.",
     "EMCID, released residual: stage_two.residual=released",
-    "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.moment_weight=10.",
+    "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.preservation_weight=10.",
     "UCE, replace, names protected: method=uce uce.value=replace keep=True",
     "UCE, tensor: method=uce uce.value=tensor",
-    "text encoder fine-tuned: method=fine-tune most=100 fine_tune.passes=20",
-    "ESD-x: method=fine-tune most=100 fine_tune.part=cross_attention fine_tune.passes=10 "
+    "text encoder fine-tuned: method=fine-tune max_requests=100 fine_tune.passes=20",
+    "ESD-x: method=fine-tune max_requests=100 fine_tune.part=cross_attention fine_tune.passes=10 "
     "stage_one.objective=esd",
 )
 
@@ -41,4 +41,6 @@ def get_config() -> ConfigDict:
         run=settings.RunConfig(cpu_devices=0, save_every=250),
     )
     counts = (10, 100, 300, 1000, 2000)
-    return settings.to_config_dict(EvaluateConfig(base=base, counts=counts, rows=ROWS, judged=60))
+    return settings.to_config_dict(
+        EvaluateConfig(base=base, counts=counts, rows=ROWS, max_judged=60)
+    )

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path=str(IMPLICIT)),
         stage_one=dataclasses.replace(STAGE_ONE, steps=60, image_steps=10),
-        stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
+        stage_two=settings.StageTwoConfig(preservation_weight=10_000.0),
         moments=settings.MomentConfig(count=4_000),
         evaluation=settings.EvaluationConfig(steps=10, batch=32),
         run=settings.RunConfig(cpu_devices=0),

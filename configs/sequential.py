@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     base = settings.EditConfig(
         requests=settings.RequestsConfig(path="arbitrary_val.csv", count=100),
         stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60),
-        stage_two=settings.StageTwoConfig(moment_weight=10_000.0),
+        stage_two=settings.StageTwoConfig(preservation_weight=10_000.0),
         run=settings.RunConfig(cpu_devices=0),
     )
     return settings.to_config_dict(SequentialConfig(base=base))

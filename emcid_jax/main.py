@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from emcid_jax import config as settings
+from emcid_jax.config import renamed
 from emcid_jax.runtime import preemption, system_errors, terminal
 from emcid_jax.runtime.errors import UserError
 
@@ -44,7 +45,6 @@ TASKS = (
     "implicit",
     "quality",
 )
-RENAMED_TASKS = {"layer_pairs": "layer_ranges"}
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\
 usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
@@ -115,8 +115,8 @@ def answer(error: BaseException, place: str) -> int | None:
 def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> None:
     """UserError for a mistake in the settings or in what they name."""
     name = values.get("task")
-    if name in RENAMED_TASKS:
-        raise UserError(f"config.task is {name!r}, which is now called {RENAMED_TASKS[name]!r}")
+    if name in renamed.TASKS:
+        raise UserError(f"config.task is {name!r}, which is now called {renamed.TASKS[name]!r}")
     if name not in TASKS:
         raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
     if distributed and name not in DISTRIBUTED_TASKS:
@@ -270,7 +270,10 @@ def _culprit(overrides: list[str]) -> str:
 def _reason(error: BaseException) -> str:
     said = error.msg if isinstance(error, SyntaxError) else str(error)
     lines = said.strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = f"{type(error).__name__}: {lines[-1].strip()}"
+    return renamed.explained(said) if isinstance(error, TypeError | AttributeError) else said
 
 
 def _unknown_setting(arguments: list[str], message: str) -> str:
@@ -278,6 +281,8 @@ def _unknown_setting(arguments: list[str], message: str) -> str:
     given = [a.partition("=")[0].lstrip("-") for a in arguments if a.startswith("--config.")]
     words = set(re.findall(r"\w+", message))
     field = next((name for name in given if words & set(name.split(".")[1:])), "a setting")
+    if new := renamed.new_name(field):
+        return f"{field} is now called {new}"
     hint = re.search(r'Did you mean "(\w+)"', message)
     return f"{field} is unknown" + (f"; did you mean {hint[1]}?" if hint else "; see --help")
 

@@ -79,7 +79,7 @@ class Setting(NamedTuple):
     """Of block L; None: the last but one."""
     ratio: float = RATIO
     """lambda over the leverage."""
-    moment_weight: float | None = None
+    preservation_weight: float | None = None
     """lambda itself."""
     first: float = 0.0
     """First edited layer as a share of L."""
@@ -100,7 +100,7 @@ def settings(case: Case) -> Iterator[Setting]:
     )
     yield from (Setting("block", depth, depth=depth) for depth in DEPTHS)
     yield from (Setting("lambda", ratio, ratio=ratio) for ratio in RATIOS)
-    yield Setting("lambda 4,000", PUBLISHED, moment_weight=PUBLISHED)
+    yield Setting("lambda 4,000", PUBLISHED, preservation_weight=PUBLISHED)
     yield from (Setting("layers from", first, first=first) for first in (1.0,))
     yield from (Setting("C shrunk", share, shrink=share) for share in SHRINKS)
     yield Setting("templates", len(MANY), templates=MANY)
@@ -143,7 +143,7 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
         if asked.only in (None, index):
             layers = tuple(range(round(asked.first * block), block + 1))
             known = shrunk(moments, asked.shrink)
-            weight = asked.moment_weight or asked.ratio * leverage(
+            weight = asked.preservation_weight or asked.ratio * leverage(
                 pipeline, requests, known, layers
             )
             edit = stage_two.solve(
@@ -152,7 +152,7 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
                 memories(pipeline, requests, block, asked.stage_one),
                 SourcePrompts(*spans.source_prompts(pipeline.tokenizer, requests)),
                 known,
-                StageTwoConfig(layers=layers, moment_weight=weight),
+                StageTwoConfig(layers=layers, preservation_weight=weight),
                 block=block,
             )
             weights.append(weight)

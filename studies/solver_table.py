@@ -103,7 +103,7 @@ def variants(names: Sequence[str]) -> dict[str, StageTwoConfig]:
     base = StageTwoConfig()
     rows: dict[str, StageTwoConfig] = {}
     for weight in LAMBDAS:
-        plain = dataclasses.replace(base, moment_weight=weight)
+        plain = dataclasses.replace(base, preservation_weight=weight)
         rows[f"ridge, lambda {weight:g}"] = plain
         rows[f"ridge+preserve, lambda {weight:g}"] = dataclasses.replace(
             plain, solver="ridge+preserve", preserve=tuple(names)
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protection = {
         config.solver: preservation.protect(pipeline, world.requests, config)
         for config in settings.values()
-        if config.moment_weight == LAMBDAS[0]
+        if config.preservation_weight == LAMBDAS[0]
     }
     rows: list[dict[str, Any]] = []
     if options.output and options.output.exists():

@@ -16,7 +16,7 @@ from emcid_jax.config import StageOneConfig, StageTwoConfig
 
 ROOT = Path(__file__).parents[1]
 ONE = StageOneConfig(layer=2, steps=2, objective="text-only")
-TWO = StageTwoConfig(layers=(1, 2), moment_weight=0.1)
+TWO = StageTwoConfig(layers=(1, 2), preservation_weight=0.1)
 
 
 def run(page: str, folder: Path) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_help_lists_the_settings_and_imports_no_accelerator() -> None:
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "config.stage_two.moment_weight = 4000.0" in done.stdout
+    assert "config.stage_two.preservation_weight = 4000.0" in done.stdout
     assert "--workdir" in done.stdout
 
 
@@ -99,6 +99,14 @@ SEEN = r"red\x1b[31m \u202e"
         ([QUICKSTART, "--config.stage_two.layers=b'x'"], ["layers", "b'x'", "(1, 2)"]),
         ([QUICKSTART, "--config.stage_two.layers={1, 2}"], ["layers", "{1, 2}", "(1, 2)"]),
         ([QUICKSTART, "--config.stage_two.layers=" + "1+" * 9999 + "1"], ["layers", "'1+1"]),
+        (
+            [QUICKSTART, "--config.stage_two.moment_weight=3"],
+            ["config.stage_two.moment_weight is now called config.stage_two.preservation_weight"],
+        ),
+        (
+            [QUICKSTART, "--config.stage_two.solve=device"],
+            ["config.stage_two.solve is now called config.stage_two.solve_on"],
+        ),
         ([QUICKSTART, f"--config.task={HOSTILE}"], [SEEN.replace("\\x", r"\x")]),
         ([QUICKSTART, f"--{HOSTILE}=1"], [SEEN]),
     ],
@@ -121,6 +129,17 @@ def test_no_argument_is_a_traceback(
         ("\n\ndef get_config():\n    return 1 / 0", "line 4: ZeroDivisionError: division by zero"),
         ("\n\ndef get_config():\n    return int('x')", "line 4: ValueError: invalid literal"),
         ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        (
+            "from emcid_jax.config import EditConfig, StageTwoConfig\n"
+            "def get_config():\n    return EditConfig(stage_two=StageTwoConfig(solve='device'))",
+            "unexpected keyword argument 'solve'; 'solve' is now called 'solve_on'",
+        ),
+        (
+            "from emcid_jax.config import EditConfig, to_config_dict\n"
+            "def get_config():\n    c = to_config_dict(EditConfig())\n"
+            "    c.stage_two.moment_weight *= 2\n    return c",
+            "'moment_weight' is now called 'preservation_weight'",
+        ),
         ("def get_config() return", "line 1: SyntaxError: expected ':'"),
         ("\0", "source code string cannot contain null bytes"),
     ],

@@ -45,7 +45,7 @@ def solve(
         residual = (targets - current) * math.sqrt(write) / (len(config.layers) - index)
         keys = keys * math.sqrt(write)
         moment = torch.from_numpy(moments[layer]).double() * keep
-        system = config.moment_weight * moment + keys @ keys.T
+        system = config.preservation_weight * moment + keys @ keys.T
         change = residual @ torch.linalg.solve(system, keys).T
         fc2.weight.copy_(pristine[layer] + change.float())
         deltas[layer] = change.numpy()

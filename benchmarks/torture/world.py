@@ -95,7 +95,7 @@ def settings(world: Path, task: str, **fields: Any) -> dict[str, Any]:
         "model": {"path": str(world / "model")},
         "stage_one": {"layer": 2, "steps": 2, "image_steps": 1, "samples_per_prompt": 1},
         "moments": {"captions": str(world / "captions.txt"), "count": 24, "batch": 4},
-        "stage_two": {"layers": (1, 2), "moment_weight": 0.1},
+        "stage_two": {"layers": (1, 2), "preservation_weight": 0.1},
         "run": {"save_every": 2, "save_every_batches": 2, "progress": False,
                 "compile_cache": False},
     }  # fmt: skip

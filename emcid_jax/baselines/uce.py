@@ -41,11 +41,11 @@ class UceConfig:
     value: Value = "tensor"
     """What a source's states should be mapped to: `replace` takes the destination's values,
     `tensor` the part of them that does not look like the source's."""
-    moment_weight: Positive = 0.1
+    preservation_weight: Positive = 0.1
     """m: weight of the old matrix."""
     edit_weight: Positive = 0.1
     """e: weight of an edited token."""
-    preserve_weight: NotNegative = 0.1
+    protected_weight: NotNegative = 0.1
     """p: weight of a kept token."""
     preserve: tuple[str, ...] = ()
     """Names to keep."""
@@ -102,9 +102,9 @@ def closed_form(
 ) -> CrossAttentionEdit:
     """The formula for every matrix. Its system is factorised once: all read the same states."""
     dim = next(iter(weights.values())).shape[1]
-    same = config.moment_weight * np.eye(dim)
+    same = config.preservation_weight * np.eye(dim)
     for key in kept:
-        same += config.preserve_weight * key.T @ key
+        same += config.protected_weight * key.T @ key
     system = same.copy()
     for pair in pairs:
         system += config.edit_weight * pair.weight * pair.key.T @ pair.key

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from emcid_jax.config import renamed
 from emcid_jax.runtime.typed_values import section
 
 Config = TypeVar("Config")
@@ -19,8 +20,10 @@ def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "
     """`values` as the frozen dataclass `cls`.
 
     Missing fields take their defaults, integers pass for floats, lists for tuples. Calls `check()`
-    of every section that has one. UserError names the field, the value and what is allowed.
+    of every section that has one. UserError names the field, the value and what is allowed, or the
+    new name of a field that had another.
     """
+    renamed.refuse(values, name)
     return section(values, cls, name)
 
 

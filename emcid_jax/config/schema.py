@@ -14,7 +14,7 @@ from emcid_jax.runtime.typed_values import Range
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
-Solve = Literal["host", "device"]
+SolveOn = Literal["host", "device"]
 SolverName = Literal["ridge", "ridge+preserve", "nullspace", "units"]
 Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
@@ -122,11 +122,11 @@ class StageTwoConfig:
     """Edited blocks, ascending; the last must be Stage I's `layer`."""
     residual: Residual = "memit"
     """Residual convention."""
-    moment_weight: Positive = 4000.0
+    preservation_weight: Positive = 4000.0
     """lambda (mom2_update_weight)."""
     edit_weight: Annotated[float, Range(0.0, 1.0, open=True)] = 0.5
     """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
-    solve: Solve = "host"
+    solve_on: SolveOn = "host"
     """Linear systems in float64 on the host, or in refined float32 on the device."""
     solver: SolverName = "ridge"
     """`ridge`; `ridge+preserve` keeps named concepts too; `nullspace` writes only into directions
@@ -139,7 +139,7 @@ class StageTwoConfig:
     """File of more such names, one a line."""
     preserve_templates: tuple[str, ...] = ()
     """Templates, each with one {}, of their prompts; empty: all templates of the requests."""
-    preserve_weight: Positive = 10.0
+    protected_weight: Positive = 10.0
     """How much a kept concept counts, an edit of weight 1 counting 1."""
     nullspace_energy: Annotated[float, Range(0.0, open=True), Range(high=1.0)] = 0.1
     """`nullspace`: share of the captions' key energy in the directions that are written into."""

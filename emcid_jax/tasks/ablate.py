@@ -1,8 +1,9 @@
 """Task `ablate`: one benchmark over many settings; memories and moments are shared between them.
 
-A variant is a text of overrides, e.g. `stage_two.residual=released stage_two.moment_weight=1000.`;
-the empty text is the base setting. Rows that `ablation.json` holds of the same settings and inputs
-are not measured again, so the task resumes and can be widened.
+A variant is a text of overrides, e.g. `stage_two.residual=released
+stage_two.preservation_weight=1000.`; the empty text is the base setting. Rows
+that `ablation.json` holds of the same settings and inputs are not measured again, so the task
+resumes and can be widened.
 """
 
 from __future__ import annotations

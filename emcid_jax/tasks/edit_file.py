@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from emcid_jax.config import CountOrZero, ModelConfig
+from emcid_jax.config import CountOrZero, ModelConfig, renamed
 from emcid_jax.editing.export import (
     edit_file,
     into_folder,
@@ -185,7 +185,7 @@ def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: in
         f"made for text encoder {ledger['base']['text_encoder'][:12]}",
         f"distance to the targets {report['distance_before']:.4g} -> "
         f"{report['distance_after']:.4g}",
-        f"stage_two {json.dumps(ledger['stage_two'])}",
+        f"stage_two {json.dumps(renamed.current(ledger['stage_two'], 'stage_two'))}",
     ]
     for stored, solved in zip(layers, report["layers"], strict=True):
         form = "dense" if stored.form == "dense" else f"factors of rank {stored.rank}"

@@ -58,16 +58,16 @@ class EvaluateConfig:
     keep: bool = False
     """Whether the method is told names to keep: half of those that no request has, and the
     destinations. EMCID then solves by `ridge+preserve`."""
-    most: CountOrZero = 0
+    max_requests: CountOrZero = 0
     """Only up to so many requests; 0: any number."""
     uce: UceConfig = dataclasses.field(default_factory=UceConfig)
     fine_tune: FineTuneConfig = dataclasses.field(default_factory=FineTuneConfig)
     counts: tuple[Count, ...] = (10, 100)
     """Numbers of requests: the first so many of the file."""
     rows: tuple[str, ...] = ("EMCID:",)
-    """NAME: overrides of method, keep, most, stage_one, stage_two, uce and fine_tune, separated by
-    spaces."""
-    judged: CountOrZero = 150
+    """NAME: overrides of method, keep, max_requests, stage_one, stage_two, uce and fine_tune,
+    separated by spaces."""
+    max_judged: CountOrZero = 150
     """At most so many requests of a cell are judged, spread evenly; 0: all. Cells of fewer requests
     draw more prompts of each, up to so many images a set."""
     general: bool = False
@@ -153,7 +153,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
             plan = _plan(first, spared, config)
             for text in config.rows:
                 name, chosen = varied(config, text)
-                if chosen.most and count > chosen.most:
+                if chosen.max_requests and count > chosen.max_requests:
                     continue
                 told = {"count": count, "name": name}
                 edited = dataclasses.replace(first, config=chosen.base).decides
@@ -214,10 +214,10 @@ def varied(config: EvaluateConfig, row: str) -> tuple[str, EvaluateConfig]:
     if not colon or not slug(name):
         raise UserError(f"config.rows: {row!r} has no name; write NAME: OVERRIDES")
     values = dataclasses.asdict(dataclasses.replace(config, rows=()))
-    own = ("method", "keep", "most", "uce", "fine_tune")
+    own = ("method", "keep", "max_requests", "uce", "fine_tune")
     shown = values["base"] | {part: values[part] for part in own}
     override(shown, text, ("stage_one", "stage_two", *own), "config.rows")
-    for part in ("method", "keep", "most"):  # The other sections are changed where they are.
+    for part in own[:3]:  # The sections are changed where they are.
         values[part] = shown[part]
     found = settings.from_config_dict(values, EvaluateConfig)
     stage_two = preservation.resolved(found.base.stage_two)
@@ -270,9 +270,9 @@ def _grid(config: EvaluateConfig, rows: list[dict[str, Any]], workdir: Path) -> 
 def _plan(job: edit.Job, spared: Spared, config: EvaluateConfig) -> Plan:
     """What one number of requests is judged by."""
     assert job.judge is not None
-    requests, evaluation = evenly(job.requests, config.judged), job.config.evaluation
+    requests, evaluation = evenly(job.requests, config.max_judged), job.config.evaluation
     if evaluation.prompts_per_request:
-        prompts = max(evaluation.prompts_per_request, config.judged // len(requests))
+        prompts = max(evaluation.prompts_per_request, config.max_judged // len(requests))
         evaluation = dataclasses.replace(evaluation, prompts_per_request=prompts)
     return comparison.make_plan(requests, spared, job.judge.groups, evaluation)
 
@@ -281,8 +281,8 @@ def _edited(
     job: edit.Job, config: EvaluateConfig, count: int, spared: Spared, workdir: Path
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
-    most = min(config.most or len(job.requests), len(job.requests))
-    job = dataclasses.replace(variant.first(job, most), config=config.base)
+    first = min(config.max_requests or len(job.requests), len(job.requests))
+    job = dataclasses.replace(variant.first(job, first), config=config.base)
     keep: tuple[str, ...] = ()
     if config.keep:
         goals = (request.dests[0] for request in job.requests[:count])

@@ -36,8 +36,8 @@ class LayerRangesConfig:
     """Requests, model and both stages; `stage_one.layer` and `stage_two.layers` are replaced."""
     task: Literal["layer_ranges"] = "layer_ranges"
     """Which task of main runs."""
-    lasts: tuple[CountOrZero, ...] = ()
-    """Last edited layers; empty: all but the last block, whose states no other token reads."""
+    last_layers: tuple[CountOrZero, ...] = ()
+    """Where the ranges end; empty: all but the last block, whose states no other token reads."""
     keep: tuple[str, ...] = ()
     """Names that shall stay as they are; edited ones are left out."""
     keep_path: str = ""
@@ -145,9 +145,9 @@ def _with_layers(config: EditConfig, first: int, last: int) -> EditConfig:
 
 def _lasts(config: LayerRangesConfig, blocks: int) -> tuple[int, ...]:
     """The last layers. UserError for one that the text encoder has not."""
-    lasts = tuple(sorted(set(config.lasts))) or tuple(range(blocks - 1))
+    lasts = tuple(sorted(set(config.last_layers))) or tuple(range(blocks - 1))
     if lasts[-1] >= blocks:
         raise UserError(
-            f"config.lasts has {lasts[-1]}, but the text encoder has blocks 0 to {blocks - 1}"
+            f"config.last_layers has {lasts[-1]}, but the text encoder has blocks 0 to {blocks - 1}"
         )
     return lasts

@@ -6,6 +6,7 @@ import ast
 from collections.abc import Sequence
 from typing import Any
 
+from emcid_jax.config import renamed
 from emcid_jax.runtime.errors import UserError
 
 
@@ -18,6 +19,8 @@ def override(values: dict[str, Any], text: str, sections: Sequence[str], field: 
     """
     for part in text.split():
         name, _, value = part.partition("=")
+        if new := renamed.new_name(f"config.{name}"):
+            raise UserError(f"{field}: {name!r} is now called {new.removeprefix('config.')!r}")
         section, dot, key = name.partition(".")
         nested = section in sections and isinstance(values[section], dict)
         if section not in sections or not value or nested is not bool(dot and key):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from emcid_jax.config import renamed
 from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
@@ -55,9 +56,11 @@ class Table:
                 hashes of models, the content (not the path) of inputs.
             measure: gives the figures, as JSON values.
         """
-        key = hash_of([FORMAT, dict(name), decides])
-        if key in self._hashes:
-            found = self._earlier[self._hashes.index(key)]
+        about = [FORMAT, dict(name), decides]
+        key = hash_of(about)
+        known = [one for one in (key, hash_of(renamed.older(about))) if one in self._hashes]
+        if known:
+            found = self._earlier.pop(self._hashes.index(known[0])) | {**name, "hash": key}
         else:
             found = {**name, "hash": key, **measure()}
         left = [row for row in self._earlier if {**row, **name} != row]

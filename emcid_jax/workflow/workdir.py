@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emcid_jax.config import renamed
 from emcid_jax.runtime import ownership, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
@@ -140,7 +141,8 @@ def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, 
         return
     try:
         old = read_json(path)
-        old_config, old_inputs = dict(_flat(old["config"])), dict(old["inputs"])
+        old_config = dict(_flat(renamed.current(old["config"])))
+        old_inputs = dict(old["inputs"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not readable ({error}); use a new --workdir") from error
     for field, value in _flat(config):

@@ -24,8 +24,8 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 def written_out(matrix, pairs, kept, config) -> np.ndarray:
     """The formula as sums of outer products of single tokens, and an explicit inverse."""
-    left = config.moment_weight * matrix
-    right = config.moment_weight * np.eye(matrix.shape[1])
+    left = config.preservation_weight * matrix
+    right = config.preservation_weight * np.eye(matrix.shape[1])
     for pair in pairs:
         old = np.stack([matrix @ k for k in pair.key])
         new = np.stack([matrix @ u for u in pair.value])
@@ -37,8 +37,8 @@ def written_out(matrix, pairs, kept, config) -> np.ndarray:
             right = right + config.edit_weight * pair.weight * np.outer(k, k)
     for states in kept:
         for k in states:
-            left = left + config.preserve_weight * np.outer(matrix @ k, k)
-            right = right + config.preserve_weight * np.outer(k, k)
+            left = left + config.protected_weight * np.outer(matrix @ k, k)
+            right = right + config.protected_weight * np.outer(k, k)
     return left @ np.linalg.inv(right)
 
 
@@ -52,7 +52,7 @@ def test_closed_form_is_the_formula(value: str, kept_count: int) -> None:
     ]
     kept = [rng.standard_normal((4, DIM)) for _ in range(kept_count)]
     weights = {(name,): rng.standard_normal((OUT, DIM)) for name in ("a", "b")}
-    config = UceConfig(value, moment_weight=0.3, edit_weight=0.2, preserve_weight=0.7)
+    config = UceConfig(value, preservation_weight=0.3, edit_weight=0.2, protected_weight=0.7)
     found = uce.closed_form(weights, pairs, kept, config)
     for path, matrix in weights.items():
         expected = written_out(matrix, pairs, kept, config)
@@ -64,7 +64,7 @@ def test_enough_weight_maps_sources_to_destinations_and_leaves_kept_ones() -> No
     pair = Pair(rng.standard_normal((2, DIM)), rng.standard_normal((2, DIM)), 1.0)
     kept = rng.standard_normal((2, DIM))
     matrix = rng.standard_normal((OUT, DIM))
-    config = UceConfig("replace", moment_weight=1e-9, edit_weight=1.0, preserve_weight=1.0)
+    config = UceConfig("replace", preservation_weight=1e-9, edit_weight=1.0, protected_weight=1.0)
     after = matrix + uce.closed_form({("w",): matrix}, [pair], [kept], config).deltas["w",]
     np.testing.assert_allclose(pair.key @ after.T, pair.value @ matrix.T, atol=1e-6)
     np.testing.assert_allclose(kept @ after.T, kept @ matrix.T, atol=1e-6)
@@ -83,7 +83,7 @@ def test_states_run_from_the_last_token_of_the_bare_name(pipeline: Pipeline) -> 
 
 def test_edit_changes_the_text_projections_and_nothing_else(pipeline: Pipeline) -> None:
     requests = [EditRequest("dog", "great white shark", ("{}",), weight=20.0)]
-    config = UceConfig("replace", moment_weight=1e-3)
+    config = UceConfig("replace", preservation_weight=1e-3)
     edit = uce.solve(pipeline, requests, ["cat", "Dog"], config)
     unet = pipeline.params["unet"]
     edited = uce.apply_edit(unet, edit)

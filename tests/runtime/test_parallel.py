@@ -118,7 +118,7 @@ def config(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         stage_one=settings.StageOneConfig(layer=2, steps=2, image_steps=1),
         moments=settings.MomentConfig(captions=str(files / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=0.1),
         evaluation=settings.EvaluationConfig(enabled=False),
         run=settings.RunConfig(save_every=2, save_every_batches=2, progress=False),
     )

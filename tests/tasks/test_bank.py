@@ -39,7 +39,7 @@ def say(tmp_path: Path, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixtur
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=0.1),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
 
@@ -130,7 +130,7 @@ def test_the_main_jobs_bank_solved_again_gives_the_same_bits(
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=0.1),
         evaluation=settings.EvaluationConfig(enabled=False),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )

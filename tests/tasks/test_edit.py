@@ -102,7 +102,7 @@ def config(model: Path) -> EditConfig:
         model=settings.ModelConfig(path=str(model)),
         stage_one=settings.StageOneConfig(layer=2, steps=3, image_steps=1),
         moments=settings.MomentConfig(captions=str(files / "captions.txt"), batch=4),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=0.1),
         evaluation=settings.EvaluationConfig(steps=1, guidance=2.0, batch=8, holdout=2),
         run=settings.RunConfig(save_every=2, save_every_batches=1, progress=False),
     )

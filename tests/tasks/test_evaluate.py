@@ -26,7 +26,7 @@ ROWS = (
     "EMCID:",
     "kept: keep=True",
     "UCE: method=uce uce.value=replace uce.preserve=('bird',) keep=True",
-    "tuned: method=fine-tune most=1 fine_tune.passes=2",
+    "tuned: method=fine-tune max_requests=1 fine_tune.passes=2",
 )
 
 
@@ -51,7 +51,7 @@ def config(
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(folder / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=1.0),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=1.0),
         evaluation=settings.EvaluationConfig(
             steps=1, batch=8, prompts_per_request=1, holdout=2, judge=str(folder / "judge")
         ),

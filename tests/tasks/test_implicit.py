@@ -48,7 +48,7 @@ def config(
             layer=2, steps=4, learning_rate=0.05, objective="text-only"
         ),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-3),
+        stage_two=settings.StageTwoConfig(layers=(2,), preservation_weight=1e-3),
         evaluation=settings.EvaluationConfig(enabled=False, steps=1, guidance=2.0, batch=8),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )

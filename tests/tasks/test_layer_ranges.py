@@ -36,11 +36,11 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerRangesConfig:
             layer=2, steps=5, learning_rate=0.05, objective="text-only"
         ),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=32),
-        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-2),
+        stage_two=settings.StageTwoConfig(layers=(2,), preservation_weight=1e-2),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
     return LayerRangesConfig(
-        base=base, lasts=(0, 1), keep=("snow", "nurse", "dog"), template="the {}"
+        base=base, last_layers=(0, 1), keep=("snow", "nurse", "dog"), template="the {}"
     )
 
 
@@ -54,7 +54,7 @@ def test_every_range_once(
         return solve(job, *rest)
 
     monkeypatch.setattr(edit, "solve", counted)
-    layer_ranges.run(dataclasses.replace(config, lasts=(1,)), workdir)
+    layer_ranges.run(dataclasses.replace(config, last_layers=(1,)), workdir)
     layer_ranges.run(config, workdir)
     rows = json.loads((workdir / "layer_ranges.json").read_text())["rows"]
     pairs = [(0, 0), (0, 1), (1, 1)]
@@ -121,6 +121,6 @@ def test_unfit_settings_are_named(
 
 
 def test_a_layer_that_is_not_there_is_named(config: LayerRangesConfig, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"config\.lasts has 4, but .* blocks 0 to 3"):
-        layer_ranges.run(dataclasses.replace(config, lasts=(1, 4)), tmp_path / "out")
+    with pytest.raises(UserError, match=r"config\.last_layers has 4, but .* blocks 0 to 3"):
+        layer_ranges.run(dataclasses.replace(config, last_layers=(1, 4)), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -44,7 +44,7 @@ def base(
         model=settings.ModelConfig(path=str(model)),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=1.0),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=1.0),
         evaluation=settings.EvaluationConfig(steps=1, prompts_per_request=1, holdout=2),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
@@ -54,12 +54,15 @@ def sweep(name: str, base: settings.EditConfig) -> Any:
     """The task's module and settings with which its table has three rows or more."""
     path = str(Path(base.requests.path).with_name("table.csv"))
     edits = dataclasses.replace(base, requests=settings.RequestsConfig(path=path))
-    texts = ("", "stage_two.moment_weight=2.")
+    texts = ("", "stage_two.preservation_weight=2.")
     return {
         "ablate": (ablate, ablate.Config(base, counts=(1, 2), variants=texts)),
         "evaluate": (evaluate, evaluate.Config(base, counts=(1, 2), rows=("a:", "b: keep=True"))),
         "sequential": (sequential, sequential.Config(base, rounds=(1, 2), captions=40)),
-        "layer_ranges": (layer_ranges, layer_ranges.Config(base, lasts=(0, 1), keep=("snow",))),
+        "layer_ranges": (
+            layer_ranges,
+            layer_ranges.Config(base, last_layers=(0, 1), keep=("snow",)),
+        ),
         "trace": (
             trace,
             trace.Config(

@@ -33,7 +33,7 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> SequentialConfig:
             layer=2, steps=40, learning_rate=0.002, objective="text-only"
         ),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=1e-3),
+        stage_two=settings.StageTwoConfig(layers=(2,), preservation_weight=1e-3),
         evaluation=settings.EvaluationConfig(enabled=False),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )

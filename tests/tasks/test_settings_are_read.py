@@ -88,7 +88,7 @@ def base(
         ),
         moments=settings.MomentConfig(captions=str(folder / "captions.txt"), batch=8),
         stage_two=settings.StageTwoConfig(
-            layers=(1, 2), moment_weight=1.0, solver="ridge+preserve", preserve=("beach",),
+            layers=(1, 2), preservation_weight=1.0, solver="ridge+preserve", preserve=("beach",),
             preserve_path=str(folder / "kept.txt"),
         ),
         debias=settings.DebiasConfig(
@@ -115,7 +115,7 @@ def runs(task: str, base: settings.EditConfig, folder: Path) -> Iterator[tuple[A
             mixed = replace(null.requests, path=str(inputs / "debias.json"))
             units = replace(base.stage_two, solver="units", layers=(2,))
             yield replace(text, stage_two=units), folder / "units"
-            simple = settings.StageTwoConfig(layers=(1, 2), moment_weight=1.0)
+            simple = settings.StageTwoConfig(layers=(1, 2), preservation_weight=1.0)
             yield replace(text, requests=mixed, stage_two=simple), folder / "debias"
         case "ablate":
             texts = ("", "stage_two.solver=nullspace")
@@ -131,8 +131,8 @@ def runs(task: str, base: settings.EditConfig, folder: Path) -> Iterator[tuple[A
             for number, one in enumerate((base, null)):
                 yield config(one, rounds=(1,), captions=40), folder / f"{task}{number}"
         case "layer_ranges":
-            yield config(base, lasts=(0,), keep=("snow",), images=True), work
-            yield config(null, lasts=(0,), keep=("snow",)), folder / "layers"
+            yield config(base, last_layers=(0,), keep=("snow",), images=True), work
+            yield config(null, last_layers=(0,), keep=("snow",)), folder / "layers"
         case "implicit":
             table = replace(base.requests, path=str(inputs / "table.csv"))
             for number, one in enumerate((base, null)):

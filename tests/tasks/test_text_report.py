@@ -45,7 +45,7 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> TextReportConfig:
         captions=20,
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=10.0),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=10.0),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
 

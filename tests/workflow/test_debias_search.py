@@ -60,7 +60,7 @@ def config(
         model=settings.ModelConfig(path=str(folder / "tiny")),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(folder / "captions.txt"), batch=24),
-        stage_two=settings.StageTwoConfig(layers=(2,), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(2,), preservation_weight=0.1),
         debias=settings.DebiasConfig(
             images=4, tolerance=0.0, candidates=2, rounds=1, refinements=1, steps=1, batch=8
         ),

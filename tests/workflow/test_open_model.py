@@ -80,7 +80,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EditConfig:
         requests=settings.RequestsConfig(path=str(tmp_path / "requests.json")),
         stage_one=settings.StageOneConfig(layer=2, steps=2, objective="text-only"),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=32),
-        stage_two=settings.StageTwoConfig(layers=(1, 2), moment_weight=0.1),
+        stage_two=settings.StageTwoConfig(layers=(1, 2), preservation_weight=0.1),
         evaluation=settings.EvaluationConfig(enabled=False),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )

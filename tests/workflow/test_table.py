@@ -81,3 +81,20 @@ def test_what_is_no_table_is_left_alone(tmp_path: Path, content: str) -> None:
     with pytest.raises(UserError, match=r"no table of this task|missing or damaged"):
         Table(path)
     assert path.read_text() == content
+
+
+def test_a_row_that_an_older_version_measured_is_found_under_todays_names(tmp_path: Path) -> None:
+    path, old = tmp_path / "t.json", "stage_two.moment_weight=2."
+    decides = [{"stage_two": {"moment_weight": 2.0, "layers": [1]}}, {"path": "abc"}]
+    Table(path).row({"variant": old}, decides, lambda: {"figure": 1})
+    table = Table(path)
+    new = {"variant": "stage_two.preservation_weight=2."}
+    decides = [{"stage_two": {"preservation_weight": 2.0, "layers": (1,)}}, {"path": "abc"}]
+    assert table.row(new, decides, lambda: {"figure": 2})["figure"] == 1
+    stored = json.loads(path.read_text())
+    assert [row["variant"] for row in stored["rows"]] == [new["variant"]]
+    assert stored["earlier"] == []
+    # From now on under its new hash; another value is another row.
+    assert Table(path).row(new, decides, lambda: {"figure": 2})["figure"] == 1
+    decides[0]["stage_two"]["preservation_weight"] = 3.0
+    assert Table(path).row(new, decides, lambda: {"figure": 3})["figure"] == 3

@@ -73,6 +73,20 @@ def test_what_makes_no_result_wrong_may_change(tmp_path: Path, sections: dict[st
     require_same(tmp_path, **sections)
 
 
+def test_a_workdir_with_old_names_is_compared_under_todays(tmp_path: Path) -> None:
+    folders.write_config(tmp_path, CONFIG, INPUTS, {})
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    for old, new in (("moment_weight", "preservation_weight"), ("solve", "solve_on")):
+        assert f'"{new}"' in text
+        text = text.replace(f'"{new}"', f'"{old}"')
+    path.write_text(text)
+    require_same(tmp_path)
+    other = dataclasses.replace(CONFIG.stage_two, preservation_weight=3.0)
+    with pytest.raises(UserError, match=r"^config\.stage_two\.preservation_weight is 3\.0, but"):
+        require_same(tmp_path, stage_two=other)
+
+
 def test_changed_content_is_refused_by_the_field_that_names_it(tmp_path: Path) -> None:
     folders.write_config(tmp_path, CONFIG, INPUTS, {})
     with pytest.raises(UserError, match=r"^config\.model\.path: the content"):

@@ -68,7 +68,7 @@ def cholesky(matrix: Float64[np.ndarray, "size size"], shift: float = 0.0) -> Fa
     if info > 0:
         raise UserError(
             f"the {size} x {size} system is not positive definite (pivot {info}); use second "
-            "moments of more captions or a larger moment_weight"
+            "moments of more captions or a larger preservation_weight"
         )
     return Factor(lower, condition_number(lower, norm))
 

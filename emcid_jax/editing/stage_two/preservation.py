@@ -83,7 +83,7 @@ def protect(
     """What `config` protects while `requests` are written; None where it protects nothing.
 
     A kept concept's prompts are its name in `config.preserve_templates`, or else in all templates
-    of the requests. Its share of the sum is `preserve_weight` times the mean over its prompts of
+    of the requests. Its share of the sum is `protected_weight` times the mean over its prompts of
     the sum over their tokens, start and first end token included. Concepts that are edited cannot
     be kept: they are left out, with a warning.
 
@@ -130,7 +130,7 @@ def _kept(
         mesh=mesh,
     )
     sums = collections.deque(steps, maxlen=1).pop().sums
-    scale = config.preserve_weight / len(templates)
+    scale = config.protected_weight / len(templates)
     return {layer: scale * total for layer, total in sums.items()}
 
 

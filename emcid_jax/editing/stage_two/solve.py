@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jaxtyping import Float, Float64
 
-from emcid_jax.config import Solve, StageTwoConfig
+from emcid_jax.config import SolveOn, StageTwoConfig
 from emcid_jax.editing.encoder.blockwise import (
     Blocks,
     SourcePrompts,
@@ -45,7 +45,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.runtime.typed_values import ANY_NUMBER
 
-_SOLVERS: Mapping[Solve, Solver] = {"host": ridge, "device": device_ridge}
+_SOLVERS: Mapping[SolveOn, Solver] = {"host": ridge, "device": device_ridge}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def layer_solver(
     config: StageTwoConfig, layer: int, moment: Moment, protection: Protection | None
 ) -> tuple[Solver, Moment]:
     """The solver of a layer, and the second moment to give it: `moment` with all that is kept."""
-    solver = _SOLVERS[config.solve]
+    solver = _SOLVERS[config.solve_on]
     if protection is None:
         return solver, moment
     if config.solver == "nullspace":
@@ -239,7 +239,7 @@ def layer_solver(
 
 def effective_strength(config: StageTwoConfig) -> float:
     """lambda_eff, how much preservation counts: `lambda (1 - alpha) / alpha`."""
-    return config.moment_weight * (1 - config.edit_weight) / config.edit_weight
+    return config.preservation_weight * (1 - config.edit_weight) / config.edit_weight
 
 
 def _kernel(params: Mapping[str, Any], layer: int) -> Array:
@@ -285,9 +285,9 @@ def _check(
             f"stage_two.edit_weight is {config.edit_weight}; give a number between 0 and 1, both "
             "excluded (at 1 nothing is preserved and the system is singular)"
         )
-    if not (config.moment_weight > 0 and np.isfinite(config.moment_weight)):
+    if not (config.preservation_weight > 0 and np.isfinite(config.preservation_weight)):
         raise UserError(
-            f"stage_two.moment_weight is {config.moment_weight}; give a positive number"
+            f"stage_two.preservation_weight is {config.preservation_weight}; give a positive number"
         )
     missing = [layer for layer in layers if layer not in moments.moments]
     if missing:

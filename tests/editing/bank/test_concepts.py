@@ -33,7 +33,7 @@ from emcid_jax.runtime.errors import UserError
 
 LAYERS = (1, 2)
 BLOCK = StageOneConfig(layer=2)
-CONFIG = StageTwoConfig(layers=LAYERS, moment_weight=0.5)
+CONFIG = StageTwoConfig(layers=LAYERS, preservation_weight=0.5)
 TEMPLATES = ("A photo of {}", "{}")
 NAMES = ["dog", "great white shark", "snow", "nurse", "tench", "beach"]
 REQUESTS = [

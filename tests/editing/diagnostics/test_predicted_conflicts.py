@@ -68,7 +68,7 @@ def test_with_one_layer_the_prediction_is_what_the_solve_does(
 ) -> None:
     config = StageTwoConfig(
         layers=(BLOCK,),
-        moment_weight=5.0,
+        preservation_weight=5.0,
         solver=solver,
         preserve=("beach",) if solver == "ridge+preserve" else (),
         nullspace_energy=0.9,
@@ -99,7 +99,7 @@ def test_with_one_layer_the_prediction_is_what_the_solve_does(
 def test_neighbours_are_nearest_in_the_metric_of_the_second_moment(
     pipeline: Pipeline, concepts: ConceptBank
 ) -> None:
-    config = StageTwoConfig(layers=(0, BLOCK), moment_weight=5.0)
+    config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
     found = predicted_conflicts.predict(concepts, pipeline, statistics, config, KEEP)
     requests = [c.request for c in concepts.concepts]
@@ -124,7 +124,7 @@ def test_neighbours_are_nearest_in_the_metric_of_the_second_moment(
 def test_later_layers_are_asked_for_what_earlier_ones_leave(
     pipeline: Pipeline, concepts: ConceptBank
 ) -> None:
-    config = StageTwoConfig(layers=(0, BLOCK), moment_weight=5.0)
+    config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
     found = predicted_conflicts.predict(concepts, pipeline, statistics, config)
     requests = [c.request for c in concepts.concepts]

@@ -27,7 +27,7 @@ from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, with_text_para
 from emcid_jax.runtime.errors import UserError
 
 BLOCK = 2
-CONFIG = StageTwoConfig(layers=(1, BLOCK), moment_weight=1e-3)
+CONFIG = StageTwoConfig(layers=(1, BLOCK), preservation_weight=1e-3)
 REQUESTS = [
     EditRequest("dog", "goldfish", ("A photo of {}",)),
     EditRequest("a female doctor", "goldfish", ("A photo of {}",)),

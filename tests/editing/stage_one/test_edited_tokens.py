@@ -79,7 +79,7 @@ def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
     keys = {layer: rng.standard_normal((400, 64)) for layer in LAYERS}
     about = MomentProvenance(params_hash(params), "", 1, LAYERS)
     moments = SecondMoments({layer: k.T @ k / len(k) for layer, k in keys.items()}, 400, about)
-    config = StageTwoConfig(layers=LAYERS, moment_weight=1e-9)
+    config = StageTwoConfig(layers=LAYERS, preservation_weight=1e-9)
     solved = concept_bank.solve(concepts, pipeline, moments, config)
     assert solved.report.distance_after < 1e-4 * solved.report.distance_before
 

@@ -22,7 +22,7 @@ BLOCK = 3
 BAR = 1e-6
 ONE = make_mesh(jax.devices()[:1])
 # Keys of different tokens overlap a lot here, so that neither term of the system is negligible.
-CONFIG = StageTwoConfig(layers=(0, 1, 2, 3), moment_weight=3.0, edit_weight=0.6)
+CONFIG = StageTwoConfig(layers=(0, 1, 2, 3), preservation_weight=3.0, edit_weight=0.6)
 
 
 def make_prompts(requests: int, seed: int = 0, per_request: int = 3) -> SourcePrompts:
@@ -61,7 +61,7 @@ def brute_force(
     params = copy.deepcopy(clip.params)
     weights = np.ones(len(memories)) if weights is None else weights
     ids = prompts.ids.reshape(-1, prompts.ids.shape[2])
-    strength = config.moment_weight * (1 - config.edit_weight) / config.edit_weight
+    strength = config.preservation_weight * (1 - config.edit_weight) / config.edit_weight
     deltas = {}
     for index, layer in enumerate(config.layers):
         trace = clip.forward(ids, params)

@@ -40,8 +40,8 @@ def test_a_protecting_solver_wants_its_protection(numpy_clip, captions):
         ({"layers": (0, 2)}, r"stage_one\.layer is 3"),
         ({"edit_weight": 1.0}, "edit_weight is 1.0"),
         ({"edit_weight": 0.0}, "edit_weight is 0.0"),
-        ({"moment_weight": 0.0}, "moment_weight is 0.0"),
-        ({"moment_weight": float("nan")}, "moment_weight is nan"),
+        ({"preservation_weight": 0.0}, "preservation_weight is 0.0"),
+        ({"preservation_weight": float("nan")}, "preservation_weight is nan"),
     ],
 )
 def test_bad_settings(numpy_clip, captions, changes, message):

@@ -49,7 +49,7 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 def test_kept_keys_are_those_of_every_token_of_the_prompts(pipeline: Pipeline) -> None:
     """The requests' three templates; a name counts as often as one edit, however many they are."""
-    found = protect(pipeline, REQUESTS, dataclasses.replace(KEEP, preserve_weight=7.0))
+    found = protect(pipeline, REQUESTS, dataclasses.replace(KEEP, protected_weight=7.0))
     assert found is not None
     assert set(found.kept) == {1, 2}
     templates = ("a photo of {}", "an image of {}", "{}")
@@ -57,7 +57,7 @@ def test_kept_keys_are_those_of_every_token_of_the_prompts(pipeline: Pipeline) -
     for layer, kept in found.kept.items():
         assert_close(kept, 7 / 3 * summed(pipeline, prompts, layer))
 
-    own = dataclasses.replace(KEEP, preserve_templates=("{} at work",), preserve_weight=1.0)
+    own = dataclasses.replace(KEEP, preserve_templates=("{} at work",), protected_weight=1.0)
     found = protect(pipeline, REQUESTS, own)
     assert found is not None
     assert_close(found.kept[2], summed(pipeline, ["nurse at work", "the snow at work"], 2))

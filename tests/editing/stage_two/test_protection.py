@@ -53,7 +53,7 @@ def test_kept_keys_are_requests_for_no_change(numpy_clip, captions, requests, so
             layer,
         )
 
-    config = dataclasses.replace(CONFIG, solver="ridge+preserve", solve=solve)
+    config = dataclasses.replace(CONFIG, solver="ridge+preserve", solve_on=solve)
     protection = make_protection(numpy_clip, captions)
     both = solved(
         numpy_clip, captions, config, requests=requests, protection=protection, solver=solver

@@ -52,7 +52,7 @@ def test_more_requests_than_key_dimensions(numpy_clip, captions, residual):
 
 
 def test_solving_on_the_device(numpy_clip, captions):
-    config = dataclasses.replace(CONFIG, solve="device")
+    config = dataclasses.replace(CONFIG, solve_on="device")
     both = solved(numpy_clip, captions, config)
     assert_same(both.edit.deltas, both.expected, BAR)
     errors = [layer.device_error for layer in both.edit.report.layers]
@@ -93,7 +93,7 @@ def test_small_lambda_reaches_the_memories(numpy_clip, captions):
     """One prompt per request, lambda -> 0: h^L of the edited model is z; the report says so."""
     prompts = make_prompts(8, per_request=1)
     memories = make_memories(numpy_clip, prompts)
-    config = dataclasses.replace(CONFIG, moment_weight=1e-9)
+    config = dataclasses.replace(CONFIG, preservation_weight=1e-9)
     with jax.enable_x64(True):
         params = jax_params(numpy_clip, np.float64)
         moments = brute_moments(numpy_clip, captions, params)

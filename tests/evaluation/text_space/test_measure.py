@@ -29,7 +29,7 @@ from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.reporting.pages.text_space import write_text_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CONFIG = StageTwoConfig(layers=(2,), moment_weight=5.0)
+CONFIG = StageTwoConfig(layers=(2,), preservation_weight=5.0)
 TEMPLATES = ("A photo of {}", "{}")
 EVIL = "<b>dog"
 NAMES = (EVIL, "a female doctor", "snow")
