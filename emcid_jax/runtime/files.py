@@ -104,6 +104,42 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         _remove(place)
 
 
+@contextlib.contextmanager
+def changing_folder(target: Path) -> Iterator[Path]:
+    """A copy of the folder `target` to change; at the end of the block it takes its place.
+
+    Files of the copy are hard links where the disk has them: replace them, do not write into them.
+    Whenever the process dies, `target` is as it was or as the block left it, see
+    `replacing_folder`. UserError, with `target` as it is, if another program changed it meanwhile.
+    """
+    with replacing_folder(target) as new:
+        before = _listing(target)
+        shutil.copytree(target, new, symlinks=True, copy_function=link_or_copy, dirs_exist_ok=True)
+        yield new
+        if _listing(target) != before:
+            raise UserError(
+                f"{target}: another program changed it meanwhile; give the same command again"
+            )
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """By path: what tells whether a file below `folder` is still the same."""
+    every = ((path, path.lstat()) for path in folder.rglob("*"))
+    return {
+        str(path.relative_to(folder)): (about.st_ino, about.st_size, about.st_mtime_ns)
+        for path, about in every
+        if not stat.S_ISDIR(about.st_mode)
+    }
+
+
+def link_or_copy(source: Path | str, target: Path | str) -> None:
+    """Makes `target` a hard link to the file `source`, or a copy where the disk has no links."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:  # Another disk, or one without links.
+        shutil.copyfile(source, target, follow_symlinks=False)
+
+
 def _name(error: OSError, path: Path) -> None:
     """Adds the path to a system's error that has none. A library's own text stays as it is."""
     if error.errno is not None and error.filename is None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +54,31 @@ def held(lock: Path, what: str, *, wait: bool) -> Iterator[None]:
         yield
     finally:
         holder.release()
+
+
+@contextlib.contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Holds `folder` itself for this process, waiting for others; no file is left in it.
+
+    Where the system or the file system has no such locks the block runs all the same, after a
+    warning. OSError if the folder cannot be read.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            logging.warning(
+                "%s: this file system has no locks (%s); do not change this folder from two "
+                "processes at once",
+                folder,
+                error.strerror,
+            )
+        yield
+    finally:
+        os.close(handle)

@@ -35,7 +35,7 @@ _NAMELESS = frozenset(
 )  # fmt: skip
 """Errors that come without a path, from a file that is open, and cannot be a mistake in a call."""
 _RUST = re.compile(r"\(os error (\d+)\)")
-_TENSORSTORE = re.compile(r"OS error (\d+)[:\]]")
+_TENSORSTORE = re.compile(r"OS error (\d+)[:\]]|os_error_code='(\d+)'")
 _NO_MEMORY = "RESOURCE_EXHAUSTED"
 _SMALLER = (
     "use smaller batches (e.g. --config.stage_one.concept_batch=1, --config.moments.batch=16), "
@@ -70,7 +70,7 @@ def _system_error(error: BaseException) -> tuple[int, str]:
         return error.errno or 0, os.fsdecode(path) if isinstance(path, str | bytes) else ""
     text = str(error)
     found = _RUST.search(text) or _TENSORSTORE.search(text)
-    return (int(found[1]) if found else 0), ""
+    return (int(found[found.lastindex or 0]) if found else 0), ""
 
 
 def _platform(error: BaseException) -> str | None:

@@ -36,7 +36,7 @@ from emcid_jax.editing.export import text_encoder
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.reporting.pages.text_space import conflicts_html
-from emcid_jax.runtime import ownership
+from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import show
@@ -241,14 +241,30 @@ def memorize(
     """
     model = bank.model_hashes(pipeline)
     about = [bank.provenance(request, config, model) for request in requests]
-    concepts = [Concept(r, bank.key(a)) for r, a in zip(requests, about, strict=True)]
+    names = [bank.key(one) for one in about]
+    concepts = [Concept(r, name) for r, name in zip(requests, names, strict=True)]
     concept_bank.require_addable(folder, concepts)
-    new = [r for r, a in zip(requests, about, strict=True) if bank.read(folder, a) is None]
-    if new:
+    missing = {n for n, one in zip(names, about, strict=True) if bank.read(folder, one) is None}
+    plan = folder / f"adding-{bank.hash_of(names)[:16]}.json"
+    planned = _planned(plan) | missing
+    if planned:
+        new = [r for r, name in zip(requests, names, strict=True) if name in planned]
         prompts = read_prompts(pipeline, new, config)
+        checksums.write_json(plan, {"memories": sorted(planned)})
         find_memories(pipeline, new, prompts, config, run, model, folder, log)
     concept_bank.add(folder, concepts)
-    return len(new)
+    plan.unlink(missing_ok=True)
+    return len(missing)
+
+
+def _planned(plan: Path) -> set[str]:
+    """Memories that a killed call of the same requests set out to find.
+
+    They are done in the same chunks, some of which are there already: so the bits are the same.
+    """
+    if not plan.exists():
+        return set()
+    return set(checksums.read_json(plan, "delete it")["memories"])
 
 
 def table(found: ConceptBank) -> list[str]:

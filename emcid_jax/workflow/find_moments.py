@@ -63,7 +63,9 @@ def find_moments(
     """
     result = folder / "second_moments.safetensors"
     if result.exists():
-        return second_moment.read_moments(result)
+        moments = second_moment.read_moments(result)
+        shutil.rmtree(folder / "progress", ignore_errors=True)  # As a kill may have left it.
+        return moments
     ids = tokenize(pipeline.tokenizer, captions)
     start = _read_progress(folder / "progress")
     steps = second_moment.accumulate(

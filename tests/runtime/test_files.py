@@ -13,6 +13,8 @@ import pytest
 from emcid_jax.models.weights.params import write_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import (
+    changing_folder,
+    link_or_copy,
     open_to_append,
     open_to_read,
     replacing,
@@ -221,3 +223,55 @@ def test_a_folder_is_not_touched_if_the_block_raises(tmp_path: Path) -> None:
         interrupted()
     assert (tmp_path / "target" / "file").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+# A folder of which some files change
+
+
+def test_some_files_of_a_folder_change_in_one_step(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    (target / "below").mkdir(parents=True)
+    for name in ("a", "b", "below/c"):
+        (target / name).write_text(f"old {name}")
+    (target / "link").symlink_to("a")
+    target.chmod(0o750)
+    kept = (target / "below" / "c").stat().st_ino
+    with changing_folder(target) as new:
+        write_atomically(new / "a", b"new")
+        (new / "b").unlink()
+        assert (target / "a").read_text() == "old a"
+    assert (target / "a").read_text() == "new"
+    assert not (target / "b").exists()
+    assert (target / "below" / "c").stat().st_ino == kept
+    assert os.readlink(target / "link") == "a"
+    assert target.stat().st_mode & 0o777 == 0o750
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+
+
+def test_what_another_program_adds_meanwhile_is_not_lost(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "a").write_text("old")
+
+    def change() -> None:
+        with changing_folder(target) as new:
+            write_atomically(new / "a", b"new")
+            (target / "theirs").write_text("theirs")
+
+    with pytest.raises(UserError, match="another program changed it meanwhile"):
+        change()
+    assert {path.name: path.read_text() for path in target.iterdir()} == {
+        "a": "old",
+        "theirs": "theirs",
+    }
+
+
+def test_a_disk_without_links_gets_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    (tmp_path / "a").write_text("content")
+    monkeypatch.setattr(os, "link", refused)
+    link_or_copy(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_text() == "content"
+    assert not (tmp_path / "a").samefile(tmp_path / "b")

@@ -75,6 +75,19 @@ def test_a_full_disk_under_the_safetensors_library() -> None:
     assert done.stdout.startswith("SafetensorError PLACE: larger than a file may be here")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "FAILED_PRECONDITION: Error writing [OS error 27: File too large]",
+        "Failed to write, os_error_code='27' [source locations='file_util_posix.cc']",
+    ],
+)
+def test_tensorstore_says_the_number_in_two_ways(said: str) -> None:
+    line = explained(ValueError(said), "--workdir 'runs/x'")
+    assert line is not None
+    assert line.startswith("--workdir 'runs/x': larger than a file may be here")
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount")
 def test_a_small_disk_and_one_to_read_only(tmp_path: Path) -> None:
     program = (

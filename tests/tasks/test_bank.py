@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax import main
+from emcid_jax.editing.bank import memories
 from emcid_jax.editing.export import stored_weights
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
 from emcid_jax.tasks import edit
@@ -200,3 +201,31 @@ def test_solve_leaves_another_tasks_workdir_alone(say: Say, tmp_path: Path) -> N
     (tmp_path / "workdir" / "config.json").write_text(RUN)
     (line,) = say("solve", fails=True)
     assert "another task's results" in line
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_a_killed_add_given_again_leaves_the_same_bank(
+    files: int, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memories are found in chunks of two; `files` of four are there when the process dies."""
+    bank, calm = tmp_path / "bank", tmp_path / "calm"
+    run = settings.RunConfig(compile_cache=False, progress=False, save_every=2)
+    say("add", requests=NAMES, run=run)
+    bank.rename(calm)
+    write, left = memories.write, files
+
+    def dying(*arguments: Any) -> None:
+        nonlocal left
+        if left == 0:
+            raise KeyboardInterrupt
+        left -= 1
+        write(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(memories, "write", dying)
+        with pytest.raises(AssertionError, match="goes on from here"):
+            say("add", requests=NAMES, run=run)
+    assert len(list(bank.glob("*.safetensors"))) == files
+    assert say("add", requests=NAMES, run=run)[-1].startswith(f"ran Stage I for {4 - files} of 4")
+    found, wanted = ({p.name: p.read_bytes() for p in f.iterdir()} for f in (bank, calm))
+    assert found == wanted

@@ -1,19 +1,18 @@
 """An edit file applied to the text encoder of a diffusers folder, and undone.
 
 What tools look for is replaced in one step: the weight file, or of a sharded set its index, which
-then names edited copies of the shards that change. The original stays beside it until `undo` puts
-it back, bit by bit. Whenever the process dies the folder holds a whole model, edited or not, and
-the same call completes the work. An edit with concept units also changes the width in
-`config.json`: a process that dies between the two leaves a folder that either call mends.
+then names edited copies of the shards that change. An edit with concept units also changes the
+width in `config.json`: there the whole `text_encoder` folder is replaced in one step. The original
+stays beside the edit until `undo` puts it back, bit by bit. Whenever the process dies the folder
+holds a whole model, edited or not, and the same call completes the work. Of several calls on one
+folder each waits for the one before it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +27,17 @@ from emcid_jax.editing.export.stored_weights import (
 )
 from emcid_jax.editing.export.text_encoder import with_width
 from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing_folder, require_plain, sweep, write_atomically
+from emcid_jax.runtime.files import (
+    changing_folder,
+    link_or_copy,
+    replacing_folder,
+    require_plain,
+    sweep,
+    write_atomically,
+)
+from emcid_jax.runtime.locks import held_folder
 from emcid_jax.runtime.ownership import require_new
 from emcid_jax.runtime.text_files import read_json_object
 
@@ -74,10 +82,27 @@ def apply(
         UserError: another base, an edit already there, weights that the edit does not fit, or
             somebody else's file in a place that is needed.
     """
-    weights = read_weights(folder, variant)
-    files = _files(weights.head)
-    sweep(weights.head.parent)
-    original = weights.head.read_bytes()
+    with held_folder(folder):
+        weights = read_weights(folder, variant)
+        place = weights.head.parent
+        sweep(place)
+        if not content.units():
+            return _apply(weights, place, content, ledger, force)
+        with changing_folder(place) as new:
+            return _apply(weights, new, content, ledger, force)
+
+
+def _apply(
+    weights: StoredWeights,
+    place: Path,
+    content: EditFile,
+    ledger: Mapping[str, Any],
+    force: bool,
+) -> list[str]:
+    """As `apply`, with all that is written in `place`: the weights' own folder, or its copy."""
+    head, folder = weights.head, weights.head.parent.parent
+    files = _files(head)
+    original = head.read_bytes()
     record = _read(files.record)
     if record and _sha(original) != record["original"]:
         raise UserError(f"{folder}: is edited already; undo that first, or merge the two banks")
@@ -89,27 +114,25 @@ def apply(
         require_plain(path)
         if path.exists() and path.name not in known and path.read_bytes() != data:
             raise UserError(f"{path}: is not of this program, and in the way; move it away")
-    require_plain(files.head)
+    require_plain(head)
     about = {
         "original": _sha(original),
         "edited": _sha(edited),
         "added": {path.name: _sha(data) for path, data in added.items()},
         "ledger": dict(ledger),
     }
-    config = files.head.with_name(CONFIG)
+    written = {files.kept: original, **added, head: edited}
     if units := content.units():
+        config = head.with_name(CONFIG)
         read_json_object(config, "config.model.path")
-        about["config"] = (
-            record["config"] if record and record["config"] else config.read_bytes().decode()
-        )
-    write_atomically(files.record, json.dumps(about, indent=2, ensure_ascii=False).encode())
-    write_atomically(files.kept, original)
-    for path, data in added.items():
-        write_atomically(path, data)
-    write_atomically(files.head, edited)
-    if units:
-        write_atomically(config, _wider_config(about["config"].encode(), weights, units))
-    return _unedited(files.head, {*weights.files, *added})
+        narrow = record["config"].encode() if record else b""
+        narrow = narrow or config.read_bytes()
+        about["config"] = narrow.decode()
+        written[config] = _wider_config(narrow, weights, units)
+    checksums.write_json(place / files.record.name, about)
+    for path, data in written.items():
+        write_atomically(place / path.name, data)
+    return _unedited(head, {*weights.files, *added})
 
 
 def undo(folder: Path, force: bool = False, variant: str = "") -> None:
@@ -121,15 +144,25 @@ def undo(folder: Path, force: bool = False, variant: str = "") -> None:
     place = folder / "text_encoder"
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give a model folder in diffusers' layout")
-    files = _files(head_file(place, variant))
-    sweep(place)
-    record = _read(files.record)
-    if record is None:
-        others = [path for path in place.glob("edit.*.json") if path != files.record]
-        hint = f" ({others[0].name} is of another config.model.variant)" if others else ""
-        raise UserError(f"{folder}: no edit was applied here; there is nothing to undo{hint}")
-    added = {place / name: digest for name, digest in record["added"].items()}
-    now = _sha(files.head.read_bytes())
+    with held_folder(folder):
+        sweep(place)
+        files = _files(head_file(place, variant))
+        record = _read(files.record)
+        if record is None:
+            others = [path for path in place.glob("edit.*.json") if path != files.record]
+            hint = f" ({others[0].name} is of another config.model.variant)" if others else ""
+            raise UserError(f"{folder}: no edit was applied here; there is nothing to undo{hint}")
+        if not record["config"]:
+            _undo(files, record, place, force)
+            return
+        with changing_folder(place) as new:
+            _undo(files, record, new, force)
+
+
+def _undo(files: _Files, record: Mapping[str, Any], place: Path, force: bool) -> None:
+    """As `undo`, with all that changes in `place`: the files' own folder, or its copy."""
+    added = {files.head.with_name(name): digest for name, digest in record["added"].items()}
+    now = _file(files.head)
     changed = [path for path, digest in added.items() if path.exists() and _file(path) != digest]
     changed += [files.head] if now not in (record["original"], record["edited"]) else []
     if changed and not force:
@@ -137,15 +170,15 @@ def undo(folder: Path, force: bool = False, variant: str = "") -> None:
             f"{changed[0]}: was changed after the edit; --config.force=True restores the original "
             "all the same"
         )
-    if record["config"]:
-        write_atomically(files.head.with_name(CONFIG), record["config"].encode())
     if now != record["original"]:
         if not files.kept.exists() or _file(files.kept) != record["original"]:
             raise UserError(f"{files.kept}: the original is lost or damaged; fetch the model again")
-        files.kept.replace(files.head)
+        (place / files.kept.name).replace(place / files.head.name)
+    if record["config"]:
+        write_atomically(place / CONFIG, record["config"].encode())
     for path in (files.kept, *added):
-        path.unlink(missing_ok=True)
-    files.record.unlink()
+        (place / path.name).unlink(missing_ok=True)
+    (place / files.record.name).unlink()
 
 
 def write_copy(
@@ -162,6 +195,7 @@ def write_copy(
     text encoder (variants, pickles) are left out, and their names returned: they are not edited.
     The folder appears by one rename. UserError as in `apply`, and if `target` is there already.
     """
+    sweep(target.parent)
     require_new(target)
     weights = read_weights(folder, variant)
     require_base(weights.arrays, ledger, folder, force)
@@ -180,7 +214,7 @@ def write_copy(
             if file in edited:
                 (staging / place).write_bytes(edited[file])
             else:
-                _link(file.resolve(), staging / place)
+                link_or_copy(file.resolve(), staging / place)
         require_new(target)
     return left
 
@@ -223,29 +257,19 @@ def _is_left_out(name: str, unedited: Collection[str]) -> bool:
     return name in unedited or ".index." in name or bool(ours)
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # Another disk, or one without links.
-        shutil.copyfile(source, target)
-
-
 def _read(record: Path) -> dict[str, Any] | None:
     """The record of an edit; None if there is none. UserError for somebody else's file."""
     if not record.exists():
         return None
-    try:
-        about = json.loads(record.read_bytes())
-        found = {name: about[name] for name in ("original", "edited", "ledger")}
-        return {
-            "added": about.get("added", {}),  # Version 0.1 knew neither shards nor units.
-            "config": about.get("config", ""),
-            **found,
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{record}: is no record of an edit ({error}); move it away, or fetch the model again"
-        ) from error
+    remedy = "move it away, or fetch the model again"
+    about = checksums.read_json(record, remedy, older=True)
+    # Version 0.1 knew neither shards nor units.
+    found = {"added": {}, "config": "", **about}
+    kinds = {"original": str, "edited": str, "ledger": dict, "added": dict, "config": str}
+    wrong = [name for name, kind in kinds.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise UserError(f"{record}: is no record of an edit ({wrong[0]} is missing); {remedy}")
+    return found
 
 
 def _file(path: Path) -> str:

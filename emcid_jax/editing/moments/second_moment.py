@@ -31,6 +31,7 @@ from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.finite import require_finite
 from emcid_jax.runtime.json_text import loads
 from emcid_jax.runtime.parallel import (
     CONCEPT_AXIS,
@@ -137,7 +138,8 @@ def accumulate(
             bit as without interruption on the same number of devices.
 
     Raises:
-        UserError: no captions, a bad layer, or `start` of other captions, model or settings.
+        UserError: no captions, a bad layer, `start` of other captions, model or settings, or sums
+            that are not finite.
     """
     layers = tuple(sorted({int(layer) for layer in layers}))
     depth = model.config.num_hidden_layers
@@ -167,6 +169,8 @@ def accumulate(
             local = _add(model, layers, mesh, device_params, local, *place(part, sharded(mesh)))
             count += int(part.counts.sum())
         totals = jax.device_get(_total(mesh, local))
+        for layer, total in zip(layers, totals, strict=True):
+            require_finite(total, f"second moments of block {layer}", "key")
         sums = {
             layer: sums[layer] + np.triu(total) + np.triu(total, 1).T
             for layer, total in zip(layers, totals, strict=True)

@@ -22,6 +22,7 @@ from emcid_jax.evaluation.judges.labels import LabelGroup, label_groups
 from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification, disk_name
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.finite import require_finite
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.text_files import read_json_object
 
@@ -46,7 +47,7 @@ class Judge:
         """Probabilities of each group's labels, float32, from images in 0..255.
 
         Images go through the compiled classifier `batch` at a time; the last batch is padded, so
-        one shape is compiled.
+        one shape is compiled. UserError if a score is not finite.
         """
         logits = []
         for start in range(0, len(images), batch):
@@ -56,6 +57,7 @@ class Judge:
             out = _logits(self.params, padded, self.mean, self.std, self.model, self.size)
             logits.append(np.asarray(out, np.float32)[: len(part)])
         every = np.concatenate(logits) if logits else np.zeros((0, self._outputs), np.float32)
+        require_finite(every, "the judge's scores", "picture")
         return {name: _softmax(every[:, list(g.columns)]) for name, g in self.groups.items()}
 
     @property

@@ -33,6 +33,7 @@ from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.finite import require_finite
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.text_files import read_json_object
 
@@ -56,7 +57,10 @@ class Clip:
     """SHA-256 over everything that decides a score."""
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "text dim"]:
-        """Vectors of length 1; texts are cut to the tokenizer's `model_max_length`."""
+        """Vectors of length 1; texts are cut to the tokenizer's `model_max_length`.
+
+        UserError if a vector is not finite.
+        """
         ids = tokenize(self.tokenizer, texts)
         found = [np.zeros((0, self.images.dim), np.float32)]
         for start in range(0, len(ids), TEXT_BATCH):
@@ -64,7 +68,7 @@ class Clip:
             padded = np.resize(part, (TEXT_BATCH, ids.shape[1]))
             vectors = _embed_texts(self.params, padded, text=self.text)
             found.append(np.asarray(vectors)[: len(part)])
-        return np.concatenate(found)
+        return require_finite(np.concatenate(found), "CLIP vectors", "text")
 
 
 def find_clip(path: str, model: Path, field: str) -> Clip:

@@ -18,6 +18,7 @@ from emcid_jax.evaluation.judges.resize import BILINEAR, stretched
 from emcid_jax.models.scoring.inception import DIM, SIZE, InceptionV3, read_inception
 from emcid_jax.models.scoring.vit import ViT
 from emcid_jax.models.weights.params import params_hash
+from emcid_jax.runtime.finite import require_finite
 from emcid_jax.runtime.hashing import fingerprint
 
 
@@ -42,14 +43,14 @@ class Embedder:
         """Vectors of images (uint8, height x width x 3, each of its own size if need be).
 
         `batch` images go through the network together; the last batch is padded, so that one
-        shape is compiled.
+        shape is compiled. UserError if a vector is not finite.
         """
         found = [np.zeros((0, self.dim), np.float32)]
         for start in range(0, len(images), batch):
             part = [self.prepare(image) for image in images[start : start + batch]]
             inputs = np.stack(part + part[-1:] * (batch - len(part)))
             found.append(np.asarray(self.apply(inputs), np.float32)[: len(part)])
-        return np.concatenate(found)
+        return require_finite(np.concatenate(found), f"{self.name} features", "picture")
 
 
 def judge_features(judge: Judge) -> Embedder:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, UInt8
 from emcid_jax.evaluation.judges.resize import stretched
 from emcid_jax.evaluation.statistics.bootstrap import BOOTSTRAP_DRAWS, Estimate, difference_of_means
 from emcid_jax.models.scoring.lpips import Lpips, read_lpips
+from emcid_jax.runtime.finite import require_finite
 
 SIDE = 64
 """Height and width at which the released code compares pictures."""
@@ -67,14 +68,14 @@ class Lpips64:
     def __call__(
         self, first: Float[np.ndarray, "pair _"], second: Float[np.ndarray, "pair _"]
     ) -> Float[np.ndarray, " pair"]:
-        """Distance of every pair of flattened `small` pictures."""
+        """Distance of every pair of flattened `small` pictures. UserError if one is not finite."""
         found = [np.zeros(0, np.float32)]
         for start in range(0, len(first), BATCH):
             pair = [side[start : start + BATCH] for side in (first, second)]
             count = len(pair[0])
             padded = [np.resize(side, (BATCH, SIDE, SIDE, 3)) for side in pair]
             found.append(np.asarray(_distances(self.params, *padded))[:count])
-        return np.concatenate(found)
+        return require_finite(np.concatenate(found), "LPIPS distances", "pair")
 
 
 def load_lpips(file: Path) -> Lpips64:

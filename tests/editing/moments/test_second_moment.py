@@ -129,6 +129,14 @@ def test_provenance_and_refusals(numpy_clip, captions):
         finish(progress)
 
 
+def test_keys_that_overflow_are_named_at_the_first_chunk(numpy_clip, captions):
+    params = float32(numpy_clip)
+    fc1 = params["text_model"]["encoder"]["layers.1"]["mlp"]["fc1"]
+    fc1["kernel"] = fc1["kernel"] * np.float32(1e30)
+    with pytest.raises(UserError, match=r"second moments of block 1 of key 0 .*are not finite"):
+        next(accumulate(ClipTextModel(numpy_clip.config), params, captions, (0, 1), chunk=1))
+
+
 def test_file_round_trip(numpy_clip, captions, tmp_path):
     moments = run(numpy_clip, captions[:50])
     path = tmp_path / "folder" / "moments.safetensors"

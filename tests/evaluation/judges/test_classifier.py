@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from emcid_jax.evaluation.judges.classifier import load_judge
+from emcid_jax.evaluation.judges.features import judge_features
 from emcid_jax.evaluation.judges.labels import label_groups
 from emcid_jax.runtime.errors import UserError
 
@@ -73,6 +76,17 @@ def test_other_sizes_are_resized_as_pillow_does(folder: Path) -> None:
 def test_no_images(folder: Path) -> None:
     found = load_judge(folder).classify(np.zeros((0, 16, 16, 3), np.uint8))
     assert found["object"].shape == (0, 3)
+
+
+def test_weights_that_give_no_number_are_named(folder: Path) -> None:
+    judge = load_judge(folder)
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, dict(judge.params))
+    judge = dataclasses.replace(judge, params=broken)
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match="the judge's scores of picture 0 and 1 more are not fin"):
+        judge.classify(images)
+    with pytest.raises(UserError, match="judge features of picture 0 and 1 more are not finite"):
+        judge_features(judge)(images)
 
 
 def test_labels_fall_into_groups() -> None:

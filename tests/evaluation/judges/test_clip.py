@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_scores_equal_transformers(folder: Path) -> None:
         theirs = theirs.diagonal().numpy() / model.logit_scale.exp().numpy() * 100
     np.testing.assert_allclose(ours, theirs, atol=2e-3)
     assert np.ptp(ours) > 5  # The random model does tell them apart.
+
+
+def test_texts_without_a_number_are_named(folder: Path) -> None:
+    clip = load_clip(folder)
+    projection = {"text_projection": {"kernel": np.full((16, 12), np.inf, np.float32)}}
+    clip = dataclasses.replace(clip, params={**clip.params, **projection})
+    with pytest.raises(UserError, match="CLIP vectors of text 0 and 1 more are not finite"):
+        clip.embed_texts(TEXTS[:2])
 
 
 def test_what_is_missing_is_named(folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""An edit with units, and calls that are broken off at any change of a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emcid_jax.editing.encoder.hidden_units import Units
+from emcid_jax.editing.export.edit_file import EditFile, pack
+from emcid_jax.runtime import files
+
+
+@pytest.fixture(scope="session")
+def units_content() -> EditFile:
+    """Three gates in block 1, which make the encoder six units wider."""
+    rng = np.random.default_rng(3)
+    rows, answers = (rng.standard_normal((3, 32)).astype(np.float32) for _ in range(2))
+    return pack({}, Units(1, rows, np.array([[0.5, -3.5]] * 3, np.float32), answers))
+
+
+@pytest.fixture
+def interrupted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object], int], bool]:
+    """`interrupted(call, n)`: the call, broken off before its n-th change of a name.
+
+    Such changes are renames, removals and exchanges. False: the call ended before it came to it.
+    """
+
+    def run(call: Callable[[], object], number: int) -> bool:
+        left = number
+
+        def watched(operation: Callable[..., Any]) -> Callable[..., Any]:
+            def change(*arguments: Any, **named: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == -1:
+                    raise KeyboardInterrupt
+                return operation(*arguments, **named)
+
+            return change
+
+        changes = ((Path, "rename"), (Path, "replace"), (Path, "unlink"), (files, "_exchanged"))
+        with monkeypatch.context() as patch:
+            for owner, name in changes:
+                patch.setattr(owner, name, watched(getattr(owner, name)))
+            try:
+                call()
+            except KeyboardInterrupt:
+                return True
+        return False
+
+    return run
