@@ -177,6 +177,16 @@ def write_tiny_image_tower() -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="session")
+def benchmark_files() -> Path:
+    """Published request files in their layout: excerpts, or the files themselves where they are.
+
+    See tests/data/benchmarks/SOURCES.md.
+    """
+    excerpts = Path(__file__).parent / "data" / "benchmarks"
+    return Path(os.environ.get("EMCID_JAX_BENCHMARKS") or excerpts)
+
+
+@pytest.fixture(scope="session")
 def small_ledger() -> Callable[..., dict[str, Any]]:
     """The ledger of an edit of one request that wrote the given layers, with other `fields`."""
 

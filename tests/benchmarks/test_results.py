@@ -2,12 +2,9 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.results import Check, Row, line, write
 from benchmarks.timing import take_turns

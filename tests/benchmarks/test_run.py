@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from emcid_jax.sprites.bundled import BUNDLED, model_folder
-
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not model_folder(BUNDLED).exists(), reason="needs the bundled model")
 def test_the_smoke_run_finds_both_sides_equal(tmp_path: Path) -> None:
     output = tmp_path / "results.json"
     command = [sys.executable, "-m", "benchmarks.run", "--quick", f"--output={output}"]

@@ -1,4 +1,4 @@
-"""A byte-level CLIP tokenizer trained here, and the data beside the project where it is."""
+"""A byte-level CLIP tokenizer trained here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ artwork by an artist, style of the art of stars, a starfish and a star in the te
 the cats sat, a cart, a portrait of a doctor, the current President of the United States
 A stunning image showcasing the intricate details of a bird, Gustave Doré and Zdzisław Beksiński
 """
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
 
 
 def write_clip_tokenizer(folder: Path, length: int, pad: str = "<|endoftext|>") -> None:
@@ -62,25 +61,3 @@ def short_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("short_tokenizer")
     write_clip_tokenizer(folder, 12, pad="!")
     return CLIPTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="session")
-def data() -> Path:
-    """`../shared/data` beside the repository."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip("../shared/data is not there")
-    return SHARED_DATA
-
-
-@pytest.fixture(scope="session")
-def artists(data: Path) -> list[str]:
-    """The published list of 1,500 artist names."""
-    (path,) = (data / "emcid" / "artists" / "info").glob("erased-1500artists-*.txt")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="session")
-def lemmas(data: Path) -> list[str]:
-    """All 1,860 lemma names of the ImageNet classes."""
-    lines = (data / "imagenet_classes.jsonl").read_text(encoding="utf-8").splitlines()
-    return [name for line in lines for name in json.loads(line)["names"]]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+import emcid_jax
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts, subject_span
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES, fill
 from emcid_jax.runtime.errors import UserError
+
+SPRITES = Path(emcid_jax.__file__).parent / "sprites" / "data"
 
 
 def byte_of_letter() -> dict[str, int]:
@@ -302,11 +307,14 @@ def check_all(tokenizer: Any, names: list[str], templates: tuple[str, ...]) -> N
             assert rectangle.positions[row, column] == stop - 1, (name, template)
 
 
-def test_every_published_artist(tokenizer: Any, artists: list[str]) -> None:
-    assert len(artists) == 1500
+def test_every_artist_of_the_sprite_world(tokenizer: Any) -> None:
+    artists = (SPRITES / "artists.txt").read_text("utf8").splitlines()
+    assert len(artists) == 1100
     check_all(tokenizer, artists, ARTIST_TEMPLATES)
 
 
-def test_every_imagenet_lemma(tokenizer: Any, lemmas: list[str]) -> None:
+def test_every_imagenet_lemma(tokenizer: Any) -> None:
+    lines = (SPRITES / "objects.jsonl").read_text("utf8").splitlines()
+    lemmas = [name for line in lines for name in json.loads(line)["names"]]
     assert len(lemmas) == 1860
     check_all(tokenizer, lemmas, OBJECT_TEMPLATES)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import random
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
 import pipeline_oracle
-
 from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks.sample import SCHEDULERS

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.sprites.factors import FACTORS, LABELS

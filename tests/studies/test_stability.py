@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.stage_two.ridge import ridge

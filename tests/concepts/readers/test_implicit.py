@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from emcid_jax.concepts.readers.implicit import Choice, read_implicit
+from emcid_jax.concepts.readers.implicit import read_implicit
 from emcid_jax.concepts.readers.manifests import read_requests
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.sprites.bundled import IMPLICIT
@@ -65,23 +65,18 @@ def test_random_tables_come_back(
         assert (list(edit.related), list(edit.unrelated)) == (related, unrelated)
 
 
-def test_published_tables(data: Path) -> None:
-    """The validation splits; the test splits (104 and 90 rows) are not beside the project."""
-    timed = data / "emcid" / "timed" / "TIMED_validation_set.csv"
-    road = data / "emcid" / "road" / "RoAD_validation.csv"
-    for path, count in ((timed, 8), (road, 10)):
+def test_published_tables(benchmark_files: Path) -> None:
+    """Rows of five related and five unrelated prompts, as both tables have them."""
+    for name in ("timed/TIMED_validation_set.csv", "road/RoAD_validation.csv"):
+        path = benchmark_files / name
         edits = read_implicit(path)
-        assert len(edits) == count
+        assert len(edits) > 1
         assert {(len(edit.related), len(edit.unrelated)) for edit in edits} == {(5, 5)}
         for edit, request in zip(edits, read_requests(path), strict=True):
             assert (edit.source, edit.dest) == (
                 request.source.strip().lower(),
                 str(request.dest).strip().lower(),
             )
-    assert read_implicit(timed)[0].related[1] == Choice("baloo", "baloo", "sand baloo")
-    assert read_implicit(road)[0].own == (
-        "the president of the united states", "donald trump", "joe biden",
-    )  # fmt: skip
 
 
 def test_the_sprite_worlds_own_table() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from emcid_jax.concepts.conflicts import find_conflicts
 from emcid_jax.concepts.readers.manifests import read_requests
@@ -29,10 +30,9 @@ def write(tmp_path: Path, content: str) -> Path:
     return path
 
 
-def test_aice_has_its_300_requests(data: Path) -> None:
-    path = data / "emcid" / "iceb" / "arbitrary_train.csv"
+def test_every_row_of_aice_is_a_request(benchmark_files: Path) -> None:
+    path = benchmark_files / "iceb" / "arbitrary_train.csv"
     requests = read_requests(path)
-    assert len(requests) == 300
     for request, row in zip(requests, rows_of(path), strict=True):
         assert (request.source, request.dest, request.task) == (
             row["source"],
@@ -48,8 +48,8 @@ def test_aice_has_its_300_requests(data: Path) -> None:
     assert find_conflicts(requests) == []
 
 
-def test_aice_sentences_are_for_evaluation_and_not_for_editing(data: Path) -> None:
-    path = data / "emcid" / "iceb" / "arbitrary_val.csv"
+def test_aice_sentences_are_for_evaluation_and_not_for_editing(benchmark_files: Path) -> None:
+    path = benchmark_files / "iceb" / "arbitrary_val.csv"
     requests = read_requests(path)
     for request, row in zip(requests, rows_of(path), strict=True):
         assert request.templates == OBJECT_TEMPLATES
@@ -62,26 +62,32 @@ def test_aice_sentences_are_for_evaluation_and_not_for_editing(data: Path) -> No
     ]
 
 
-def test_the_three_aice_files_ask_the_same(data: Path) -> None:
-    folder = data / "emcid" / "iceb"
+def test_the_three_aice_files_ask_the_same(benchmark_files: Path) -> None:
+    folder = benchmark_files / "iceb"
     val = read_requests(folder / "arbitrary_val.csv")
-    assert read_requests(folder / "imgnet_aug_edit.json") == val
+    by_class = read_requests(folder / "imgnet_aug_edit.json")
+    assert len(by_class) >= 10
+    assert by_class == val[: len(by_class)]
     assert with_validation(read_requests(folder / "arbitrary_train.csv"), val) == val
 
 
-def test_rectification_files_read(data: Path) -> None:
-    folder = data / "emcid" / "iceb"
+def test_rectification_files_read(benchmark_files: Path) -> None:
+    folder = benchmark_files / "iceb"
     train = read_requests(folder / "rectification_train.csv")
     val = read_requests(folder / "rectification_val.csv")
-    assert (len(train), len(val)) == (207, 143)
-    assert sum(not request.seeds for request in train) == 66
+    rows = rows_of(folder / "rectification_train.csv")
+    assert [request.source for request in train] == [row["source"] for row in rows]
+    seeds = [[int(seed) for seed in ast.literal_eval(row["seeds"])] for row in rows]
+    assert [list(request.seeds) for request in train] == seeds
+    assert [] in seeds
     assert {request.task for request in train + val} == {"rectify"}
     assert {len(request.validation_templates) for request in val} == {5}
     assert find_conflicts(val) == []
 
 
-def test_artist_lists_erase_towards_art(data: Path, artists: list[str]) -> None:
-    (path,) = (data / "emcid" / "artists" / "info").glob("erased-1500artists-*.txt")
+def test_artist_lists_erase_towards_art(benchmark_files: Path) -> None:
+    (path,) = (benchmark_files / "artists" / "info").glob("erased-1500artists-*.txt")
+    artists = json.loads(path.read_text(encoding="utf-8"))
     requests = read_requests(path)
     assert [request.source for request in requests] == artists
     assert {(r.dest, r.task, r.templates) for r in requests} == {("art", "erase", ARTIST_TEMPLATES)}
@@ -89,20 +95,18 @@ def test_artist_lists_erase_towards_art(data: Path, artists: list[str]) -> None:
 
 
 def test_artist_seeds_are_those_of_pytorch() -> None:
-    torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(2023)
     drawn = [int(torch.randint(0, 100000, (1,), generator=generator)) for _ in range(1500)]
     assert artist_seeds(1500) == drawn
 
 
-@pytest.mark.parametrize(("count", "listed"), [(1, 1), (10, 10), (100, 100), (1000, 100)])
-def test_artist_prompts_give_one_request_per_erased_artist(
-    data: Path, count: int, listed: int
-) -> None:
-    (path,) = (data / "emcid" / "artists" / "prompts").glob(f"erased-{count}artists-*.csv")
+def test_artist_prompts_give_one_request_per_erased_artist(benchmark_files: Path) -> None:
+    (path,) = (benchmark_files / "artists" / "prompts").glob("erased-10artists-*.csv")
     requests = read_requests(path)
-    erased = [row for row in rows_of(path) if row["type"] == "erased"]
-    assert len(requests) == listed
+    rows = rows_of(path)
+    assert {row["type"] for row in rows} == {"erased", "preserved", "holdout"}
+    erased = [row for row in rows if row["type"] == "erased"]
+    assert len(requests) == len({row["artist"] for row in erased}) < len(erased)
     drawn = [
         (fill(template, request.source).prompt, request.source, str(seed))
         for request in requests
@@ -112,10 +116,9 @@ def test_artist_prompts_give_one_request_per_erased_artist(
     assert drawn == expected
 
 
-def test_both_debias_files_ask_the_same_of_shared_professions(data: Path) -> None:
-    folder = data / "emcid" / "debias"
+def test_both_debias_files_ask_the_same_of_shared_professions(benchmark_files: Path) -> None:
+    folder = benchmark_files / "debias"
     processed = read_requests(folder / "TIMED_gender_test_set_processed.csv")
-    assert len(processed) == 37
     rows = rows_of(folder / "TIMED_gender_test_set_processed.csv")
     for request, row in zip(processed, rows, strict=True):
         assert (request.task, request.templates) == ("debias", DEBIAS_TEMPLATES)
@@ -126,23 +129,26 @@ def test_both_debias_files_ask_the_same_of_shared_professions(data: Path) -> Non
         ]
     by_source = {request.source: request for request in processed}
     plain = read_requests(folder / "TIMED_gender_test_set.csv")
-    assert len(plain) == 35
+    assert 0 < len(plain) < len(processed)
     for request in plain:
         assert request == by_source[request.source]
 
 
-def test_timed_and_road_read(data: Path) -> None:
-    timed = read_requests(data / "emcid" / "timed" / "TIMED_validation_set.csv")
-    assert len(timed) == 8
-    assert (timed[0].source, timed[0].dest) == ("A bear", "A sand bear")
-    road = read_requests(data / "emcid" / "road" / "RoAD_validation.csv")
-    assert len(road) == 10
-    assert road[1].source == "Secretary-General of the United Nations"
-    assert road[1].dest == "António Guterres"
+@pytest.mark.parametrize(
+    ("name", "source", "dest"),
+    [
+        ("timed/TIMED_validation_set.csv", "old", "new"),
+        ("road/RoAD_validation.csv", "Prompt", "New"),
+    ],
+)
+def test_timed_and_road_read(benchmark_files: Path, name: str, source: str, dest: str) -> None:
+    path = benchmark_files / name
+    asked = [(row[source].strip(), row[dest].strip()) for row in rows_of(path)]
+    assert [(request.source, request.dest) for request in read_requests(path)] == asked
 
 
-def test_instruction_files_read(data: Path) -> None:
-    for path in sorted((data / "emcid" / "examples").glob("*.json")):
+def test_instruction_files_read(benchmark_files: Path) -> None:
+    for path in sorted((benchmark_files / "examples").glob("*.json")):
         asked = json.loads(path.read_text(encoding="utf-8"))["requests"]
         requests = read_requests(path)
         assert [(r.source, r.dest, list(r.templates), r.seed) for r in requests] == [
@@ -161,9 +167,9 @@ def test_instruction_files_read(data: Path) -> None:
         ("iceb/class2id.json", "an object with keys tench, goldfish"),
     ],
 )
-def test_files_that_ask_nothing_are_refused(data: Path, name: str, found: str) -> None:
+def test_files_that_ask_nothing_are_refused(benchmark_files: Path, name: str, found: str) -> None:
     with pytest.raises(UserError) as caught:
-        read_requests(data / "emcid" / name)
+        read_requests(benchmark_files / name)
     (line,) = str(caught.value).splitlines()
     assert f"{name}:1: file: is no known kind of request file (" in line
     assert found in line

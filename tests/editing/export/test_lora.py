@@ -34,7 +34,6 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 def test_diffusers_computes_the_hidden_states_of_the_edited_weights(
     content: EditFile, pipeline: Pipeline, rank: int, tmp_path: Path
 ) -> None:
-    pytest.importorskip("peft")
     from diffusers import StableDiffusionPipeline
 
     path = tmp_path / "lora.safetensors"
