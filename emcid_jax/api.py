@@ -1,4 +1,4 @@
-"""The calls for Python: load, memorize, solve, apply, export, sample.
+"""The calls for Python: a pipeline, Stage I, second moments, Stage II, apply, export, sample.
 
 Every call is a function of its arguments. Nothing is global but what is on disk, and a pipeline is
 never changed: `apply` gives another one.
@@ -36,8 +36,9 @@ from emcid_jax.pipelines import pipeline as pipelines
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import ownership
+from emcid_jax.runtime.errors import UserError as UserError
 from emcid_jax.runtime.parallel import make_mesh
-from emcid_jax.tasks import bank as bank_task
+from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.inputs import require_model
 from emcid_jax.workflow.workdir import Log
 
@@ -55,7 +56,7 @@ def load_pipeline(model: str = "sprites", dtype: Dtype = "float32", variant: str
     return pipelines.load_pipeline(folder, jnp.dtype(dtype), variant)
 
 
-def memorize(
+def run_stage_one(
     pipeline: Pipeline,
     requests: Sequence[EditRequest | tuple[str, str]],
     folder: Path | str,
@@ -87,11 +88,11 @@ def memorize(
     concept_bank.require_usable(folder)
     ownership.require_free(folder, (log.path.name,), f"the bank is {str(folder)!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    bank_task.memorize(pipeline, asked, folder, config, run, log)
+    add_to_bank(pipeline, asked, folder, config, run, log)
     return concept_bank.open_bank(folder)
 
 
-def measure(
+def second_moments(
     pipeline: Pipeline, captions: Sequence[str], config: StageTwoConfig = STAGE_TWO
 ) -> SecondMoments:
     """Second moments of the keys over captions, for the layers of `config`."""

@@ -29,10 +29,9 @@ from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment, variant
+from emcid_jax.workflow import edit_job, environment, variant
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_measured import require_moments
+from emcid_jax.workflow.find_moments import require_moments
 
 HOLDOUT = 100
 """Hold-out classes, with three images each."""
@@ -43,7 +42,7 @@ BATCH = 50
 class Edited(NamedTuple):
     """The first requests of the benchmark, and what is drawn of them."""
 
-    job: edit.Job
+    job: edit_job.Job
     concepts: ConceptBank
     moments: SecondMoments
     plan: AicePlan
@@ -64,7 +63,7 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
         moments=settings.MomentConfig(count=20_000),
         evaluation=settings.EvaluationConfig(steps=10, aliases=False),
     )
-    job = variant.first(edit.prepare(config), count)
+    job = variant.first(edit_job.prepare(config), count)
     memories, moments = variant.find(job, workdir, folders.Log(workdir / "metrics.jsonl"))
     about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
@@ -72,7 +71,7 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
     return Edited(job, concepts, require_moments(moments), _plan(job), workdir)
 
 
-def _plan(job: edit.Job) -> AicePlan:
+def _plan(job: edit_job.Job) -> AicePlan:
     assert job.judge is not None
     labels = job.judge.groups[OBJECT]
     scored, skipped = plan_requests(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,26 @@ def test_the_documents_examples_run(
     )
 
 
-def test_unknown_names_are_said_to_be_unknown() -> None:
-    with pytest.raises(AttributeError, match="no attribute 'edit_everything'"):
-        emcid_jax.edit_everything  # noqa: B018
+def test_names_are_loaded_when_they_are_used() -> None:
+    code = """
+import sys
+import emcid_jax
+
+assert set(emcid_jax.__all__) < set(dir(emcid_jax))
+for name, said in (
+    ("edit_everything", "has no attribute 'edit_everything'"),
+    ("memorize", "emcid_jax.memorize is now called emcid_jax.run_stage_one"),
+    ("measure", "emcid_jax.measure is now called emcid_jax.second_moments"),
+):
+    try:
+        getattr(emcid_jax, name)
+    except AttributeError as error:
+        assert said in str(error), error
+    else:
+        raise AssertionError(name)
+assert not {"jax", "numpy", "emcid_jax.api"} & set(sys.modules)
+for name in emcid_jax.__all__:
+    assert getattr(emcid_jax, name).__name__ == name
+assert not [name for name in sys.modules if name.startswith(("emcid_jax.tasks", "emcid_jax.main"))]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -30,8 +30,8 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
 
 VERSION_0_1 = Path(__file__).parent / "data" / "version_0_1"
-WRITING_CALLS = {"memorize", "export"}
-OTHER_CALLS = {"ConceptBank", "apply", "load_pipeline", "measure", "sample", "solve"}
+WRITING_CALLS = {"run_stage_one", "export"}
+OTHER_CALLS = {"apply", "load_pipeline", "sample", "second_moments", "solve"}
 BANK, EDIT = {"bank": str(VERSION_0_1 / "bank")}, {"edit": str(VERSION_0_1 / "edit.safetensors")}
 OPERATIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "bank": {
@@ -228,7 +228,8 @@ def leaves_all(tmp_path: Path) -> Callable[[Path, Callable[[], object]], None]:
 
 
 def test_every_call_of_the_package_is_known_to_this_test() -> None:
-    assert set(emcid_jax.__all__) == WRITING_CALLS | OTHER_CALLS
+    calls = {name for name in emcid_jax.__all__ if not isinstance(getattr(emcid_jax, name), type)}
+    assert calls == WRITING_CALLS | OTHER_CALLS
 
 
 def test_export(
@@ -262,7 +263,7 @@ def test_banks(
     request = EditRequest("dog", "cat", ("{}",))
     other = VERSION_0_1 / "bank"
     calls: list[Callable[[Path], object]] = [
-        lambda folder: emcid_jax.memorize(pipeline, [request], folder),
+        lambda folder: emcid_jax.run_stage_one(pipeline, [request], folder),
         lambda folder: concept_bank.add(folder, []),
         lambda folder: concept_bank.put(folder, []),
         lambda folder: concept_bank.merge(folder, other),

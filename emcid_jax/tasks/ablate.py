@@ -18,8 +18,7 @@ from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment
+from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import variant as trial
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.overrides import override
@@ -70,7 +69,7 @@ def run(config: AblateConfig, workdir: Path) -> None:
     with folders.exclusive(workdir, WRITES):
         table = Table(workdir / "ablation.json")
         log = folders.Log(workdir / "metrics.jsonl")
-        job = edit.prepare(config.base)
+        job = edit_job.prepare(config.base)
         for count in sorted(config.counts):
             for variant in config.variants:
                 varied = dataclasses.replace(job, config=_varied(config.base, variant))
@@ -88,7 +87,7 @@ def _varied(base: EditConfig, variant: str) -> EditConfig:
     return dataclasses.replace(found, stage_two=preservation.resolved(found.stage_two))
 
 
-def _measure(job: edit.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
+def _measure(job: edit_job.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
     """The benchmark's aggregates and how far Stage II came, for one job."""
     edited, report = trial.written(job, workdir, log)
     result = trial.judged(job, edited, workdir / f"count-{len(job.requests)}")

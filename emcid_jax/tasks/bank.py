@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import (
     ModelConfig,
     MomentConfig,
@@ -28,25 +27,23 @@ from emcid_jax.config import (
 )
 from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import Concept, ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts
 from emcid_jax.editing.diagnostics.predicted_conflicts import Prediction
 from emcid_jax.editing.export import text_encoder
 from emcid_jax.editing.stage_two import preservation
-from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.reporting.pages.text_space import conflicts_html
-from emcid_jax.runtime import checksums, ownership
+from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import show
-from emcid_jax.tasks import edit
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
-from emcid_jax.workflow.find_measured import require_moments
-from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.find_memories import add_to_bank
+from emcid_jax.workflow.find_moments import require_moments
 from emcid_jax.workflow.inputs import read_requests
 from emcid_jax.workflow.port_bank import port
+from emcid_jax.workflow.write_edit import write_edit
 
 Operation = Literal[
     "list", "show", "diff", "add", "remove", "strength", "merge", "conflicts", "solve", "port"
@@ -172,7 +169,7 @@ def _add(config: BankConfig, workdir: Path) -> None:
     pipeline = load(config, config.model)
     with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
-        new = memorize(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
+        new = add_to_bank(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
     total = concept_bank.read_list(Path(config.bank))
     show(f"ran Stage I for {new} of {len(requests)}; {_count(total)}")
 
@@ -180,7 +177,7 @@ def _add(config: BankConfig, workdir: Path) -> None:
 def _solve(config: BankConfig, workdir: Path) -> None:
     text_encoder.require_replaceable(workdir / "text_encoder")
     with solvable(config, workdir, WRITES) as job:
-        report = edit.write_results(
+        report = write_edit(
             job.concepts,
             job.pipeline,
             job.model,
@@ -224,47 +221,6 @@ def _port(config: BankConfig, workdir: Path) -> None:
         f"{found.how} ({where}): {len(left)} concepts, distance to target: median "
         f"{np.median(left):.1%}, worst {max(left):.1%}; see {workdir / 'port.json'}"
     )
-
-
-def memorize(
-    pipeline: Pipeline,
-    requests: Sequence[EditRequest],
-    folder: Path,
-    config: StageOneConfig,
-    run: RunConfig,
-    log: folders.Log,
-) -> int:
-    """Adds requests to the bank in `folder`; Stage I runs for those without a memory there.
-
-    Gives the number of those. UserError, before Stage I runs, if a request does not go with the
-    bank's.
-    """
-    model = bank.model_hashes(pipeline)
-    about = [bank.provenance(request, config, model) for request in requests]
-    names = [bank.key(one) for one in about]
-    concepts = [Concept(r, name) for r, name in zip(requests, names, strict=True)]
-    concept_bank.require_addable(folder, concepts)
-    missing = {n for n, one in zip(names, about, strict=True) if bank.read(folder, one) is None}
-    plan = folder / f"adding-{bank.hash_of(names)[:16]}.json"
-    planned = _planned(plan) | missing
-    if planned:
-        new = [r for r, name in zip(requests, names, strict=True) if name in planned]
-        prompts = read_prompts(pipeline, new, config)
-        checksums.write_json(plan, {"memories": sorted(planned)})
-        find_memories(pipeline, new, prompts, config, run, model, folder, log)
-    concept_bank.add(folder, concepts)
-    plan.unlink(missing_ok=True)
-    return len(missing)
-
-
-def _planned(plan: Path) -> set[str]:
-    """Memories that a killed call of the same requests set out to find.
-
-    They are done in the same chunks, some of which are there already: so the bits are the same.
-    """
-    if not plan.exists():
-        return set()
-    return set(checksums.read_json(plan, "delete it")["memories"])
 
 
 def table(found: ConceptBank) -> list[str]:

@@ -33,11 +33,10 @@ from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, repor
 from emcid_jax.reporting.plots import before_after
 from emcid_jax.reporting.plots import comparison as comparison_figures
 from emcid_jax.reporting.plots.before_after import Grid, make_grid
-from emcid_jax.runtime import parallel
+from emcid_jax.runtime import checksums, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment, methods, variant
+from emcid_jax.workflow import edit_job, environment, methods, variant
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.methods import Edited, Method
@@ -167,8 +166,8 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
 
 
 def _measure(
-    job: edit.Job,
-    first: edit.Job,
+    job: edit_job.Job,
+    first: edit_job.Job,
     plan: Plan,
     config: EvaluateConfig,
     told: Mapping[str, Any],
@@ -185,7 +184,7 @@ def _measure(
         return _judged(first, plan, made, cell, general, workdir)
 
 
-def prepare(config: EvaluateConfig) -> tuple[edit.Job, Spared]:
+def prepare(config: EvaluateConfig) -> tuple[edit_job.Job, Spared]:
     """The job of the largest count, and names that no request of the whole file has.
 
     UserError for what is unfit; touches nothing.
@@ -200,7 +199,7 @@ def prepare(config: EvaluateConfig) -> tuple[edit.Job, Spared]:
             "have no use for; leave such requests out"
         )
     requests = dataclasses.replace(base.requests, count=most)
-    job = edit.prepare(dataclasses.replace(base, requests=requests))
+    job = edit_job.prepare(dataclasses.replace(base, requests=requests))
     for row in config.rows:
         require_layers(varied(config, row)[1].base.stage_two, job.pipeline)
     assert job.judge is not None
@@ -261,13 +260,14 @@ def _grid(config: EvaluateConfig, rows: list[dict[str, Any]], workdir: Path) -> 
     if not mine:
         return None
     row = min(mine, key=lambda row: (abs(row["count"] - config.grid), row["count"]))
-    records = folders.read_json(workdir / "cells" / f"{row['cell']}.json")["records"]
+    path = workdir / "cells" / f"{row['cell']}.json"
+    records = checksums.read_json(path, "remove it", older=True)["records"]
     root = workdir / "images" / comparison.BENCHMARK
     title = f"{name}, {row['count']:,} requests"
     return make_grid(title, records, root / "before", root / f"after-{row['cell']}")
 
 
-def _plan(job: edit.Job, spared: Spared, config: EvaluateConfig) -> Plan:
+def _plan(job: edit_job.Job, spared: Spared, config: EvaluateConfig) -> Plan:
     """What one number of requests is judged by."""
     assert job.judge is not None
     requests, evaluation = evenly(job.requests, config.max_judged), job.config.evaluation
@@ -278,7 +278,7 @@ def _plan(job: edit.Job, spared: Spared, config: EvaluateConfig) -> Plan:
 
 
 def _edited(
-    job: edit.Job, config: EvaluateConfig, count: int, spared: Spared, workdir: Path
+    job: edit_job.Job, config: EvaluateConfig, count: int, spared: Spared, workdir: Path
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
     first = min(config.max_requests or len(job.requests), len(job.requests))
@@ -294,7 +294,7 @@ def _edited(
     return methods.fine_tuned(job, count, config.fine_tune)
 
 
-def _general(config: EvaluateConfig, job: edit.Job) -> General | None:
+def _general(config: EvaluateConfig, job: edit_job.Job) -> General | None:
     """What general quality is measured by, the same for every cell; None if it is not."""
     if not config.general:
         return None
@@ -304,7 +304,7 @@ def _general(config: EvaluateConfig, job: edit.Job) -> General | None:
 
 
 def _judged(
-    job: edit.Job, plan: Plan, made: Edited, name: str, general: General | None, workdir: Path
+    job: edit_job.Job, plan: Plan, made: Edited, name: str, general: General | None, workdir: Path
 ) -> dict[str, Any]:
     """A cell's figures; its records go to `cells/NAME.json`."""
     assert job.judge is not None

@@ -35,8 +35,7 @@ from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment
+from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
 from emcid_jax.workflow.find_moments import find_captions, find_moments, moments_folder
@@ -177,7 +176,7 @@ def row_table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit.Job:
+def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit_job.Job:
     """A job whose requests are the table's, once per seed; rows may contradict each other."""
     base = config.base
     templates = base.requests.templates or OBJECT_TEMPLATES
@@ -192,14 +191,14 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit.Job:
     pipeline = open_model(base.model)
     require_layers(base.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
-    return edit.Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
+    return edit_job.Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bench:
     """What every row needs."""
 
-    job: edit.Job
+    job: edit_job.Job
     moments: SecondMoments
     clip: Clip
     folder: Path
@@ -244,7 +243,7 @@ class _Bench:
         requests = [self.job.requests[place]]
         prompts = read_prompts(self.job.pipeline, requests, self.job.config.stage_one)
         job = dataclasses.replace(self.job, requests=requests, prompts=prompts)
-        return stage_two.with_edit(job.pipeline, edit.solve(job, [memory], self.moments))
+        return stage_two.with_edit(job.pipeline, edit_job.solve(job, [memory], self.moments))
 
     def _draw(self, pipeline: Pipeline, prompts: list[str], seeds: list[int]) -> np.ndarray:
         config, mesh = self.job.config.evaluation, parallel.make_mesh()
@@ -273,7 +272,7 @@ def _split(values: np.ndarray, count: int) -> tuple[list[float], list[float], li
     return found[:1], found[1:count], found[count:]
 
 
-def _settings(job: edit.Job) -> dict[str, Any]:
+def _settings(job: edit_job.Job) -> dict[str, Any]:
     """What decides a row's figures, beside its texts and the judge."""
     values = dataclasses.asdict(job.config)
     kept = {name: values[name] for name in ("stage_one", "stage_two", "moments")}

@@ -21,8 +21,7 @@ from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment, variant
+from emcid_jax.workflow import edit_job, environment, variant
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.table import Table
@@ -83,7 +82,7 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
     base = dataclasses.replace(config.base, evaluation=evaluation)
-    job = edit.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
+    job = edit_job.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
     with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
@@ -102,7 +101,7 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
 
 
 def _measure(
-    job: edit.Job,
+    job: edit_job.Job,
     reader: Reader,
     find: Callable[[Path, folders.Log], variant.Found],
     workdir: Path,
@@ -110,7 +109,7 @@ def _measure(
 ) -> dict[str, Any]:
     """A row's figures."""
     with log.timed("layer_pair", layers=job.config.stage_two.layers):
-        solved = edit.solve(job, *find(workdir, log))
+        solved = edit_job.solve(job, *find(workdir, log))
         edited = stage_two.with_edit(job.pipeline, solved)
         read = reader.read(edited.params["text_encoder"])
         row = read._asdict() | {"both": read.both}
@@ -132,7 +131,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _varied(job: edit.Job, first: int, last: int) -> edit.Job:
+def _varied(job: edit_job.Job, first: int, last: int) -> edit_job.Job:
     """The job with layers `first` to `last`."""
     return dataclasses.replace(job, config=_with_layers(job.config, first, last))
 

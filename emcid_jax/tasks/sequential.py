@@ -28,8 +28,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import environment
+from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
 from emcid_jax.workflow.find_moments import find_moments, find_other_captions, moments_folder
@@ -81,7 +80,7 @@ def run(config: SequentialConfig, workdir: Path) -> None:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     unjudged = dataclasses.replace(config.base.evaluation, enabled=False)
-    job = edit.prepare(dataclasses.replace(config.base, evaluation=unjudged))
+    job = edit_job.prepare(dataclasses.replace(config.base, evaluation=unjudged))
     if max(config.rounds) > len(job.requests):
         raise UserError(
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
@@ -120,7 +119,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _row(
-    job: edit.Job,
+    job: edit_job.Job,
     moments: SecondMoments,
     gauge: _Gauge,
     rounds: int,
@@ -158,7 +157,7 @@ def _row(
     }
 
 
-def _part(job: edit.Job, pipeline: Pipeline, rows: list[int]) -> edit.Job:
+def _part(job: edit_job.Job, pipeline: Pipeline, rows: list[int]) -> edit_job.Job:
     """The job of some requests on a model."""
     requests = [job.requests[row] for row in rows]
     prompts = read_prompts(pipeline, requests, job.config.stage_one)
@@ -168,7 +167,9 @@ def _part(job: edit.Job, pipeline: Pipeline, rows: list[int]) -> edit.Job:
     )
 
 
-def _written(job: edit.Job, moments: SecondMoments, workdir: Path, log: folders.Log) -> Pipeline:
+def _written(
+    job: edit_job.Job, moments: SecondMoments, workdir: Path, log: folders.Log
+) -> Pipeline:
     """The job's model with the job's requests in it."""
     config = job.config
     found = find_memories(
@@ -177,7 +178,7 @@ def _written(job: edit.Job, moments: SecondMoments, workdir: Path, log: folders.
     )  # fmt: skip
     # Those of the pristine model, of which an edited one knows nothing more.
     lent = moments.lent_to(params_hash(job.pipeline.params["text_encoder"]))
-    solved = edit.solve(job, found, lent)
+    solved = edit_job.solve(job, found, lent)
     return stage_two.with_edit(job.pipeline, solved)
 
 
@@ -194,7 +195,7 @@ class _Gauge:
     """Token ids of captions that name no source."""
 
     @classmethod
-    def of(cls, job: edit.Job, config: SequentialConfig) -> _Gauge:
+    def of(cls, job: edit_job.Job, config: SequentialConfig) -> _Gauge:
         corpus = np.array(find_other_captions(config.base.moments, config.captions))
         named = names_any(corpus.tolist(), [request.source for request in job.requests])
         source, dest = (part.ids[:, 0] for part in job.prompts)

@@ -15,8 +15,7 @@ from emcid_jax.reporting.pages.text_space import write_text_report
 from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import require_bank, solvable
-from emcid_jax.workflow.find_measured import require_moments
-from emcid_jax.workflow.find_moments import find_other_captions
+from emcid_jax.workflow.find_moments import find_other_captions, require_moments
 from emcid_jax.workflow.inputs import names_to_keep
 
 
@@ -75,7 +74,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
                 job.concepts, job.pipeline, edit, moments, settings, keep, corpus
             )
         folders.write_json(workdir / "text_report.json", text_space.as_json(found))
-        about = folders.read_json(workdir / "config.json")["config"]
+        about = folders.read_config(workdir)["config"]
         write_text_report(
             workdir / "text_report.html", config.model.path, found, job.log.seconds(), about
         )

@@ -17,8 +17,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_measured import Measured, find_measured
-from emcid_jax.workflow.find_moments import find_captions, moments_folder
+from emcid_jax.workflow.find_moments import Measured, find_captions, find_measured, moments_folder
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 
@@ -127,8 +126,8 @@ def require_bank(path: str) -> None:
 
 def require_own(workdir: Path, task: str) -> None:
     """UserError if the folder's results are those of another task."""
-    path = workdir / "config.json"
-    if path.exists() and folders.read_json(path)["config"]["task"] != task:
+    written = (workdir / "config.json").exists()
+    if written and folders.read_config(workdir)["config"]["task"] != task:
         raise UserError(
             f"--workdir is {str(workdir)!r}, which holds another task's results; give a new one"
         )

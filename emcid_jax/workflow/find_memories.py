@@ -16,7 +16,9 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import Concept
 from emcid_jax.editing.bank.memories import Memory
 from emcid_jax.editing.encoder.whole_prompts import WIDTH_STEP
 from emcid_jax.editing.stage_one import edited_tokens, loss, training_images
@@ -27,7 +29,7 @@ from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
 from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.editing.stage_one.run import Program
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import parallel, preemption
+from emcid_jax.runtime import checksums, parallel, preemption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow.workdir import Log
 
@@ -118,6 +120,47 @@ def find_memories(
             memories += found
             bar.update(rows.stop - rows.start)
     return memories
+
+
+def add_to_bank(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    folder: Path,
+    config: StageOneConfig,
+    run: RunConfig,
+    log: Log,
+) -> int:
+    """Adds requests to the bank in `folder`; Stage I runs for those without a memory there.
+
+    Gives the number of those. UserError, before Stage I runs, if a request does not go with the
+    bank's.
+    """
+    model = bank.model_hashes(pipeline)
+    about = [bank.provenance(request, config, model) for request in requests]
+    names = [bank.key(one) for one in about]
+    concepts = [Concept(r, name) for r, name in zip(requests, names, strict=True)]
+    concept_bank.require_addable(folder, concepts)
+    missing = {n for n, one in zip(names, about, strict=True) if bank.read(folder, one) is None}
+    plan = folder / f"adding-{bank.hash_of(names)[:16]}.json"
+    planned = _planned(plan) | missing
+    if planned:
+        new = [r for r, name in zip(requests, names, strict=True) if name in planned]
+        prompts = read_prompts(pipeline, new, config)
+        checksums.write_json(plan, {"memories": sorted(planned)})
+        find_memories(pipeline, new, prompts, config, run, model, folder, log)
+    concept_bank.add(folder, concepts)
+    plan.unlink(missing_ok=True)
+    return len(missing)
+
+
+def _planned(plan: Path) -> set[str]:
+    """Memories that a killed call of the same requests set out to find.
+
+    They are done in the same chunks, some of which are there already: so the bits are the same.
+    """
+    if not plan.exists():
+        return set()
+    return set(checksums.read_json(plan, "delete it")["memories"])
 
 
 def _check_lengths(

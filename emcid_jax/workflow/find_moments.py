@@ -1,4 +1,7 @@
-"""Second moments of a run: resumed from the workdir, computed, or read back."""
+"""What Stage II knows of an encoder, resumed from the workdir, measured, or read back.
+
+Second moments of keys, or statistics for concept units.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emcid_jax.config import MomentConfig, RunConfig
+from emcid_jax.config import MomentConfig, RunConfig, StageTwoConfig
 from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.captions import read_captions
 from emcid_jax.editing.moments.second_moment import MomentProvenance, Progress, SecondMoments
+from emcid_jax.editing.units import statistics
+from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime import checkpoints, parallel, preemption
+from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow.workdir import Log
+
+Measured = SecondMoments | UnitStatistics
 
 
 def find_captions(config: MomentConfig) -> list[str]:
@@ -45,6 +53,46 @@ def moments_folder(
     """
     decides = [model["text_encoder"], model["tokenizer"], list(captions), tuple(layers)]
     return workdir / "moments" / hash_of(decides)[:16]
+
+
+def require_moments(found: Measured) -> SecondMoments:
+    """`found`, for what reads second moments. UserError if units' statistics were measured."""
+    if isinstance(found, UnitStatistics):
+        raise UserError(
+            "config.stage_two.solver is 'units', of which this task predicts nothing; give "
+            "'ridge', 'ridge+preserve' or 'nullspace'"
+        )
+    return found
+
+
+def find_measured(
+    pipeline: Pipeline,
+    captions: Sequence[str],
+    stage_two: StageTwoConfig,
+    layers: tuple[int, ...],
+    config: MomentConfig,
+    run: RunConfig,
+    folder: Path,
+    log: Log,
+) -> Measured:
+    """What `stage_two.solver` reads, from `folder` or measured and filed there.
+
+    Second moments are those of `layers`, statistics those of the block that gets units. `folder` is
+    known to be for the same model and captions, see `find_moments`.
+    """
+    if stage_two.solver != "units":
+        return find_moments(pipeline, list(captions), layers, config, run, folder, log)
+    block = stage_two.layers[-1]
+    path = folder / f"units-{block}.safetensors"
+    if path.exists():
+        return statistics.read_statistics(path)
+    began = time.perf_counter()
+    found = statistics.measure(
+        pipeline, captions, block, seed=config.seed, batch=config.batch, progress=run.progress
+    )
+    statistics.write_statistics(path, found)
+    log.write("unit_statistics", time.perf_counter() - began, captions=len(captions))
+    return found
 
 
 def find_moments(

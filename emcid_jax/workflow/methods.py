@@ -20,8 +20,7 @@ from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.tasks import edit
-from emcid_jax.workflow import find_memories, inputs, variant
+from emcid_jax.workflow import edit_job, find_memories, inputs, variant
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.peak_memory import Peak
 
@@ -53,7 +52,7 @@ class Edited(NamedTuple):
     """What the method says of its own work."""
 
 
-def emcid(job: edit.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
+def emcid(job: edit_job.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
     """The first `count` requests of `job` by Stage I and II; memories of all are found at once.
 
     With names to keep, `ridge` becomes `ridge+preserve`.
@@ -67,7 +66,7 @@ def emcid(job: edit.Job, count: int, keep: Sequence[str], workdir: Path) -> Edit
         config = dataclasses.replace(first.config, stage_two=layers)
         first = dataclasses.replace(first, config=config)
     peak, clock = Peak(), _Clock()
-    solved = edit.solve(first, found.memories[:count], found.moments)
+    solved = edit_job.solve(first, found.memories[:count], found.moments)
     edited = stage_two.with_edit(job.pipeline, solved)
     writing, report = clock.spent(), solved.report
     return Edited(
@@ -93,7 +92,7 @@ class _Clock:
         return Spent(time.perf_counter() - seconds, time.process_time() - processor)
 
 
-def _found(job: edit.Job, workdir: Path) -> tuple[variant.Found, Spent]:
+def _found(job: edit_job.Job, workdir: Path) -> tuple[variant.Found, Spent]:
     """What Stage II reads, and what a memory costs on average, compilation included.
 
     The costs of earlier runs are in a log of their own per settings of Stage I.
@@ -114,7 +113,7 @@ def _found(job: edit.Job, workdir: Path) -> tuple[variant.Found, Spent]:
     return found, Spent(*each)
 
 
-def by_uce(job: edit.Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
+def by_uce(job: edit_job.Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
     """The first `count` requests of `job` by UCE's closed form."""
     peak, clock = Peak(), _Clock()
     found = uce.solve(job.pipeline, job.requests[:count], [*names_of(config), *keep], config)
@@ -130,7 +129,7 @@ def names_of(config: UceConfig) -> list[str]:
     return inputs.names_to_keep(config.preserve, config.preserve_path, "config.uce.preserve_path")
 
 
-def fine_tuned(job: edit.Job, count: int, config: FineTuneConfig) -> Edited:
+def fine_tuned(job: edit_job.Job, count: int, config: FineTuneConfig) -> Edited:
     """The first `count` requests of `job` by Adam on weights, with Stage I's loss."""
     peak, clock = Peak(), _Clock()
     first = variant.first(job, count)
@@ -148,7 +147,7 @@ def fine_tuned(job: edit.Job, count: int, config: FineTuneConfig) -> Edited:
     return Edited(edited, spent, peak.mebibytes(), {"loss": ends})
 
 
-def _training_inputs(job: edit.Job) -> StageOneInputs:
+def _training_inputs(job: edit_job.Job) -> StageOneInputs:
     """What Stage I would read, of all requests."""
     mesh = parallel.make_mesh()
     count = len(job.requests)

@@ -13,10 +13,9 @@ from emcid_jax.evaluation.benchmarks.aice import evaluate
 from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.tasks import edit
-from emcid_jax.workflow.find_measured import Measured, find_measured
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow.find_memories import find_memories
-from emcid_jax.workflow.find_moments import moments_folder
+from emcid_jax.workflow.find_moments import Measured, find_measured, moments_folder
 from emcid_jax.workflow.workdir import Log
 
 
@@ -28,7 +27,7 @@ class Found(NamedTuple):
     """Second moments of every layer, so that trials of any layers share them."""
 
 
-def first(job: edit.Job, count: int) -> edit.Job:
+def first(job: edit_job.Job, count: int) -> edit_job.Job:
     """The job of the first `count` requests."""
     prompts = type(job.prompts)(
         *(type(part)(*(rows[:count] for rows in part)) for part in job.prompts)
@@ -36,7 +35,7 @@ def first(job: edit.Job, count: int) -> edit.Job:
     return dataclasses.replace(job, requests=job.requests[:count], prompts=prompts)
 
 
-def find(job: edit.Job, workdir: Path, log: Log) -> Found:
+def find(job: edit_job.Job, workdir: Path, log: Log) -> Found:
     """Memories and second moments, from `workdir` or found and filed there."""
     config, pipeline = job.config, job.pipeline
     memories = find_memories(
@@ -46,7 +45,7 @@ def find(job: edit.Job, workdir: Path, log: Log) -> Found:
     return Found(memories, find_moments_of(job, workdir, log))
 
 
-def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> Measured:
+def find_moments_of(job: edit_job.Job, workdir: Path, log: Log) -> Measured:
     """What Stage II reads, moments of every layer, from `workdir` or found and filed there."""
     every = tuple(range(job.pipeline.text.config.num_hidden_layers))
     config = job.config
@@ -56,13 +55,13 @@ def find_moments_of(job: edit.Job, workdir: Path, log: Log) -> Measured:
     )
 
 
-def written(job: edit.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:
+def written(job: edit_job.Job, workdir: Path, log: Log) -> tuple[Pipeline, StageTwoReport]:
     """The model with the job's requests in it, and how far Stage II came."""
-    solved = edit.solve(job, *find(job, workdir, log))
+    solved = edit_job.solve(job, *find(job, workdir, log))
     return stage_two.with_edit(job.pipeline, solved), solved.report
 
 
-def judged(job: edit.Job, edited: Pipeline, workdir: Path) -> AiceResult:
+def judged(job: edit_job.Job, edited: Pipeline, workdir: Path) -> AiceResult:
     """The benchmark's figures for an edited model; the job has a judge."""
     assert job.judge is not None
     return evaluate(

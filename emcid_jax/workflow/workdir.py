@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.config import renamed
-from emcid_jax.runtime import ownership, parallel
+from emcid_jax.runtime import checksums, ownership, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
 from emcid_jax.runtime.locks import held
-from emcid_jax.runtime.text_files import read_text
 
 FREE_FIELDS = (
     "evaluation",
@@ -140,7 +139,7 @@ def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, 
     if not path.exists():
         return
     try:
-        old = read_json(path)
+        old = read_config(path.parent)
         old_config = dict(_flat(renamed.current(old["config"])))
         old_inputs = dict(old["inputs"])
     except (ValueError, KeyError, TypeError) as error:
@@ -172,16 +171,9 @@ def write_config(
     write_json(workdir / "config.json", content)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object that this package wrote. UserError if the file is damaged."""
-    text = read_text(path, "a file of this program")
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is damaged ({error}); remove it") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: is damaged (holds no JSON object); remove it")
-    return found
+def read_config(workdir: Path) -> dict[str, Any]:
+    """What `write_config` wrote. UserError if it is damaged."""
+    return checksums.read_json(workdir / "config.json", "remove it", older=True)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,9 +16,9 @@ from emcid_jax.baselines import uce
 from emcid_jax.evaluation.benchmarks import quality
 from emcid_jax.evaluation.benchmarks.quality import QualityCaption
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks import edit, evaluate
+from emcid_jax.tasks import evaluate
 from emcid_jax.tasks.evaluate import EvaluateConfig
-from emcid_jax.workflow import methods
+from emcid_jax.workflow import edit_job, methods
 from emcid_jax.workflow.methods import Edited
 
 NAMES = ["dog, hound", "cat", "goldfish", "snow", "beach", "nurse"]
@@ -64,7 +64,7 @@ def config(
 def test_methods_are_measured_alike_and_once(
     config: EvaluateConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[edit.Job, Edited, Sequence[str]]] = []
+    made: list[tuple[edit_job.Job, Edited, Sequence[str]]] = []
     solved: list[tuple[Any, ...]] = []
     solve, emcid = uce.solve, methods.emcid
 
@@ -72,7 +72,7 @@ def test_methods_are_measured_alike_and_once(
         solved.append((*arguments, solve(*arguments)))
         return solved[-1][-1]
 
-    def noted_emcid(job: edit.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
+    def noted_emcid(job: edit_job.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
         made.append((job, emcid(job, count, keep, workdir), keep))
         return made[-1][1]
 

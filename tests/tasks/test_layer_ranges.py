@@ -14,9 +14,9 @@ from emcid_jax import config as settings
 from emcid_jax.evaluation.text_space.nearest_name import make_reader
 from emcid_jax.reporting.plots import layer_maps
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks import edit, layer_ranges
+from emcid_jax.tasks import layer_ranges
 from emcid_jax.tasks.layer_ranges import LayerRangesConfig
-from emcid_jax.workflow import variant
+from emcid_jax.workflow import edit_job, variant
 from emcid_jax.workflow import workdir as folders
 
 PAIRS = (("dog", "cat"), ("goldfish", "beach"))
@@ -47,13 +47,13 @@ def config(tiny_pipeline_folder: Path, tmp_path: Path) -> LayerRangesConfig:
 def test_every_range_once(
     config: LayerRangesConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workdir, made, solve = tmp_path / "out", [], edit.solve
+    workdir, made, solve = tmp_path / "out", [], edit_job.solve
 
-    def counted(job: edit.Job, *rest: Any) -> Any:
+    def counted(job: edit_job.Job, *rest: Any) -> Any:
         made.append(job.config.stage_two.layers)
         return solve(job, *rest)
 
-    monkeypatch.setattr(edit, "solve", counted)
+    monkeypatch.setattr(edit_job, "solve", counted)
     layer_ranges.run(dataclasses.replace(config, last_layers=(1,)), workdir)
     layer_ranges.run(config, workdir)
     rows = json.loads((workdir / "layer_ranges.json").read_text())["rows"]
@@ -69,7 +69,7 @@ def test_every_range_once(
     stage_one = dataclasses.replace(config.base.stage_one, layer=1)
     layers = dataclasses.replace(config.base.stage_two, layers=(0, 1))
     off = settings.EvaluationConfig(enabled=False)
-    job = edit.prepare(
+    job = edit_job.prepare(
         dataclasses.replace(config.base, stage_one=stage_one, stage_two=layers, evaluation=off)
     )
     edited, report = variant.written(job, workdir, folders.Log(tmp_path / "log"))
@@ -84,7 +84,7 @@ def test_every_range_once(
     def refuse(*arguments: object) -> None:
         raise AssertionError("a row was made again")
 
-    monkeypatch.setattr(edit, "solve", refuse)
+    monkeypatch.setattr(edit_job, "solve", refuse)
     with pytest.raises(AssertionError, match="made again"):  # Another template, other figures.
         layer_ranges.run(dataclasses.replace(config, template="a {}"), workdir)
 

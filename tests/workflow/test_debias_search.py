@@ -16,15 +16,15 @@ from emcid_jax import config as settings
 from emcid_jax.config import EditConfig
 from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank_files
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.export.edit_file import read_edit
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import edit
-from emcid_jax.workflow import debias_search
+from emcid_jax.workflow import debias_search, edit_job
 from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.inputs import read_requests
-from emcid_jax.workflow.workdir import read_json
 
 LABELS = ["dog", "cat, kitten", "goldfish", "tench", "artist: Claude Monet", "artist: Banksy"]
 LABELS += ["artist: art", "profession: nurse", "gender: female", "gender: male"]
@@ -72,8 +72,8 @@ def config(
 
 
 @pytest.fixture(scope="module")
-def job(config: EditConfig) -> edit.Job:
-    return edit.prepare(config)
+def job(config: EditConfig) -> edit_job.Job:
+    return edit_job.prepare(config)
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def finished(config: EditConfig, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 def test_every_task_is_edited_and_scored(finished: Path) -> None:
-    figures = read_json(finished / "metrics.json")
+    figures = json.loads((finished / "metrics.json").read_text())
     assert figures["requests"] == len(REQUESTS)
     assert figures["skipped"] == []  # AICE takes only what no other benchmark does.
     assert [record["source"] for record in figures["records"]] == ["dog"]
@@ -98,16 +98,16 @@ def test_every_task_is_edited_and_scored(finished: Path) -> None:
         assert list((finished / "images" / task / "after").glob("*.png"))
 
 
-def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, job: edit.Job) -> None:
-    found = read_json(finished / "metrics.json")["debias_search"]["a nurse"]
+def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, job: edit_job.Job) -> None:
+    found = json.loads((finished / "metrics.json").read_text())["debias_search"]["a nurse"]
     bank = concept_bank.open_bank(finished / "bank")
     (nurse,) = choice.select(bank.concepts, ["a nurse"])
     record = bank.records[nurse.memory]
     assert record.provenance["factors"] == found["factors"]
     assert nurse.request.ratios == (0.25, 0.75)
     parts = mixing.parts(job.requests[1])
-    about = [edit.bank.provenance(part, job.config.stage_one, job.model) for part in parts]
-    memories = [edit.bank.read(finished / "bank", one) for one in about]
+    about = [bank_files.provenance(part, job.config.stage_one, job.model) for part in parts]
+    memories = [bank_files.read(finished / "bank", one) for one in about]
     wanted = memories[0].z - memories[0].delta  # type: ignore[union-attr]
     for factor, memory in zip(found["factors"], memories, strict=True):
         assert memory is not None
@@ -118,7 +118,7 @@ def test_the_mixture_in_the_bank_is_that_of_the_parts(finished: Path, job: edit.
 
 
 def test_rounds_search_then_check_and_stop(finished: Path, config: EditConfig) -> None:
-    content = read_json(finished / debias_search.FILE)
+    content = checksums.read_json(finished / debias_search.FILE, "")
     kinds = [one["kind"] for one in content["rounds"]]
     assert kinds == sorted(kinds, reverse=True)  # All of the search, then all checks.
     assert kinds[0] == "search"
@@ -159,7 +159,7 @@ def test_a_killed_search_goes_on_and_ends_with_the_same_bits(
 
 
 def test_what_cannot_be_judged_or_cannot_end_is_said_before_any_work(
-    config: EditConfig, job: edit.Job, tmp_path: Path
+    config: EditConfig, job: edit_job.Job, tmp_path: Path
 ) -> None:
     assert job.judge is not None
     bad = tmp_path / "bad.json"
@@ -179,10 +179,10 @@ def test_what_cannot_be_judged_or_cannot_end_is_said_before_any_work(
 def test_a_search_takes_one_edited_token(config: EditConfig) -> None:
     several = dataclasses.replace(config.stage_one, edited_tokens=2)
     with pytest.raises(UserError, match=r"edited_tokens is 2, but .*requests.json:1 is a 'debias'"):
-        edit.prepare(dataclasses.replace(config, stage_one=several))
+        edit_job.prepare(dataclasses.replace(config, stage_one=several))
 
 
-def test_other_tasks_than_the_main_job_refuse_debias(job: edit.Job) -> None:
+def test_other_tasks_than_the_main_job_refuse_debias(job: edit_job.Job) -> None:
     with pytest.raises(UserError, match="which only the main job"):
         read_prompts(job.pipeline, job.requests, job.config.stage_one)
 

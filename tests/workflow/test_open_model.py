@@ -24,6 +24,7 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import bank, edit
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow.open_model import open_model
 
 NAME, COMMIT = "someone/tiny-diffusion", "a" * 40
@@ -93,16 +94,16 @@ def of_model(config: EditConfig, **fields: Any) -> EditConfig:
 def test_a_job_is_that_of_the_same_weights_wherever_they_lie(
     config: EditConfig, half: Path, single: Path
 ) -> None:
-    hub = edit.prepare(of_model(config, path=NAME, revision="v1", variant="fp16"))
-    folder = edit.prepare(of_model(config, path=str(half), variant="fp16"))
-    file = edit.prepare(of_model(config, path=str(single)))
+    hub = edit_job.prepare(of_model(config, path=NAME, revision="v1", variant="fp16"))
+    folder = edit_job.prepare(of_model(config, path=str(half), variant="fp16"))
+    file = edit_job.prepare(of_model(config, path=str(single)))
     assert hub.inputs == folder.inputs  # so that a run goes on when its model has moved
     for part in WEIGHT_FILES:
         assert hub.model[part] == folder.model[part] == file.model[part]
-    plain = edit.prepare(of_model(config, path=str(half)))
+    plain = edit_job.prepare(of_model(config, path=str(half)))
     assert all(plain.model[part] != hub.model[part] for part in WEIGHT_FILES)
     with pytest.raises(UserError, match="at revision v2: no such folder here"):
-        edit.prepare(of_model(config, path=NAME, revision="v2"))
+        edit_job.prepare(of_model(config, path=NAME, revision="v2"))
 
 
 def test_an_edit_has_the_type_of_the_weights_that_were_read(

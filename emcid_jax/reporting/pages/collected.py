@@ -12,8 +12,8 @@ from emcid_jax.reporting.pages.comparison import Gathered
 from emcid_jax.reporting.plots import layer_maps, trace_maps
 from emcid_jax.reporting.plots.curves import Curves, Point, figure
 from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.workflow import workdir as folders
 
 AICE = {
     "efficacy_source2dest": ("Source2Dest, templates", 0, 1),
@@ -24,12 +24,15 @@ AICE = {
 """Maps of `ablation.json`: their title, and what is shown of a value v: a + b v."""
 
 
+REMEDY = "run its task again, or leave its folder out of config.gather"
+
+
 def gather(paths: Sequence[str]) -> list[Gathered]:
     """The figures of every folder, in the order given; UserError for one without any."""
     found = []
     for path in paths:
         mine = [
-            make(folders.read_json(Path(path) / name), path)
+            make(checksums.read_json(Path(path) / name, REMEDY, older=True), path)
             for name, make in FILES.items()
             if (Path(path) / name).is_file()
         ]

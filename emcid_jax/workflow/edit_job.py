@@ -1,0 +1,152 @@
+"""The job of an edit: requests, model and settings, all checked, and Stage II over them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import EditConfig, EvaluationConfig
+from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank.concepts import Concept
+from emcid_jax.editing.bank.memories import Memory, Record, hash_of, model_hashes
+from emcid_jax.editing.debias import mixing
+from emcid_jax.editing.debias.mixing import Factors
+from emcid_jax.editing.stage_two import preservation
+from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.evaluation.benchmarks.aice import make_plan
+from emcid_jax.evaluation.benchmarks.registry import split
+from emcid_jax.evaluation.judges.classifier import Judge, load_judge
+from emcid_jax.evaluation.judges.labels import OBJECT
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime.errors import UserError
+from emcid_jax.workflow import debias_search
+from emcid_jax.workflow.find_memories import Prompts, read_prompts
+from emcid_jax.workflow.find_moments import Measured, find_captions
+from emcid_jax.workflow.inputs import read_requests, require_layers
+from emcid_jax.workflow.open_model import open_model
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """A checked job: everything that can be wrong with the user's input has been looked at."""
+
+    config: EditConfig
+    requests: list[EditRequest]
+    pipeline: Pipeline
+    prompts: Prompts
+    captions: list[str]
+    model: dict[str, str]
+    """Hash of every part of the base model."""
+    judge: Judge | None
+    """None if nothing is judged: neither an evaluation nor the shares of a `debias` request."""
+
+    @property
+    def parts(self) -> list[tuple[EditRequest, ...]]:
+        """Per request, those of one destination that Stage I runs for; `prompts` are theirs."""
+        return [mixing.parts(request) for request in self.requests]
+
+    @property
+    def decides(self) -> list[Any]:
+        """All that the job's edit and what is measured of it depend on, files by their content."""
+        about = dataclasses.asdict(self.config)
+        judging = self.judge is not None and self.config.evaluation.enabled
+        # Requests and model count by content: they are in `inputs`.
+        for section in ("run", "requests", "model", *(() if judging else ("evaluation",))):
+            del about[section]
+        memories = [
+            bank.key(bank.provenance(part, self.config.stage_one, self.model))
+            for parts in self.parts
+            for part in parts
+        ]
+        held = self.config.evaluation.holdout_path if judging else ""
+        held_out = hashlib.sha256(Path(held).read_bytes()).hexdigest() if held else ""
+        judge = self.judge.fingerprint if self.judge is not None else ""
+        return [about, self.inputs, memories, judge, held_out]
+
+    @property
+    def concepts(self) -> list[Concept]:
+        """What the requests are in the bank."""
+        about = [bank.provenance(r, self.config.stage_one, self.model) for r in self.requests]
+        return [Concept(r, bank.key(a)) for r, a in zip(self.requests, about, strict=True)]
+
+    @property
+    def inputs(self) -> dict[str, str]:
+        """Hash of what a field names: the same name may mean something else another day."""
+        asked = [dataclasses.asdict(request) | {"origin": ""} for request in self.requests]
+        kept = self.config.stage_two.preserve
+        return {
+            "requests.path": hash_of(asked),
+            "model.path": hash_of(self.model),
+            "moments.captions": hash_of(self.captions),
+        } | ({"stage_two.preserve_path": hash_of(kept)} if kept else {})
+
+
+def prepare(config: EditConfig) -> Job:
+    """Reads and checks all input. UserError lists what is wrong; touches nothing."""
+    stage_two_config = preservation.resolved(config.stage_two)
+    config = dataclasses.replace(config, stage_two=stage_two_config)
+    requests = read_requests(config.requests)
+    captions = find_captions(config.moments)
+    pipeline = open_model(config.model)
+    require_layers(config.stage_two, pipeline)
+    parts = [part for request in requests for part in mixing.parts(request)]
+    prompts = read_prompts(pipeline, parts, config.stage_one)
+    mixed = [request for request in requests if request.task == "debias"]
+    if mixed and config.stage_one.edited_tokens > 1:
+        raise UserError(
+            f"config.stage_one.edited_tokens is {config.stage_one.edited_tokens}, but "
+            f"{mixed[0].origin} is a 'debias' request, whose search adds its offset to one token; "
+            "set it to 1, or edit the others alone"
+        )
+    judge = None
+    if config.evaluation.enabled or mixed:
+        judge = _load_judge(config.evaluation, pipeline.folder)
+        debias_search.require_judgeable(mixed, judge, config.debias)
+    if judge and config.evaluation.enabled:
+        scored = split(requests, judge.groups).aice
+        for reason in make_plan(scored, judge.groups[OBJECT], config.evaluation).skipped:
+            logging.warning("not evaluated: %s", reason)
+    job = Job(config, requests, pipeline, prompts, captions, model_hashes(pipeline), judge)
+    concept_bank.united(job.concepts)
+    return job
+
+
+def solve(job: Job, memories: Sequence[Memory], moments: Measured) -> WeightEdit:
+    """Stage II of the job, which has no `debias` request, from the pristine text encoder."""
+    records = records_of(job, [[memory] for memory in memories], {})
+    concepts = concept_bank.of_requests(job.requests, records)
+    return concept_bank.solve(concepts, job.pipeline, moments, job.config.stage_two)
+
+
+def records_of(
+    job: Job, memories: Sequence[Sequence[Memory]], factors: Mapping[int, Factors]
+) -> list[Record]:
+    """One record per request; the memories of `debias` requests mixed by their factors."""
+    records = []
+    for place, (request, found) in enumerate(zip(job.requests, memories, strict=True)):
+        about, memory = bank.provenance(request, job.config.stage_one, job.model), found[0]
+        if place in factors:
+            about["factors"] = list(factors[place])
+            memory = mixing.mixed(found, factors[place])
+        records.append(Record(about, memory, {}))
+    return records
+
+
+def _load_judge(config: EvaluationConfig, model: Path) -> Judge:
+    """The classifier that `config.judge` names. UserError if there is none."""
+    folder = Path(config.judge) if config.judge else model / "judge"
+    if not folder.is_dir():
+        raise UserError(
+            f"config.evaluation.judge is {config.judge!r}, but {folder} is no folder; give a ViT "
+            "classifier's folder or --config.evaluation.enabled=False"
+        )
+    judge = load_judge(folder)
+    if OBJECT not in judge.groups:
+        raise UserError(f"config.evaluation.judge: {folder} has no label that is an object")
+    return judge
