@@ -21,6 +21,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["emcid_jax", "emcid_jax.*"]),
     package_data={
         "emcid_jax": ["sprites/data/*", "sprites/weights/*", "sprites/weights/**/*", "py.typed"],
+        "emcid_jax.models.text": ["vocabulary/*"],
         "emcid_jax.reporting.pages": ["templates/*"],
     },
     install_requires=[

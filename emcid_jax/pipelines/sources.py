@@ -9,8 +9,9 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+from emcid_jax.models.text.clip_vocabulary import clip_tokenizer
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
@@ -21,8 +22,6 @@ from emcid_jax.runtime.user_cache import cache_folder
 
 PARTS = ("text_encoder", "unet", "vae")
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
-CLIP = "openai/clip-vit-large-patch14"
-"""The tokenizer of both versions of Stable Diffusion; single files do not bring one."""
 # Owner and name, as the Hub allows them.
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
 
@@ -181,18 +180,8 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
 
 
 def _tokenizer(beside: Path, version: ldm_keys.Version) -> Tokenizer:
-    """CLIP's tokenizer, padding as the version was trained: OpenCLIP, in 2.x, with token 0."""
-    folder = beside
-    if not folder.is_dir():
-        files = ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"]
-        try:
-            folder = _snapshot(CLIP, None, files, [])
-        except UserError as error:
-            raise UserError(
-                f"{beside}: a single file brings no tokenizer, and CLIP's is not here; put a "
-                f"`tokenizer` folder (vocab.json, merges.txt) beside the file ({error})"
-            ) from error
-    tokenizer = cast(Any, load_tokenizer(folder))
+    """The one beside the file, or CLIP's; padding as the version was trained: in 2.x with `!`."""
+    tokenizer: Any = load_tokenizer(beside) if beside.is_dir() else clip_tokenizer()
     tokenizer.pad_token = tokenizer.eos_token if version == 1 else "!"
     return tokenizer
 

@@ -248,25 +248,24 @@ def test_version_two_must_say_what_it_predicts(
     assert load_pipeline(folder).schedule.prediction_type == "v_prediction"
 
 
-def test_the_tokenizer_may_come_from_the_hub_cache(
-    tiny_pipeline_folder: Path, beside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("version", "pad"), [(1, "<|endoftext|>"), (2, "!")])
+def test_without_a_tokenizer_beside_it_a_file_gets_clips_own(
+    version: ldm_keys.Version,
+    pad: str,
+    tiny_pipeline_folder: Path,
+    beside: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    """No network is asked: the Hub's client would raise."""
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", None)
     file = beside / "model.safetensors"
-    save_file(ldm_tensors(tiny_pipeline_folder, 1), file)
-    clip = tmp_path / "hub/models--openai--clip-vit-large-patch14"
-    (clip / "refs").mkdir(parents=True)
-    (clip / "refs/main").write_text("c" * 40)
-    snapshot = clip / "snapshots" / ("c" * 40)
+    save_file(ldm_tensors(tiny_pipeline_folder, version), file)
     shutil.move(beside / "tokenizer", tmp_path / "tokenizer")
-    with pytest.raises(UserError, match="a single file brings no tokenizer") as error:
-        find_model(str(file), cache=tmp_path / "cache")
-    assert "\n" not in str(error.value)
-    shutil.copytree(tmp_path / "tokenizer", snapshot)
-    pipeline = load_pipeline(find_model(str(file), cache=tmp_path / "cache"))
-    prompts = ["a photo of a dog"]
-    np.testing.assert_array_equal(
-        tokenize(pipeline.tokenizer, prompts),
-        tokenize(load_tokenizer(tiny_pipeline_folder / "tokenizer"), prompts),
-    )
+    folder = find_model(str(file), prediction="epsilon", cache=tmp_path / "cache")
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    cat = [49406, 320, 1125, 539, 320, 2368, 49407]
+    filled = tokenizer.get_vocab()[pad]  # type: ignore[attr-defined]
+    assert tokenize(tokenizer, ["a photo of a cat"])[0].tolist() == cat + [filled] * 70
+    with pytest.raises(UserError, match=r"model_max_length is 77, .* is 32; make them equal"):
+        load_pipeline(folder)  # The tiny model takes 32 tokens.
