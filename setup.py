@@ -1,15 +1,32 @@
 """Packaging of emcid_jax; the tools' settings are in pyproject.toml."""
 
 import pathlib
+import shutil
 
 import setuptools
+from setuptools.command.build_py import build_py
 
 README = pathlib.Path(__file__).parent / "README.md"
 
 # importlib_resources: imported by tensorflow-datasets, which does not ask for it.
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib-resources>=6"]
 
+
+class BuildPy(build_py):
+    """Puts the config files into the wheel, as `emcid_jax/configs/`."""
+
+    def run(self):
+        """A checkout that is installed for editing has them beside the package."""
+        super().run()
+        if not self.editable_mode:
+            target = pathlib.Path(self.build_lib) / "emcid_jax" / "configs"
+            shutil.copytree(
+                "configs", target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
+
+
 setuptools.setup(
+    cmdclass={"build_py": BuildPy},
     name="emcid_jax",
     version="0.1.0",
     description="Edit hundreds of concepts at once in a text-to-image model's text encoder, in JAX",

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import tuple_parser
 
 from emcid_jax import config as settings
-from emcid_jax.config import renamed
+from emcid_jax.config import bundled, renamed
 from emcid_jax.runtime import preemption, system_errors, terminal
 from emcid_jax.runtime.errors import UserError
 
@@ -47,9 +47,12 @@ TASKS = (
 )
 DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\
-usage: python -m emcid_jax.main --config=FILE.py [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+usage: python -m emcid_jax.main --config=CONFIG [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+       python -m emcid_jax.main configs
 
-  --config    a Python file whose get_config() returns the settings, e.g. configs/quickstart.py
+  configs     lists the configs that come with the package
+  --config    a bundled config's name, or a Python file or module whose get_config() returns the
+              settings, e.g. quickstart or configs/quickstart.py
   --workdir   where the run leaves its results; the same folder again resumes the run.
               Default: runs/<name of the config file>
 
@@ -57,6 +60,7 @@ Settings of the main job (task `edit`), with their defaults:
 """
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_CONFIG_FLAGS = ("--config", "-config")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run's results.")
 
 
@@ -156,7 +160,7 @@ def run() -> None:
 def _read_config() -> dict[str, Any]:
     """What the config file and the overrides say; UserError without a readable file."""
     if not flags.FLAGS["config"].present:
-        raise UserError("--config is missing; e.g. --config=configs/quickstart.py")
+        raise UserError("--config is missing; e.g. --config=quickstart (`configs` lists them all)")
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     try:
         values = _CONFIG.value
@@ -209,8 +213,14 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     if {"--help", "-help", "-h", "--helpfull"}.intersection(arguments[1:]):
         terminal.show(USAGE + settings.describe(settings.EditConfig))
         sys.exit(0)
+    if arguments[1:] == ["configs"]:
+        terminal.show(bundled.table())
+        sys.exit(0)
     try:
+        arguments = _with_files(arguments)
         rest = flags.FLAGS(arguments)
+    except UserError as error:
+        sys.exit(_fail(str(error)))
     except Exception as error:  # The user's config file is code, and may do anything.
         sys.exit(_fail(_mistake(arguments, error)))
     if rest[1:]:
@@ -218,6 +228,17 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:  # absl's default shows what libraries tell themselves.
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _with_files(arguments: list[str]) -> list[str]:
+    """`--config=NAME` and `--config NAME` as `--config=FILE`. UserError if nothing is meant."""
+    left, found = iter(arguments), []
+    for argument in left:
+        flag, equals, name = argument.partition("=")
+        if flag in _CONFIG_FLAGS and (name := name if equals else next(left, "")):
+            argument = f"{flag}={bundled.find(name)}"
+        found.append(argument)
+    return found
 
 
 def _mistake(arguments: list[str], error: Exception) -> str:

@@ -50,7 +50,7 @@ def test_help_lists_the_settings_and_imports_no_accelerator() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["--config is missing", "configs/quickstart.py"]),
+        ([], ["--config is missing", "--config=quickstart"]),
         (["--config=nowhere.py"], ["--config", "nowhere.py", "No such file"]),
         (["--config=nowhere.py", "--config.run.progress=False"], ["nowhere.py"]),
         (

@@ -1,0 +1,64 @@
+"""Config files by name, of a checkout and of an installed wheel; files and modules as they are."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emcid_jax.config import bundled
+from emcid_jax.runtime.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_name_is_the_bundled_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (ROOT / "configs").glob("*.py"):
+        assert bundled.find(path.stem) == str(path)
+    (tmp_path / "quickstart").write_text("mine")
+    assert bundled.find("quickstart") == "quickstart"
+
+
+def test_files_and_modules_are_taken_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("nowhere.py", "runs/mine.py", "/x/y.py:argument", "../sweep.py"):
+        assert bundled.find(name) == name
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / "sweep.py").write_text("")
+    (tmp_path / "broken.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert bundled.find("lab.sweep") == str(tmp_path / "lab" / "sweep.py")
+    with pytest.raises(UserError, match=r"'broken\.x', which cannot be imported: division by zero"):
+        bundled.find("broken.x")
+
+
+@pytest.mark.parametrize("name", ["quickstrat", "lab.nothing", "READTHEM.md"])
+def test_a_word_that_means_nothing_is_told_what_there_is(name: str) -> None:
+    with pytest.raises(UserError, match=r"no file, no module, and none of .*: ablate, aice, .*tra"):
+        bundled.find(name)
+
+
+def test_every_config_says_in_a_sentence_what_it_does() -> None:
+    lines = bundled.table().splitlines()
+    assert [line.split()[0] for line in lines] == list(bundled.names())
+    assert all(len(line.split()) > 4 and line.endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize("given", ["--config=quickstart", "--config quickstart"])
+def test_the_command_takes_names_anywhere(given: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "emcid_jax.main", *given.split()]
+    done = subprocess.run(
+        [*command, "--config.stage_one.steps=0"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: config.stage_one.steps is 0; it must be >= 1\n"
+    assert not list(tmp_path.iterdir())
