@@ -53,6 +53,7 @@ OPERATIONS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "folder": ("model",),
         "clip": ("clip_l.safetensors",),
         "lora": ("lora.safetensors",),
+        "diff": ("diff.safetensors",),
         "checkpoint": ("x-edited.safetensors",),
     },
 }
@@ -293,6 +294,7 @@ def test_exports_to_files(
     shutil.copyfile(source, path)
     leaves_all(path, lambda: text_encoder.write_clip(path, {"x": np.zeros(2, np.float32)}))
     leaves_all(path, lambda: lora.write_lora(path, content, 1, "float32"))
+    leaves_all(path, lambda: lora.write_diff(path, content))
     leaves_all(path, lambda: into_single_file.write_checkpoint(path, source, content, ""))
     leaves_all(path, lambda: into_folder.write_copy(path, model, content, ledger, force=True))
     for name in ("edit.json", "model.safetensors.unedited"):

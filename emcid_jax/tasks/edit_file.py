@@ -27,8 +27,8 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
 
-CLIP, LORA = "clip_l.safetensors", "lora.safetensors"
-Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "checkpoint"]
+CLIP, LORA, DIFF = "clip_l.safetensors", "lora.safetensors", "diff.safetensors"
+Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "diff", "checkpoint"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +39,8 @@ class EditFileConfig:
     """Which task of main runs."""
     operation: Operation = "show"
     """`show`, `apply` (to the model's folder), `undo`, `folder` (a whole edited model), `clip`
-    (edited text encoder as one file for ComfyUI and Forge), `lora` (kohya's names) or `checkpoint`
-    (the model's single file, edited)."""
+    (edited text encoder as one file for ComfyUI and Forge), `lora` (kohya's names), `diff` (the
+    same names, exact and larger) or `checkpoint` (the model's single file, edited)."""
     edit: str = ""
     """The edit file, e.g. `runs/mine/edit.safetensors`; `undo` needs none."""
     model: ModelConfig = ModelConfig()
@@ -57,7 +57,7 @@ class EditFileConfig:
                 "config.edit is empty; give an edit file, e.g. runs/mine/edit.safetensors"
             )
         for field, value, usual, operations in (
-            ("model.export_dtype", self.model.export_dtype, "source", ("clip", "lora")),
+            ("model.export_dtype", self.model.export_dtype, "source", ("clip", "lora", "diff")),
             ("rank", self.rank, EditFileConfig.rank, ("lora",)),
             ("force", self.force, False, ("apply", "undo", "folder", "clip", "checkpoint")),
         ):
@@ -66,12 +66,15 @@ class EditFileConfig:
                     f"config.{field} is {value!r}, but operation {self.operation!r} does not read "
                     f"it; leave it at {usual!r}"
                 )
-        if self.operation == "lora" and self.model.export_dtype == "bfloat16":
-            raise UserError("config.model.export_dtype is 'bfloat16'; a LoRA is float32 or float16")
+        if self.operation in ("lora", "diff") and self.model.export_dtype == "bfloat16":
+            raise UserError(
+                f"config.model.export_dtype is 'bfloat16'; operation {self.operation} writes "
+                "float32 or float16"
+            )
         if self.operation in ("apply", "undo") and not Path(self.model.path).is_dir():
             raise UserError(
                 f"config.model.path is {self.model.path!r}, which is no folder of yours; give one, "
-                "or use operation clip, lora or checkpoint"
+                "or use operation clip, lora, diff or checkpoint"
             )
         if self.operation == "checkpoint" and not Path(self.model.path).is_file():
             raise UserError(
@@ -83,7 +86,7 @@ class EditFileConfig:
 Config = EditFileConfig
 UNREAD = ("model.dtype",)
 """Settings that the task has no use for: see `config.unread`."""
-WRITES = ("model", CLIP, LORA, "*-edited.safetensors")
+WRITES = ("model", CLIP, LORA, DIFF, "*-edited.safetensors")
 """What the task writes in its workdir."""
 
 
@@ -146,10 +149,20 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / LORA
     _require_free(path, config)
     content, _ = edit_file.read_edit(Path(config.edit))
-    dtype = "float16" if config.model.export_dtype == "float16" else "float32"
-    for layer in lora.write_lora(path, content, config.rank, dtype):
+    for layer in lora.write_lora(path, content, config.rank, _float(config)):
         show(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
     show(f"wrote {path}")
+
+
+def _diff(config: EditFileConfig, workdir: Path) -> None:
+    path = workdir / DIFF
+    _require_free(path, config)
+    lora.write_diff(path, edit_file.read_edit(Path(config.edit))[0], _float(config))
+    show(f"wrote {path}")
+
+
+def _float(config: EditFileConfig) -> str:
+    return "float16" if config.model.export_dtype == "float16" else "float32"
 
 
 def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
@@ -170,7 +183,7 @@ def _require_free(path: Path, config: EditFileConfig) -> None:
     What a killed process was writing beside it goes.
     """
     folders.require_writable(path.parent, (), config)
-    if path.name in (LORA, CLIP):
+    if path.name in (LORA, CLIP, DIFF):
         ownership.require_own_file(path)
     else:
         ownership.require_new(path)
@@ -225,5 +238,6 @@ _OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {
     "folder": _folder,
     "clip": _clip,
     "lora": _lora,
+    "diff": _diff,
     "checkpoint": _checkpoint,
 }

@@ -62,6 +62,12 @@ def test_operations(
     clip = load_file(tmp_path / "out" / "clip_l.safetensors")
     assert "layer 2: rank 2, error 0.97" in say("lora", rank=2)  # Of 32 equal values: sqrt(30/32).
     assert (tmp_path / "out" / "lora.safetensors").exists()
+    say("diff")
+    whole = load_file(tmp_path / "out" / "diff.safetensors")
+    np.testing.assert_array_equal(
+        whole["lora_te_text_model_encoder_layers_2_mlp_fc2.diff"],
+        edit_file.read_edit(tmp_path / "edit.safetensors")[0].deltas()[2].astype(np.float32),
+    )
     say("apply", model=here)
     edited = load_file(file)
     assert file.read_bytes() != original

@@ -185,7 +185,7 @@ def edit_file_runs(
     """Every operation that takes a model's folder."""
     shutil.copytree(base.model.path, folder / "mine")
     given = {"edit": str(edited / "edit.safetensors")}
-    for operation in ("show", "folder", "clip", "lora", "apply", "undo"):
+    for operation in ("show", "folder", "clip", "lora", "diff", "apply", "undo"):
         model = replace(base.model, path=str(folder / "mine"))
         yield config(operation=operation, model=model, **given), folder / "edit_file"
 

@@ -1,6 +1,7 @@
-"""A weight edit as a text-encoder LoRA in kohya's names, which most tools load.
+"""A weight edit under kohya's names, which most tools load: as a LoRA, or dW as it is.
 
-dW of every layer is cut to a rank by its singular values: what is lost is stated, not hidden.
+In a LoRA, dW of every layer is cut to a rank by its singular values: what is lost is stated, not
+hidden. Tools that take full differences (`.diff`) get dW itself.
 """
 
 from __future__ import annotations
@@ -75,3 +76,27 @@ def write_lora(
     }
     checksums.write_tensors(path, arrays, metadata)
     return tuple(layers)
+
+
+def write_diff(path: Path, content: EditFile, dtype: str = "float32") -> None:
+    """Writes dW of every layer whole, by one rename; at strength 1 a tool adds the edit itself.
+
+    ComfyUI and the A1111 family add tensors called `<kohya's name>.diff` to the weights.
+
+    Args:
+        path: the file.
+        content: the edit.
+        dtype: stored type, float32 or float16.
+
+    Raises:
+        UserError: the values do not fit `dtype`, or somebody else's file lies at `path`.
+    """
+    ownership.require_own_file(path)
+    require_own_width(content, "a file of differences")
+    arrays = {}
+    for layer, delta in content.deltas().items():
+        with np.errstate(over="ignore"):  # Said below.
+            arrays[f"{NAME.format(layer)}.diff"] = stored = np.ascontiguousarray(delta, dtype)
+        if not np.isfinite(stored).all():
+            raise UserError(f"{path}: layer {layer} does not fit {dtype}; use float32")
+    checksums.write_tensors(path, arrays, {"format": "pt", ownership.SIGNATURE: "diff"})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
+from transformers import CLIPTextModel
 
-from emcid_jax.editing.export import lora
+from emcid_jax.editing.export import into_folder, lora
 from emcid_jax.editing.export.edit_file import EditFile, pack
+from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
 
@@ -76,7 +79,42 @@ def test_the_error_is_the_best_of_its_rank_and_stated(content: EditFile, tmp_pat
         }
 
 
+def added(path: Path, encoder: torch.nn.Module) -> torch.nn.Module:
+    """What ComfyUI and A1111 do: a tensor `<key>.diff` is added to the weight of that key.
+
+    Keys are `lora_te_` and the path of the module in the encoder, with `_` for dots.
+    """
+    modules = {
+        "lora_te_text_model_" + name.removeprefix("text_model.").replace(".", "_"): module
+        for name, module in encoder.named_modules()
+    }
+    for name, diff in load_file(path).items():
+        key, kind = name.rsplit(".", 1)
+        assert kind == "diff"
+        modules[key].get_parameter("weight").data += torch.from_numpy(diff).float()
+    return encoder
+
+
+def test_differences_are_the_edit_itself(
+    content: EditFile, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    path, folder = tmp_path / "diff.safetensors", tmp_path / "model"
+    lora.write_diff(path, content)
+    shutil.copytree(pipeline.folder / "text_encoder", folder / "text_encoder")
+    base = {"text_encoder": params_hash(pipeline.params["text_encoder"])}
+    into_folder.apply(folder, content, {"base": base})
+    found = added(path, CLIPTextModel.from_pretrained(pipeline.folder / "text_encoder"))
+    wanted = CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict()
+    for name, weight in found.state_dict().items():
+        # Added in float32 there, in float64 and rounded once here.
+        torch.testing.assert_close(weight, wanted[name], rtol=2e-7, atol=1e-8)
+    lora.write_diff(path, content, "float16")
+    assert {array.dtype.name for array in load_file(path).values()} == {"float16"}
+
+
 def test_values_too_large_for_the_type_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not fit float16"):
+        lora.write_diff(tmp_path / "d.safetensors", pack({0: np.full((9, 9), 1e12)}), "float16")
     with pytest.raises(UserError, match="does not fit float16"):
         lora.write_lora(tmp_path / "l.safetensors", pack({0: np.full((9, 9), 1e12)}), 1, "float16")
     assert list(tmp_path.iterdir()) == []
