@@ -18,6 +18,20 @@ from emcid_jax.runtime.errors import UserError
 
 NAME = "lora_te_text_model_encoder_layers_{}_mlp_fc2"
 """kohya's name of the `mlp.fc2` of block {}."""
+MARK = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+"""A pair of zeros has this name: by its width InvokeAI knows which base model a LoRA is for."""
+ABOUT = {
+    768: {
+        "ss_base_model_version": "sd_v1",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.resolution": "512x512",
+    },
+    1024: {"ss_base_model_version": "sd_v2"},
+}
+"""Width of the text encoder -> what the metadata say of its family. Which of the two sizes of
+Stable Diffusion 2 it is cannot be told from an edit, so no modelspec is claimed for it."""
 
 
 class LoraLayer(NamedTuple):
@@ -37,8 +51,9 @@ def write_lora(
     Args:
         path: the file.
         content: the edit.
-        rank: columns of every `lora_up`, at most those that dW has; 0 takes the rank of each
-            layer as the edit stores it, so that nothing is cut.
+        rank: columns of every `lora_up`, at most as many as the layer of the highest rank has; 0
+            takes that rank, so that nothing is cut. All layers have the same: diffusers scales
+            them by one alpha.
         dtype: stored type, float32 or float16.
 
     Raises:
@@ -47,35 +62,42 @@ def write_lora(
     ownership.require_own_file(path)
     require_own_width(content, "a LoRA")
     arrays: dict[str, np.ndarray] = {}
-    layers = []
-    deltas = content.deltas()
-    for stored in content.layers:
-        delta = deltas[stored.layer]
-        size = min(rank or stored.rank, stored.rank)
+    layers, width = [], 0
+    highest = max(stored.rank for stored in content.layers)
+    size = min(rank or highest, highest)
+    for layer, delta in content.deltas().items():
         left, values, right = scipy.linalg.svd(delta, full_matrices=False)
         root = np.sqrt(values[:size])
         with np.errstate(over="ignore"):  # Said below.
             up = np.ascontiguousarray(left[:, :size] * root, dtype)
             down = np.ascontiguousarray(root[:, None] * right[:size], dtype)
         if not (np.isfinite(up).all() and np.isfinite(down).all()):
-            raise UserError(f"{path}: layer {stored.layer} does not fit {dtype}; use float32")
-        name = NAME.format(stored.layer)
-        arrays[f"{name}.lora_up.weight"] = up
-        arrays[f"{name}.lora_down.weight"] = down
-        arrays[f"{name}.alpha"] = np.array(size, dtype)  # Loaders scale by alpha / rank.
+            raise UserError(f"{path}: layer {layer} does not fit {dtype}; use float32")
+        arrays |= _pair(NAME.format(layer), up, down)
         norm = np.linalg.norm(delta)
         lost = np.linalg.norm(up.astype(np.float64) @ down.astype(np.float64) - delta)
-        layers.append(LoraLayer(stored.layer, size, float(lost / norm) if norm else 0.0))
-    largest = str(max(layer.rank for layer in layers))
+        layers.append(LoraLayer(layer, size, float(lost / norm) if norm else 0.0))
+        width = len(delta)
+    arrays |= _pair(MARK, np.zeros((width, size), dtype), np.zeros((size, width), dtype))
     metadata = {
         "format": "pt",
         ownership.SIGNATURE: "lora",
         "ss_network_module": "networks.lora",
-        "ss_network_dim": largest,
-        "ss_network_alpha": largest,
+        "ss_network_dim": str(size),
+        "ss_network_alpha": str(size),
+        "modelspec.title": path.stem,
     }
-    checksums.write_tensors(path, arrays, metadata)
+    checksums.write_tensors(path, arrays, metadata | ABOUT.get(width, {}))
     return tuple(layers)
+
+
+def _pair(name: str, up: np.ndarray, down: np.ndarray) -> dict[str, np.ndarray]:
+    """The tensors of one weight. Loaders scale by alpha / rank, which is 1."""
+    return {
+        f"{name}.lora_up.weight": up,
+        f"{name}.lora_down.weight": down,
+        f"{name}.alpha": np.array(len(down), up.dtype),
+    }
 
 
 def write_diff(path: Path, content: EditFile, dtype: str = "float32") -> None:

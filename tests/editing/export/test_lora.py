@@ -60,6 +60,33 @@ def test_diffusers_computes_the_hidden_states_of_the_edited_weights(
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_layers_of_different_ranks_are_all_added_at_full_strength(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """Diffusers scales by one alpha: a layer of another rank would be added in part."""
+    from diffusers import StableDiffusionPipeline
+
+    rng = np.random.default_rng(5)
+    deltas = {
+        layer: 0.05 * rng.standard_normal((32, rank)) @ rng.standard_normal((rank, 64))
+        for layer, rank in ((0, 1), (1, 6), (3, 6))
+    }
+    lora.write_lora(tmp_path / "lora.safetensors", pack(deltas), 0)
+    ids = torch.from_numpy(tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])).long()
+    plain = StableDiffusionPipeline.from_pretrained(pipeline.folder, safety_checker=None)
+    plain.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    edited = CLIPTextModel.from_pretrained(pipeline.folder / "text_encoder")
+    weights = edited.state_dict()
+    for layer, delta in deltas.items():
+        name = next(n for n in weights if n.endswith(f"layers.{layer}.mlp.fc2.weight"))
+        weights[name] += torch.from_numpy(delta).float()
+    with torch.no_grad():
+        found = plain.text_encoder(ids).last_hidden_state
+        wanted = edited(ids).last_hidden_state
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_the_error_is_the_best_of_its_rank_and_stated(content: EditFile, tmp_path: Path) -> None:
     path = tmp_path / "lora.safetensors"
     for rank, dtype, slack in ((4, "float32", 1e-6), (4, "float16", 1e-3), (0, "float32", 1e-6)):
@@ -76,7 +103,7 @@ def test_the_error_is_the_best_of_its_rank_and_stated(content: EditFile, tmp_pat
             f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2.{part}"
             for layer in LAYERS
             for part in ("lora_up.weight", "lora_down.weight", "alpha")
-        }
+        } | {f"{lora.MARK}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
 
 
 def added(path: Path, encoder: torch.nn.Module) -> torch.nn.Module:
