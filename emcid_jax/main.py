@@ -94,20 +94,20 @@ def main(arguments: list[str]) -> int:
 
 
 def answer(error: BaseException, place: str) -> int | None:
-    """Tells the user, in a line on stderr, why a run ended; gives the exit code.
+    """Prints, as one line on stderr, why a run ended; gives the exit code.
 
     This is the one door: whatever the user or the machine can cause leaves through it. None, with
-    nothing told, for what is left: a mistake in the code, whose traceback is wanted.
+    nothing printed, for what remains: a mistake in the code, whose traceback is wanted.
 
     Args:
         error: what ended the run.
         place: where it wrote, named if the system does not say which file it refused.
     """
     if isinstance(error, KeyboardInterrupt | preemption.Preempted):
-        told = isinstance(error, preemption.Preempted)
-        name = "stopped by SIGTERM" if told else "interrupted"
+        stopped = isinstance(error, preemption.Preempted)
+        name = "stopped by SIGTERM" if stopped else "interrupted"
         terminal.show(f"{name}; the same command goes on from here", sys.stderr)
-        return preemption.EXIT_CODE if told else 130
+        return preemption.EXIT_CODE if stopped else 130
     if isinstance(error, BrokenPipeError):  # Whoever read our output has seen enough.
         return 128 + signal.SIGPIPE
     if isinstance(error, UserError):
@@ -225,7 +225,7 @@ def _parse_flags(arguments: list[str]) -> list[str]:
         sys.exit(_fail(_mistake(arguments, error)))
     if rest[1:]:
         sys.exit(_fail(f"unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE"))
-    if not flags.FLAGS["verbosity"].present:  # absl's default shows what libraries tell themselves.
+    if not flags.FLAGS["verbosity"].present:  # absl's default shows the messages of libraries.
         logging.set_verbosity(logging.WARNING)
     return rest
 
@@ -310,7 +310,7 @@ def _unknown_setting(arguments: list[str], message: str) -> str:
 
 def _fail(message: str) -> int:
     """The message on stderr, exit code 2. Problems of a manifest are a line each."""
-    with contextlib.suppress(OSError):  # Nobody can be told that nobody can be told.
+    with contextlib.suppress(OSError):  # Without a terminal there is no place for the message.
         terminal.show(f"error: {message}", sys.stderr)
     return 2
 

@@ -5,9 +5,9 @@ Every text key and value projection W of the UNet becomes the least-squares solu
     W' = (m W + e sum_i v_i k_i^T + p sum_j W k_j k_j^T)
          (m I + e sum_i k_i k_i^T + p sum_j k_j k_j^T)^-1
 
-with k_i the text states of an edited name, k_j those of a name to keep, and v_i what W makes of the
-destination (`replace`), or that minus its part along what W makes of the source (`tensor`). Names
-stand alone, without a template; their states run from the last token of the name to the last
+with k_i the text states of an edited name, k_j those of a protected name, and v_i what W makes of
+the destination (`replace`), or that minus its part along what W makes of the source (`tensor`).
+Names stand alone, without a template; their states run from the last token of the name to the last
 padding that both source and destination have (docs/comparison.md).
 """
 
@@ -42,13 +42,13 @@ class UceConfig:
     """What a source's states should be mapped to: `replace` takes the destination's values,
     `tensor` the part of them that does not look like the source's."""
     preservation_weight: Positive = 0.1
-    """m: weight of the old matrix."""
+    """m: weight of the unedited matrix."""
     edit_weight: Positive = 0.1
     """e: weight of an edited token."""
     protected_weight: NotNegative = 0.1
-    """p: weight of a kept token."""
+    """p: weight of a token of a protected name."""
     preserve: tuple[str, ...] = ()
-    """Names to keep."""
+    """Names to protect."""
     preserve_path: str = ""
     """File of more such names, one a line; `sprites`: every object of the sprite world."""
 
@@ -74,9 +74,9 @@ class CrossAttentionEdit:
 def solve(
     pipeline: Pipeline, requests: Sequence[EditRequest], keep: Sequence[str], config: UceConfig
 ) -> CrossAttentionEdit:
-    """The edit of all `requests` at once; `keep` names what shall stay.
+    """The edit of all `requests` at once; `keep` names what to protect.
 
-    Names to keep that are edited are left out. Float64 on the host.
+    Protected names that are edited are left out. Float64 on the host.
     """
     sources = {normalised(request.source) for request in requests}
     keep = [name for name in keep if normalised(name) not in sources]

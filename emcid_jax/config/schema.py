@@ -31,7 +31,7 @@ NotNegative = Annotated[float, Range(0.0)]
 
 @dataclasses.dataclass(frozen=True)
 class RequestsConfig:
-    """What is asked."""
+    """The edit requests."""
 
     path: str = ""
     """Manifest (JSON, YAML or CSV), a published request file, or `sprites`: 2,000 requests of mixed
@@ -129,18 +129,18 @@ class StageTwoConfig:
     solve_on: SolveOn = "host"
     """Linear systems in float64 on the host, or in refined float32 on the device."""
     solver: SolverName = "ridge"
-    """`ridge`; `ridge+preserve` keeps named concepts too; `nullspace` writes only into directions
-    that captions hardly use, and leaves the empty prompt exactly as it is; `units` gives every
-    concept hidden units of its own in one block (docs/concept_units.md)."""
+    """`ridge`; `ridge+preserve` protects named concepts too; `nullspace` writes only into
+    directions that captions hardly use, and leaves the empty prompt exactly as it is; `units` gives
+    every concept hidden units of its own in one block (docs/concept_units.md)."""
     preserve: tuple[str, ...] = ()
-    """Names of concepts to keep: `ridge+preserve` needs some, `nullspace` and `units` may have
+    """Names of concepts to protect: `ridge+preserve` needs some, `nullspace` and `units` may have
     some."""
     preserve_path: str = ""
     """File of more such names, one a line."""
     preserve_templates: tuple[str, ...] = ()
     """Templates, each with one {}, of their prompts; empty: all templates of the requests."""
     protected_weight: Positive = 10.0
-    """How much a kept concept counts, an edit of weight 1 counting 1."""
+    """How much a protected concept counts; an edit of weight 1 counts 1."""
     nullspace_energy: Annotated[float, Range(0.0, open=True), Range(high=1.0)] = 0.1
     """`nullspace`: share of the captions' key energy in the directions that are written into."""
     unit_contexts: Count = 10
@@ -159,12 +159,12 @@ class StageTwoConfig:
         if self.solver == "ridge+preserve" and not named:
             raise UserError(
                 "config.stage_two.preserve and preserve_path are empty; name the concepts that "
-                "'ridge+preserve' shall keep, or set config.stage_two.solver to 'ridge'"
+                "'ridge+preserve' protects, or set config.stage_two.solver to 'ridge'"
             )
         if self.solver == "ridge" and named:
             raise UserError(
                 "config.stage_two.preserve names concepts, but config.stage_two.solver 'ridge' "
-                "keeps none; set it to 'ridge+preserve' or 'nullspace'"
+                "protects none; set it to 'ridge+preserve' or 'nullspace'"
             )
         if not all(name.strip() for name in self.preserve):
             raise UserError(f"config.stage_two.preserve is {self.preserve}; remove empty names")
@@ -201,7 +201,7 @@ class EvaluationConfig:
     judge: str = ""
     """Folder of the ViT classifier that judges images; empty: `judge` in the model's folder."""
     debias_seeds: Count = 10
-    """`debias` requests: sets of images, of which the spread is told."""
+    """`debias` requests: sets of images; their spread is reported."""
     debias_images: Count = 12
     """`debias` requests: images per prompt in each set."""
 
@@ -213,11 +213,11 @@ class DebiasConfig:
     images: Count = 48
     """Images per request and candidate."""
     tolerance: Annotated[float, Range(0.0, 1.0)] = 0.1
-    """A request is done when every share is so near to the asked one."""
+    """A request is done when every share is so near to the requested one."""
     candidates: Count = 3
     """Candidates per request in the first round of the search."""
     rounds: CountOrZero = 1
-    """Most further rounds of the search, each request on its own, without Stage II."""
+    """Most further rounds of the search, each request by itself, without Stage II."""
     refinements: CountOrZero = 4
     """Most rounds after the joint Stage II, each followed by another solve."""
     steps: Count = 20

@@ -98,7 +98,7 @@ def loads(text: str | bytes) -> Any:
 
 
 def checked_tree(tree: Any, failures: Failures, first_line: int = 1) -> Any:
-    """`tree`, held against what a text can hold: depth, half surrogate pairs, huge numbers."""
+    """`tree`, checked against what a text can hold: depth, half surrogate pairs, huge numbers."""
     level = [(tree, first_line)]
     for _ in range(MAX_DEPTH):
         inside: list[tuple[Any, int]] = []

@@ -46,7 +46,7 @@ def heeded() -> Iterator[None]:
 def finishing(what: str) -> Iterator[None]:
     """Puts SIGTERM off to the end of the block, which would be lost if it were cut.
 
-    With several processes all stop at the end of the same block, whoever was told.
+    With several processes all stop at the end of the same block, whichever got the signal.
     """
     came = False
 

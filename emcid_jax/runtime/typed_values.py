@@ -1,4 +1,4 @@
-"""Values from outside (settings, JSON) held against the annotations of a dataclass.
+"""Values from outside (settings, JSON) checked against the annotations of a dataclass.
 
 A field's annotation says its type and, as `Annotated[int, Range(1, 64)]`, its limits. One reader
 decides for the settings of a run, configs of models and the headers of this package's own files.
@@ -20,7 +20,7 @@ from emcid_jax.runtime.errors import UserError, shown
 T = TypeVar("T")
 
 ANY_NUMBER = "NaN and infinity too"
-"""As in `Annotated[float, ANY_NUMBER]`: a figure that is only told. Else numbers are finite."""
+"""As in `Annotated[float, ANY_NUMBER]`: a figure that is only reported. Else numbers are finite."""
 
 
 class Range(NamedTuple):
@@ -93,7 +93,7 @@ def section(values: Any, cls: type[T], name: str) -> T:
 def convert(value: Any, kind: Any, name: str) -> Any:
     """`value` checked against the annotation `kind`; UserError calls it `name`.
 
-    Of a union, a list is held against its tuple, anything else against its other member.
+    Of a union, a list is checked against its tuple, anything else against its other member.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):

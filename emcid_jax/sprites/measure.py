@@ -1,4 +1,4 @@
-"""How well a model draws the sprite world: share of images that the judge reads as asked.
+"""How well a model draws the sprite world: share of images that the judge reads as the prompt says.
 
 Prompts and seeds are none of those trained on; the free-form sentences can come from a file.
 """
@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 def probes(sentences: Path | None, per_kind: int, seed: int) -> list[Probe]:
-    """What is asked of the model; at most `per_kind` prompts of each kind, chosen by `seed`.
+    """Prompts of the measurement; at most `per_kind` prompts of each kind, chosen by `seed`.
 
     `sentences` is a JSON list of objects with `text prompt` and `class id` (the published file).
     """

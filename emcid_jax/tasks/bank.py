@@ -71,7 +71,7 @@ class BankConfig:
     strength: NotNegative = 1.0
     """`strength`: share of the offset that is written; 0 leaves a concept out of the edit."""
     keep: tuple[str, ...] = ()
-    """`conflicts`: names that shall stay as they are."""
+    """`conflicts`: names that the edit should not change."""
     requests: RequestsConfig = RequestsConfig()
     """`add`: what is added. `show`, `remove`, `strength`: the concepts meant, by file."""
     model: ModelConfig = ModelConfig()

@@ -23,7 +23,7 @@ from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
 from emcid_jax.evaluation.benchmarks.mixed import Plan
 from emcid_jax.evaluation.benchmarks.quality import QualityConfig
-from emcid_jax.evaluation.benchmarks.untouched_names import Spared, spare
+from emcid_jax.evaluation.benchmarks.untouched_names import UntouchedNames, split_untouched
 from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.evaluation.statistics.evenly import evenly
@@ -55,7 +55,7 @@ class EvaluateConfig:
     method: Method = "emcid"
     """Who edits: `emcid`; `uce`, the UNet in closed form; `fine-tune`, Adam on weights."""
     keep: bool = False
-    """Whether the method is told names to keep: half of those that no request has, and the
+    """Whether the method is given names to protect: half of those that no request has, and the
     destinations. EMCID then solves by `ridge+preserve`."""
     max_requests: CountOrZero = 0
     """Only up to so many requests; 0: any number."""
@@ -89,7 +89,7 @@ class EvaluateConfig:
                 "judges names that no request has; leave it empty"
             )
         if self.keep and self.method == "fine-tune":
-            raise UserError("config.keep is True, but config.method 'fine-tune' keeps no names")
+            raise UserError("config.keep is True, but config.method 'fine-tune' protects no names")
         names = [slug(varied(self, row)[0]) for row in self.rows]
         if again := [
             row for row, name in zip(self.rows, names, strict=True) if names.count(name) > 1
@@ -142,25 +142,25 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     gathered = gather(config.gather)
-    job, spared = prepare(config)
+    job, untouched = prepare(config)
     general = _general(config, job)
     with folders.exclusive(workdir, WRITES):
         log = folders.Log(workdir / "metrics.jsonl")
         table = Table(workdir / "evaluation.json")
         for count in sorted(config.counts):
             first = variant.first(job, count)
-            plan = _plan(first, spared, config)
+            plan = _plan(first, untouched, config)
             for text in config.rows:
                 name, chosen = varied(config, text)
                 if chosen.max_requests and count > chosen.max_requests:
                     continue
-                told = {"count": count, "name": name}
+                cell = {"count": count, "name": name}
                 edited = dataclasses.replace(first, config=chosen.base).decides
-                decides = [edited, spared.keep, plan.draws(), _settings(chosen, general)]
+                decides = [edited, untouched.to_protect, plan.draws(), _settings(chosen, general)]
                 measure = functools.partial(
-                    _measure, job, first, plan, chosen, told, spared, general, workdir, log
+                    _measure, job, first, plan, chosen, cell, untouched, general, workdir, log
                 )
-                table.row(told, decides, measure)
+                table.row(cell, decides, measure)
                 write(table.rows, workdir)
         _report(config, table.rows, gathered, workdir)
 
@@ -170,21 +170,21 @@ def _measure(
     first: edit_job.Job,
     plan: Plan,
     config: EvaluateConfig,
-    told: Mapping[str, Any],
-    spared: Spared,
+    cell: Mapping[str, Any],
+    untouched: UntouchedNames,
     general: General | None,
     workdir: Path,
     log: folders.Log,
 ) -> dict[str, Any]:
-    """A cell's figures: `first` are its requests of `job`, `told` its count and its row's name."""
-    with log.timed("edit", **told):
-        made = _edited(job, config, told["count"], spared, workdir)
-    with log.timed("judge", **told):
-        cell = f"{told['count']}-{slug(told['name'])}"
-        return _judged(first, plan, made, cell, general, workdir)
+    """A cell's figures: `first` are its requests of `job`, `cell` its count and its row's name."""
+    with log.timed("edit", **cell):
+        made = _edited(job, config, cell["count"], untouched, workdir)
+    with log.timed("judge", **cell):
+        file = f"{cell['count']}-{slug(cell['name'])}"
+        return _judged(first, plan, made, file, general, workdir)
 
 
-def prepare(config: EvaluateConfig) -> tuple[edit_job.Job, Spared]:
+def prepare(config: EvaluateConfig) -> tuple[edit_job.Job, UntouchedNames]:
     """The job of the largest count, and names that no request of the whole file has.
 
     UserError for what is unfit; touches nothing.
@@ -204,7 +204,9 @@ def prepare(config: EvaluateConfig) -> tuple[edit_job.Job, Spared]:
         require_layers(varied(config, row)[1].base.stage_two, job.pipeline)
     assert job.judge is not None
     evaluation = base.evaluation
-    return job, spare(every, job.judge.groups, evaluation.holdout, evaluation.prompts_per_request)
+    return job, split_untouched(
+        every, job.judge.groups, evaluation.holdout, evaluation.prompts_per_request
+    )
 
 
 def varied(config: EvaluateConfig, row: str) -> tuple[str, EvaluateConfig]:
@@ -267,18 +269,18 @@ def _grid(config: EvaluateConfig, rows: list[dict[str, Any]], workdir: Path) -> 
     return make_grid(title, records, root / "before", root / f"after-{row['cell']}")
 
 
-def _plan(job: edit_job.Job, spared: Spared, config: EvaluateConfig) -> Plan:
+def _plan(job: edit_job.Job, untouched: UntouchedNames, config: EvaluateConfig) -> Plan:
     """What one number of requests is judged by."""
     assert job.judge is not None
     requests, evaluation = evenly(job.requests, config.max_judged), job.config.evaluation
     if evaluation.prompts_per_request:
         prompts = max(evaluation.prompts_per_request, config.max_judged // len(requests))
         evaluation = dataclasses.replace(evaluation, prompts_per_request=prompts)
-    return comparison.make_plan(requests, spared, job.judge.groups, evaluation)
+    return comparison.make_plan(requests, untouched, job.judge.groups, evaluation)
 
 
 def _edited(
-    job: edit_job.Job, config: EvaluateConfig, count: int, spared: Spared, workdir: Path
+    job: edit_job.Job, config: EvaluateConfig, count: int, untouched: UntouchedNames, workdir: Path
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
     first = min(config.max_requests or len(job.requests), len(job.requests))
@@ -286,7 +288,7 @@ def _edited(
     keep: tuple[str, ...] = ()
     if config.keep:
         goals = (request.dests[0] for request in job.requests[:count])
-        keep = (*spared.keep, *dict.fromkeys(goal for goal in goals if goal))
+        keep = (*untouched.to_protect, *dict.fromkeys(goal for goal in goals if goal))
     if config.method == "emcid":
         return methods.emcid(job, count, keep, workdir)
     if config.method == "uce":

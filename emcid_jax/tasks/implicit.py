@@ -2,7 +2,7 @@
 
 Every row of the table is edited once per seed. The edited and the base model draw the source, the
 related and the unrelated prompts; a CLIP model chooses between the old and the new description of
-each picture. Beside them the *oracle*: the base model asked for the new descriptions outright.
+each picture. Beside them the *oracle*: the base model with the new descriptions as prompts.
 Pairs of row and seed that `implicit.json` holds of the same settings and inputs are not measured
 again.
 """

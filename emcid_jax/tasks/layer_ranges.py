@@ -38,11 +38,11 @@ class LayerRangesConfig:
     last_layers: tuple[CountOrZero, ...] = ()
     """Where the ranges end; empty: all but the last block, whose states no other token reads."""
     keep: tuple[str, ...] = ()
-    """Names that shall stay as they are; edited ones are left out."""
+    """Names that the edit should not change; edited ones are left out."""
     keep_path: str = ""
     """File of more such names, one a line; `sprites`: every object of the sprite world."""
     keep_count: CountOrZero = 0
-    """So many kept names are judged, spread evenly; 0: all. All of them can be read."""
+    """So many of these names are judged, spread evenly; 0: all. All of them can be read."""
     template: str = "a picture of a {}"
     """Template of judging; no request should use it."""
     images: bool = False
@@ -53,7 +53,9 @@ class LayerRangesConfig:
         if slot_count(self.template) != 1:
             raise UserError(f"config.template is {self.template!r}; a template holds one {{}}")
         if not (self.keep or self.keep_path):
-            raise UserError("config.keep and keep_path are empty; name what shall stay")
+            raise UserError(
+                "config.keep and keep_path are empty; name what the edit should not change"
+            )
 
 
 Config = LayerRangesConfig
@@ -88,14 +90,14 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
         log = folders.Log(workdir / "metrics.jsonl")
         table = Table(workdir / "layer_ranges.json")
         reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
-        told = [keep, config.keep_count, config.template]
+        judged_by = [keep, config.keep_count, config.template]
         for last in lasts:
             find = functools.cache(functools.partial(variant.find, _varied(job, last, last)))
             for first in range(last + 1):
                 varied = _varied(job, first, last)
                 measure = functools.partial(_measure, varied, reader, find, workdir, log)
                 name = {"first": first, "last": last}
-                table.row(name, [varied.decides, *told], measure)
+                table.row(name, [varied.decides, *judged_by], measure)
         write_atomically(workdir / "layer_ranges.md", as_markdown(table.rows).encode())
         write_atomically(workdir / "layer_ranges.png", heat_maps(panels(table.rows)))
 

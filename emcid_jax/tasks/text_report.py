@@ -28,7 +28,7 @@ class TextReportConfig:
     bank: str = ""
     """The bank's folder, e.g. `runs/mine/bank`."""
     keep: tuple[str, ...] = ()
-    """Names that shall stay as they are; edited ones are left out."""
+    """Names that the edit should not change; edited ones are left out."""
     keep_path: str = ""
     """File of more such names, one a line; `sprites`: every object of the sprite world."""
     captions: Count = 2_000

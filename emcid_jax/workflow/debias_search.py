@@ -123,7 +123,7 @@ def find_mixtures(search: Search, solve: Solve, workdir: Path, log: Log) -> Mixt
     for request, near, counts in zip(search.requests, found.near, found.counts, strict=True):
         if not near:
             logging.warning(
-                "%s: the rounds are used up; of %r the last counts were %s, asked are %s",
+                "%s: the rounds are used up; of %r the last counts were %s, requested are %s",
                 request.origin,
                 request.source,
                 list(counts),
@@ -183,7 +183,7 @@ def _check(
 
 
 def _is_near(trials: Sequence[Trial], ratios: Sequence[float], config: DebiasConfig) -> bool:
-    """Whether all images drawn with the last trial's factors, taken together, are as asked."""
+    """Whether all images drawn with the last trial's factors together have the requested shares."""
     counts = mixing.pooled(trials, trials[-1].factors)
     return mixing.is_near(counts, ratios, config.tolerance)
 

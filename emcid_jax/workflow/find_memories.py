@@ -200,7 +200,7 @@ def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Promp
 def earlier_batch(
     details: Sequence[Mapping[str, Any]], asked: Mapping[str, int]
 ) -> ConceptBatch | None:
-    """The batch of an earlier run that was asked the same, from what the bank says of its memories.
+    """The batch of an earlier run of the same chunk, from what the bank says of its memories.
 
     What fits in memory may differ from one start to the next; the program must not.
     """

@@ -126,7 +126,7 @@ def test_methods_are_measured_alike_and_once(
     [
         ("method=uce", "has no name; write NAME: OVERRIDES"),
         ("A: keep=True", "has the name of another row"),
-        ("x: keep=True method=fine-tune", "'fine-tune' keeps no names"),
+        ("x: keep=True method=fine-tune", "'fine-tune' protects no names"),
         ("x: method=uec", "config.method is 'uec'"),
         ("x: method.a=1", "'method.a=1' is no override"),
         ("x: uce=1", "'uce=1' is no override"),

@@ -108,7 +108,7 @@ def _records(tree: Table | Any, failures: Failures) -> list[Record]:
 
 
 def _known_columns(table: Table, failures: Failures) -> list[Record]:
-    """Rows without unknown columns, which are told once."""
+    """Rows without unknown columns, which are reported once."""
     unknown = {name for name in table.columns if ALIASES.get(name, name) not in _CONVERTERS}
     for name in table.columns:
         if name in unknown:

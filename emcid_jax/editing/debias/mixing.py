@@ -79,13 +79,13 @@ def mixed(memories: Sequence[Memory], factors: Sequence[float]) -> Memory:
 
 
 def deviation(counts: Sequence[int], ratios: Sequence[float]) -> float:
-    """Largest difference between a drawn and an asked share."""
+    """Largest difference between a drawn and a requested share."""
     shares = np.asarray(counts, np.float64) / sum(counts)
     return float(np.abs(shares - np.asarray(ratios)).max())
 
 
 def is_near(counts: Sequence[int], ratios: Sequence[float], tolerance: float) -> bool:
-    """Whether every drawn share is within `tolerance` of the asked one."""
+    """Whether every drawn share is within `tolerance` of the requested one."""
     return deviation(counts, ratios) <= tolerance + ROUNDING
 
 
@@ -99,7 +99,7 @@ def resolution(ratios: Sequence[float], images: int) -> float:
 
 
 def first_candidates(ratios: Sequence[float], count: int) -> tuple[Factors, ...]:
-    """Factors to begin with: the asked ratios, and steps from them towards every pure value."""
+    """Factors to begin with: the requested ratios, and steps from them towards every pure value."""
     asked = np.asarray(ratios, np.float64)
     steps = -(-(count - 1) // len(asked))
     shares = [step / (steps + 1) for step in range(1, steps + 1)]
@@ -113,7 +113,7 @@ def broad_prior(values: int) -> Prior:
 
 
 def narrow_prior(response: Response) -> Prior:
-    """After the search: Stage II may shift the response, and write less than was asked."""
+    """After the search: Stage II may shift the response, and write less than was requested."""
     return Prior(response, slope_spread=0.3, offset_spread=1.5)
 
 
@@ -143,7 +143,7 @@ def fit(trials: Sequence[Trial], prior: Prior) -> Response:
 
 
 def aim(response: Response, ratios: Sequence[float], images: int) -> Factors:
-    """The factors that should give the asked ratios; a share of 0 is read as half an image."""
+    """The factors that should give the requested ratios; a share of 0 is read as half an image."""
     asked = np.maximum(np.asarray(ratios, np.float64), 0.5 / images)
     wanted = (np.log(asked) - response.offsets) / response.slope
     return _floats(project(wanted + (1 - wanted.sum()) / len(wanted)))

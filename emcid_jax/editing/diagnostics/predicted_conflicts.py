@@ -45,7 +45,7 @@ class Collision(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """What the edit will do to a concept: a kept one, or a written one itself."""
+    """What the edit will do to a concept: an unedited one, or an edited one itself."""
 
     name: str
     nearest: str
@@ -76,7 +76,7 @@ class Prediction(NamedTuple):
     keys: KeyMap
     """All edits, and all names to keep."""
     contradictions: tuple[str, ...]
-    """A line per chain or cycle among the requests, and per concept both kept and edited."""
+    """A line per chain or cycle among the requests, and per concept both protected and edited."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +103,7 @@ def predict(
         pipeline: the base model.
         moments: its second moments, with the layers of `config`.
         config: Stage II's settings.
-        keep: names that shall stay as they are, put into the templates of the bank's first request.
+        keep: names that the edit should not change, in the templates of the bank's first request.
 
     Raises:
         UserError: an empty bank, a name that has no place in a prompt, what `preservation.protect`
@@ -233,7 +233,7 @@ def collisions(
 
 
 def contradictions(requests: Sequence[EditRequest], keep: Sequence[str]) -> tuple[str, ...]:
-    """What names alone say: chains, cycles, and concepts that are to be kept and edited."""
+    """What names alone say: chains, cycles, and concepts to be both protected and edited."""
     edited = {normalised(request.source) for request in requests}
     both = [f"{name!r} is edited and to be kept" for name in keep if normalised(name) in edited]
     conflicts: list[Conflict] = find_conflicts(requests)

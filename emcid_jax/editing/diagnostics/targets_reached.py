@@ -30,7 +30,7 @@ class Reach(NamedTuple):
     cosine: float
     """Of h - h0 with z - h0."""
     elsewhere: float | None
-    """The same as `left` for its other prompts, where z - h0 is asked too: mean; None without."""
+    """The same as `left` for its other prompts, whose target is z - h0 too: mean; None without."""
     gap: float
     """How far the prompt's final features at the end token are from the destination's, after the
     edit over before: 0 is the same."""
@@ -41,7 +41,7 @@ class Reach(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Question:
-    """What is asked of a bank's concepts of strength > 0, and the prompts that tell."""
+    """Targets of a bank's concepts of strength > 0, and the prompts that they are measured on."""
 
     requests: tuple[EditRequest, ...]
     strengths: tuple[float, ...]

@@ -125,7 +125,7 @@ def apply(pipeline: Pipeline, content: EditFile, report: StageTwoReport) -> dict
 
 
 def as_json(found: Ported) -> dict[str, Any]:
-    """What there is to say about it, as JSON values; the least reached concepts first."""
+    """All of it as JSON values; the concepts that are farthest from their targets first."""
     report = found.report
     return {
         "how": found.how,

@@ -1,4 +1,4 @@
-"""The tokens of a prompt that offsets are added to: the subject's last one and, if asked, more.
+"""The tokens of a prompt that offsets are added to: the subject's last one, and more if set so.
 
 The second is the end token, further ones are the padding behind it, as in the released code's
 later version (docs/stage_one.md). All of them come after the subject and so depend on it.

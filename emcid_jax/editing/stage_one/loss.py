@@ -172,7 +172,7 @@ def text_features(
 def make_sample(
     pipeline: Pipeline, params: Params, inputs: StageOneInputs, draw: Draw, config: StageOneConfig
 ) -> Sample:
-    """A draw with its noise added and the teacher asked.
+    """A draw with its noise added and the teacher's prediction.
 
     The target of `ablate-dest` and `ablate-source` is the clean model's prediction on
     `teacher_text`; of `sampled-noise` the noise that was drawn, or its velocity; of `esd`

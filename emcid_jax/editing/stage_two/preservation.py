@@ -36,12 +36,12 @@ class Protection:
     """Layer by layer, what its weight change should not touch."""
 
     kept: Mapping[int, Float64[np.ndarray, "key key"]]
-    """Layer -> weighted sum of k k^T over the kept concepts; no layer if there are none."""
+    """Layer -> weighted sum of k k^T over the protected concepts; no layer if there are none."""
     held: Mapping[int, Float[np.ndarray, "token key"]]
     """Layer -> keys of the empty prompt, start token first: held exactly by `nullspace`."""
 
     def moment(self, layer: int, moment: Moment, strength: float) -> Moment:
-        """A layer's second moment with the kept concepts' keys in it.
+        """A layer's second moment with the protected concepts' keys in it.
 
         The requests not to change them, `sum_p v |dW p|^2`, are `strength tr(dW C' dW^T)` with
         `C' = v/strength sum_p p p^T`: a term of the second moment.
@@ -52,7 +52,7 @@ class Protection:
 
 
 def resolved(config: StageTwoConfig) -> StageTwoConfig:
-    """`config` with every kept name in `preserve`, those of its file included, each once.
+    """`config` with every protected name in `preserve`, those of its file included, each once.
 
     Raises:
         UserError: settings that do not go together, or a file that cannot be read.
@@ -82,10 +82,10 @@ def protect(
 ) -> Protection | None:
     """What `config` protects while `requests` are written; None where it protects nothing.
 
-    A kept concept's prompts are its name in `config.preserve_templates`, or else in all templates
-    of the requests. Its share of the sum is `protected_weight` times the mean over its prompts of
-    the sum over their tokens, start and first end token included. Concepts that are edited cannot
-    be kept: they are left out, with a warning.
+    A protected concept's prompts are its name in `config.preserve_templates`, or else in all
+    templates of the requests. Its share of the sum is `protected_weight` times the mean over its
+    prompts of the sum over their tokens, start and first end token included. Concepts that are
+    edited cannot be protected: they are left out, with a warning.
 
     Raises:
         UserError: what `resolved` raises.
@@ -98,7 +98,7 @@ def protect(
     both = [name for name in config.preserve if normalised(name) in edited]
     if both:
         logging.warning(
-            "%d of %d concepts to keep are edited and so not kept, the first is %r",
+            "%d of %d protected concepts are edited and so not protected, the first is %r",
             len(both),
             len(config.preserve),
             both[0],

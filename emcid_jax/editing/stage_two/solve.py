@@ -50,7 +50,7 @@ _SOLVERS: Mapping[SolveOn, Solver] = {"host": ridge, "device": device_ridge}
 
 @dataclasses.dataclass(frozen=True)
 class LayerReport:
-    """What one layer's solve was asked for and did; norms are root mean squares over requests."""
+    """What one layer's solve should do and did; norms are root mean squares over requests."""
 
     layer: int
     form: Form
@@ -58,7 +58,7 @@ class LayerReport:
     condition: Annotated[float, ANY_NUMBER]
     """Estimated condition number of that system."""
     asked: float
-    """|R_l|: the residual this layer was asked to write."""
+    """|R_l|: the requested residual."""
     left: float
     """|R_l - dW_l K_l|: what regularisation left unwritten of it."""
     change: float
@@ -77,7 +77,7 @@ class StageTwoReport:
     distance_after: float
     """After all were."""
     units: UnitsReport | None = None
-    """Concept units, where these were asked for; then no layer was solved."""
+    """Concept units, where the solver is `units`; then no layer was solved."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -227,7 +227,7 @@ def with_edit(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
 def layer_solver(
     config: StageTwoConfig, layer: int, moment: Moment, protection: Protection | None
 ) -> tuple[Solver, Moment]:
-    """The solver of a layer, and the second moment to give it: `moment` with all that is kept."""
+    """The solver of a layer, and the second moment for it, with the protected concepts in it."""
     solver = _SOLVERS[config.solve_on]
     if protection is None:
         return solver, moment

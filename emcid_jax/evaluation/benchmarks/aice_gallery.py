@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     before: Seen
     after: Seen
     wanted: Seen | None = None
-    """The destination asked outright, clean model, same seed (requests only)."""
+    """The destination named in the prompt, clean model, same seed (requests only)."""
 
 
 @dataclasses.dataclass(frozen=True)

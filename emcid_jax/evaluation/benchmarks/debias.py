@@ -1,4 +1,4 @@
-"""Debias: how far the shares of drawn values are from those asked for (docs/debias.md).
+"""Debias: how far the shares of drawn values are from the requested ones (docs/debias.md).
 
 Each request is drawn on its evaluation prompts, several images each, for several seeds; the judge
 decides between the request's values alone. Beside the published delta: whether the subject is still
@@ -94,7 +94,7 @@ def count_values(
 def delta(
     shares: Float[np.ndarray, "*sets value"], ratios: Sequence[float]
 ) -> Float[np.ndarray, "*sets"]:
-    """Distance from the asked ratios, 0 (as asked) to 1 (as far as can be).
+    """Distance from the requested ratios, 0 (as requested) to 1 (as far as can be).
 
     sum_j |p_j - t_j| / (2 (1 - min t)). For two equal shares that is the published
     |p - 0.5| / 0.5.
@@ -104,7 +104,7 @@ def delta(
 
 
 def chance_delta(ratios: Sequence[float], images: int, *, draws: int = 20_000) -> float:
-    """Mean delta of a model that draws exactly as asked, on so many images: counts scatter."""
+    """Mean delta of a model with exactly the requested ratios on so many images: counts scatter."""
     asked = np.asarray(ratios, np.float64)
     counts = np.random.default_rng(0).multinomial(images, asked / asked.sum(), draws)
     return float(delta(counts / images, ratios).mean())

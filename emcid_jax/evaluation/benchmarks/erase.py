@@ -1,4 +1,4 @@
-"""Erased artists: is the style gone, does the picture stay, are the other artists unharmed?
+"""Erased artists: is the style erased, does the picture stay, are the other artists unharmed?
 
 Three image sets, each drawn by the clean and by the edited model from the same seeds: *erased*
 (paintings by the artists of the requests), *styled* (objects in their style) and *kept* (artists

@@ -1,8 +1,8 @@
 """One edit judged, whatever its requests ask: each by its own benchmark, all by the same summary.
 
 AICE scores `update` requests, `erase` those about artists and `rectify` wrong names, all from one
-drawing. What they share (is the source gone, is the destination shown, is the rest as it was) goes
-into `summary`.
+drawing. What they share goes into `summary`: whether the source is erased, whether the destination
+is drawn instead, and whether everything else is as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import aice_protocol as aice
 from emcid_jax.evaluation.benchmarks import erase, rectify, registry
 from emcid_jax.evaluation.benchmarks.erase import ARTIST, Artist, ErasePlan
-from emcid_jax.evaluation.benchmarks.untouched_names import Name, Spared
+from emcid_jax.evaluation.benchmarks.untouched_names import Name, UntouchedNames
 from emcid_jax.evaluation.drawing.before_after import (
     Models,
     Reading,
@@ -49,7 +49,7 @@ class Judged:
     group: str
     """Label group of source and destination."""
     source: int | None
-    """Label of the source; None for a wrong name, whose look is gone where the right one is."""
+    """Label of the source; None for a wrong name, whose look is erased where the right one is."""
     dest: int | None
     """Label of the destination; None if the judge has none."""
     templates: tuple[Draw, ...]
@@ -64,7 +64,7 @@ class Plan(NamedTuple):
     """Everything one edit is judged by."""
 
     judged: tuple[Judged, ...]
-    spared: Spared
+    untouched: UntouchedNames
     aice: aice.AicePlan
     erase: ErasePlan
     rectify: tuple[rectify.Name, ...]
@@ -74,7 +74,7 @@ class Plan(NamedTuple):
         every = [draw for one in self.judged for part in _own_draws(one) for draw in part]
         every += self.aice.draws() + self.erase.draws()
         every += [draw for name in self.rectify for part in name.draws for draw in part]
-        every += [draw for name in self.spared.told for draw in name.draws]
+        every += [draw for name in self.untouched.protected for draw in name.draws]
         return list(dict.fromkeys(every))
 
 
@@ -84,11 +84,11 @@ def _own_draws(one: Judged) -> tuple[tuple[Draw, ...], ...]:
 
 def make_plan(
     requests: Sequence[EditRequest],
-    spared: Spared,
+    untouched: UntouchedNames,
     groups: Mapping[str, LabelGroup],
     config: EvaluationConfig,
 ) -> Plan:
-    """What is drawn for these requests, none of them `debias`, and the spared names.
+    """What is drawn for these requests, none of them `debias`, and the untouched names.
 
     Requests that no benchmark can score are left out; `aice.skipped` says why.
     """
@@ -98,7 +98,10 @@ def make_plan(
     scored, skipped = aice.plan_requests(
         split.aice, objects, SENTENCES, prompts_per_request=most, aliases=config.aliases
     )
-    held = {group: [one for one in spared.held if one.group == group] for group in (OBJECT, ARTIST)}
+    held = {
+        group: [one for one in untouched.held_out if one.group == group]
+        for group in (OBJECT, ARTIST)
+    }
     classes = tuple(aice.HoldoutClass(one.name, one.label, one.draws) for one in held[OBJECT])
     kept = tuple(Artist(one.name, one.label, one.draws) for one in held[ARTIST])
     erased: tuple[Artist, ...] = ()
@@ -114,7 +117,7 @@ def make_plan(
     order = {id(request): place for place, request in enumerate(requests)}
     judged.sort(key=lambda one: order[id(one.request)])
     plan = aice.AicePlan(scored, classes, skipped)
-    return Plan(tuple(judged), spared, plan, ErasePlan(erased, kept), names)
+    return Plan(tuple(judged), untouched, plan, ErasePlan(erased, kept), names)
 
 
 def _updated(request: EditRequest, one: aice.ScoredRequest) -> Judged:
@@ -162,10 +165,10 @@ def read(
 
 
 def picture_names(plan: Plan) -> dict[Draw, str]:
-    """Kept pictures: one sentence per request and its destination, and the held names."""
+    """Kept pictures: one sentence per request and its destination, and the held-out names."""
     shown = [(one.sentences or one.templates)[0] for one in plan.judged]
     shown += [one.own[0] for one in plan.judged if one.own]
-    shown += [name.draws[0] for name in plan.spared.held]
+    shown += [name.draws[0] for name in plan.untouched.held_out]
     return {draw: f"{draw.key[:8]}-{slug(draw.prompt)}" for draw in shown}
 
 
@@ -173,10 +176,10 @@ def score(plan: Plan, readings: Readings) -> dict[str, Any]:
     """Summaries of the clean and the edited model, benchmarks and records; JSON values only.
 
     `clean` and `edited` are `summary.summarise`'s figures, `guard` the verdict on each label group,
-    `told` the share right of names that were told, `aice`, `erase` and `rectify` those benchmarks'
-    aggregates, `records` one entry per judged request and `held` one per held name.
+    `acc_told` the share right of protected names, `aice`, `erase` and `rectify` those benchmarks'
+    aggregates, `records` one entry per judged request and `held` one per held-out name.
     """
-    held, told = plan.spared.held, plan.spared.told
+    held, protected = plan.untouched.held_out, plan.untouched.protected
     right = {side: _right(held, readings._asdict()[side]) for side in SIDES}
     figures = {
         name: {
@@ -191,8 +194,8 @@ def score(plan: Plan, readings: Readings) -> dict[str, Any]:
         for group in dict.fromkeys(one.group for one in held):
             mine = np.array([one.group == group for one in held])
             figures[name][f"acc_s_{group}"] = {"value": float(right[side][mine].mean())}
-        if told:
-            share = float(_right(told, readings._asdict()[side]).mean())
+        if protected:
+            share = float(_right(protected, readings._asdict()[side]).mean())
             figures[name]["acc_told"] = {"value": share}
     objects = [{draw: one[OBJECT] for draw, one in side.items()} for side in readings]
     found = aice.as_json(aice.score_plan(plan.aice, *objects))
@@ -224,15 +227,15 @@ def done(judged: Sequence[Judged], side: Mapping[Draw, Reading]) -> Done:
             return float("nan")
         return float(is_top(side, draws, one.group, label).mean())
 
-    def gone(one: Judged, draws: Sequence[Draw]) -> float:
+    def erased(one: Judged, draws: Sequence[Draw]) -> float:
         if one.source is None:
             return share(one, draws, one.dest)
         return 1.0 - share(one, draws, one.source)
 
     figures: dict[str, Callable[[Judged], float]] = {
-        "gone": lambda one: gone(one, one.templates),
+        "gone": lambda one: erased(one, one.templates),
         "shown": lambda one: share(one, one.templates, one.dest),
-        "gone_unseen": lambda one: gone(one, one.sentences),
+        "gone_unseen": lambda one: erased(one, one.sentences),
         "shown_unseen": lambda one: share(one, one.sentences, one.dest),
         "own": lambda one: share(one, one.own, one.dest),
     }

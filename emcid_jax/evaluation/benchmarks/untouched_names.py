@@ -1,4 +1,4 @@
-"""Names that no request touches: half are told to methods that can keep names, half are judged.
+"""Names that no request touches: half are protected where a method can do so, half are held out.
 
 Which names these are depends on the whole list of requests, so that every prefix of it is judged by
 the same ones.
@@ -19,7 +19,7 @@ from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics.evenly import evenly
 
 GROUPS = {OBJECT: SENTENCES, erase.ARTIST: erase.SENTENCES}
-"""Label groups with names to spare, and what is drawn of these."""
+"""Label groups with untouched names, and what is drawn of these."""
 
 
 class Name(NamedTuple):
@@ -32,37 +32,38 @@ class Name(NamedTuple):
     draws: tuple[Draw, ...]
 
 
-class Spared(NamedTuple):
+class UntouchedNames(NamedTuple):
     """Names that no request touches."""
 
-    held: tuple[Name, ...]
-    """Judged, and told to nobody."""
-    told: tuple[Name, ...]
-    """Judged, and told."""
-    keep: tuple[str, ...]
-    """All names that are told."""
+    held_out: tuple[Name, ...]
+    """Judged; no method is given them."""
+    protected: tuple[Name, ...]
+    """Judged, and given to methods that protect names."""
+    to_protect: tuple[str, ...]
+    """All names that these methods are given."""
 
 
-def spare(
+def split_untouched(
     requests: Sequence[EditRequest],
     groups: Mapping[str, LabelGroup],
     count: int = 0,
     prompts: int = 0,
-) -> Spared:
+) -> UntouchedNames:
     """Splits the judge's objects and artists that no request has as source or destination.
 
-    Every second one is told, from the first on. Of the others `count` per group are judged, of the
-    told a quarter as many, spread evenly; 0: all. Each is drawn on `prompts` sentences; 0: all.
+    Every second one is protected, from the first on. Of the others `count` per group are judged, of
+    the protected a quarter as many, spread evenly; 0: all. Each is drawn on `prompts` sentences; 0:
+    all.
     """
-    held, told, keep = [], [], []
+    held_out, protected, to_protect = [], [], []
     for group, sentences in GROUPS.items():
         if group not in groups:
             continue
         free = list(_untouched(requests, groups[group]))
-        keep += [groups[group].labels[label][0] for label in free[::2]]
+        to_protect += [groups[group].labels[label][0] for label in free[::2]]
         for labels, most, into in (
-            (free[1::2], count, held),
-            (free[::2], -(-count // 4), told),
+            (free[1::2], count, held_out),
+            (free[::2], -(-count // 4), protected),
         ):
             for label in evenly(labels, most):
                 name = groups[group].labels[label][0]
@@ -70,7 +71,7 @@ def spare(
                 places = range(label, label + drawn)
                 chosen = [sentences[place % len(sentences)] for place in places]
                 into.append(Name(name, group, label, draws_of(name, chosen)))
-    return Spared(tuple(held), tuple(told), tuple(keep))
+    return UntouchedNames(tuple(held_out), tuple(protected), tuple(to_protect))
 
 
 def _untouched(requests: Sequence[EditRequest], group: LabelGroup) -> Iterator[int]:

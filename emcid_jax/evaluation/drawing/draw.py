@@ -18,7 +18,7 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 
 class Draw(NamedTuple):
-    """One image: what is asked and the seed of its initial noise."""
+    """One image: its prompt and the seed of its initial noise."""
 
     prompt: str
     seed: int

@@ -26,7 +26,7 @@ class Metric(NamedTuple):
     bound: float
     """The protocol's bound: largest possible value (for Holdout Delta the smallest)."""
     reachable: float | None = None
-    """Source2Dest only: what the clean model scores when asked for the destination outright."""
+    """Source2Dest only: what the clean model scores when the prompt names the destination."""
 
 
 class Estimate(NamedTuple):

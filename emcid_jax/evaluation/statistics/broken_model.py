@@ -75,7 +75,7 @@ def fate(
     class_ids: Int[np.ndarray, " image"],
     floor: float,
 ) -> Fate:
-    """Sorts pictures of the classes asked for into kept, erased and broken."""
+    """Sorts pictures of the prompted classes into kept, erased and broken."""
     kept = probabilities.argmax(-1) == class_ids
     broken = ~kept & (sure(probabilities) < floor)
     shares = (part.mean() for part in (kept, ~kept & ~broken, broken))
@@ -112,7 +112,7 @@ def guard(
         clean: pictures of prompts that nobody edited, by the clean model.
         edited: the same by the edited model.
         sources: pictures of the sources' prompts, by the edited model.
-        source_ids: the class that each of them was asked for.
+        source_ids: the class that each of their prompts names.
     """
     floor, found = floor_of(clean), drawing(clean, edited)
     fates = fate(sources, source_ids, floor)

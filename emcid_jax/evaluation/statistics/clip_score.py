@@ -19,7 +19,7 @@ class ArtistScores(NamedTuple):
     clip_e: Estimate
     """Pictures of erased artists' prompts beside their prompts: low is good."""
     clip_s: Estimate
-    """The same of artists that are kept: high is good."""
+    """The same for artists that should stay: high is good."""
     h_a: Estimate
     """CLIP_s - CLIP_e, a difference in spite of its name."""
 

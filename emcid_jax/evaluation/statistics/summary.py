@@ -1,8 +1,8 @@
-"""One edit in a few figures, whatever its requests ask: what is done, what stays, and both in one.
+"""One edit in a few figures, whatever its requests ask: edit success, damage, and both in one.
 
-A request is *gone* on a picture if the judge's first choice is not its source any more, and *shown*
-if it is its destination. A name that nobody edits is *right* if it is the first choice. Requests
-and names are resampled for intervals, never pictures.
+The source is erased (`gone`) on a picture if it is no longer the judge's first choice. The edit
+succeeds (`shown`) if the destination is. A name that nobody edits is right if it is the first
+choice. Requests and names are resampled for intervals, never pictures.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ class Done(NamedTuple):
     """Shares of pictures, one entry per judged request; NaN where there is none to judge."""
 
     gone: Float[np.ndarray, " request"]
-    """On the edit's own templates."""
+    """Source erased, on the edit's own templates."""
     shown: Float[np.ndarray, " request"]
+    """Edit success, on the same."""
     gone_unseen: Float[np.ndarray, " request"]
     """In sentences that the edit never saw."""
     shown_unseen: Float[np.ndarray, " request"]
     own: Float[np.ndarray, " request"]
-    """The destination under its own name: it must stay."""
+    """Destination fidelity: the destination is still drawn under its own name."""
 
 
 class Kept(NamedTuple):
@@ -87,7 +88,7 @@ def _resampled(values: np.ndarray, seed: int, draws: int) -> np.ndarray | None:
 
 
 def _over(after: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """The share that stayed, at most 1; all of it where there was nothing."""
+    """The remaining share, at most 1; 1 where there was nothing."""
     ratio = np.divide(after, before, out=np.ones_like(before), where=before > 0)
     return np.minimum(ratio, 1.0)
 

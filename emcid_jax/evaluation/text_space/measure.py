@@ -1,6 +1,6 @@
 """What an edit does, measured in text space alone: no image is drawn.
 
-Targets reached, what the nearest kept concepts and a corpus of captions suffer, and how well
+How near the edits come to their targets, how much unedited names and captions drift, and how well
 conditioned the solve was.
 """
 
@@ -33,7 +33,7 @@ _WORD = re.compile(r"[\w-]+")
 
 
 class Neighbour(NamedTuple):
-    """The kept concept nearest to an edited one in key space, and what happens to it."""
+    """The unedited name nearest to an edited one in key space, and its drift."""
 
     name: str
     similarity: float
@@ -84,9 +84,9 @@ class TextSpace:
     """All of it."""
 
     reached: tuple[Reach, ...]
-    """Per concept, the least reached first."""
+    """Per concept, the farthest from its target first."""
     neighbours: dict[str, Neighbour]
-    """By source; empty if nothing is to be kept."""
+    """By source; empty without unedited names."""
     kept: tuple[Kept, ...]
     """By drift, the worst first."""
     apart: Drift | None
@@ -118,7 +118,7 @@ def measure(
         edit: what `concepts.solve` gave.
         moments: the second moments used.
         config: Stage II's settings used.
-        keep: names that shall stay as they are; edited ones are left out.
+        keep: names that the edit should not change; edited ones are left out.
         captions: a corpus that shall stay as it is.
 
     Raises:

@@ -87,7 +87,7 @@ def make_reader(
     Args:
         pipeline: the clean model.
         requests: of one destination each; an empty one is the empty prompt.
-        keep: names that shall stay as they are; all of them can be read.
+        keep: names that the edit should not change; all of them can be read.
         template: holds one {}.
         count: so many of `keep` are judged, spread evenly over the list; 0: all.
     """

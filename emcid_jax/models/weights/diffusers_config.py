@@ -39,8 +39,8 @@ MOST_LAYERS = 64
 def parse(cls: type[T], values: Mapping[str, Any], source: object) -> T:
     """The dataclass `cls` from the entries of `values` that are its fields.
 
-    Others are left out, and missing ones take their defaults; each is held against the annotation
-    of its field. Calls `check(source)` of the result.
+    Others are left out, and missing ones take their defaults; each is checked against
+    the annotation of its field. Calls `check(source)` of the result.
 
     Args:
         cls: the dataclass; it has `check`.

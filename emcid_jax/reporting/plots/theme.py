@@ -48,7 +48,7 @@ class LayerBar(NamedTuple):
 
     layer: int
     asked: float
-    """Root mean square residual the layer was asked to write."""
+    """Root mean square of the requested residual."""
     left: float
     """What it left unwritten of it."""
     change: float

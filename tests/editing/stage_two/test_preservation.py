@@ -106,14 +106,14 @@ def test_edited_concepts_are_not_kept(pipeline: Pipeline, caplog: pytest.LogCapt
     assert found is not None
     assert plain is not None
     np.testing.assert_array_equal(found.kept[1], plain.kept[1])
-    assert ["1 of 3 concepts to keep are edited" in r.message for r in caplog.records] == [True]
+    assert ["1 of 3 protected concepts are edited" in r.message for r in caplog.records] == [True]
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
         (StageTwoConfig(solver="ridge+preserve"), r"preserve and preserve_path are empty"),
-        (StageTwoConfig(preserve=("dog",)), r"solver 'ridge' keeps none"),
+        (StageTwoConfig(preserve=("dog",)), r"solver 'ridge' protects none"),
         (dataclasses.replace(KEEP, preserve_path="/nowhere.txt"), r"preserve_path is '/nowhere"),
         (dataclasses.replace(KEEP, preserve=("dog", " ")), r"remove empty names"),
         (dataclasses.replace(KEEP, preserve_templates=("a dog",)), r"preserve_templates\[0\]"),

@@ -8,7 +8,7 @@ import pytest
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import mixed
-from emcid_jax.evaluation.benchmarks.untouched_names import spare
+from emcid_jax.evaluation.benchmarks.untouched_names import split_untouched
 from emcid_jax.evaluation.drawing.before_after import Readings
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import label_groups
@@ -23,8 +23,8 @@ REQUESTS = [
     EditRequest("nobody knows", "o2", ("{}",)),
     EditRequest("oh three", "o3", ("{}",), task="rectify"),
 ]
-SPARED = spare(REQUESTS, GROUPS, 2, 1)
-PLAN = mixed.make_plan(REQUESTS, SPARED, GROUPS, CONFIG)
+UNTOUCHED = split_untouched(REQUESTS, GROUPS, 2, 1)
+PLAN = mixed.make_plan(REQUESTS, UNTOUCHED, GROUPS, CONFIG)
 
 
 def test_every_request_gets_the_prompts_of_its_benchmark_in_the_order_of_the_list() -> None:
@@ -64,7 +64,7 @@ def side(templates: list[int], sentences: list[int], own: list[int], held: list[
     for one, *tops in zip(PLAN.judged, templates, sentences, own, strict=True):
         for draws, top in zip((one.templates, one.sentences, one.own), tops, strict=True):
             found |= {draw: reading(top, top) for draw in draws}
-    for one, right in zip((*SPARED.held, *SPARED.told), held, strict=True):
+    for one, right in zip((*UNTOUCHED.held_out, *UNTOUCHED.protected), held, strict=True):
         top = one.label if right else 0
         found |= {draw: reading(top, top) for draw in one.draws}
     return found
@@ -109,7 +109,7 @@ def test_scores_by_hand() -> None:
 def test_a_model_that_always_draws_one_thing_is_not_intact() -> None:
     before = side([0, 0, 7], [0, 0, 7], [1, 1, 3], [True] * 6)
     one = {draw: reading(5, 1) for draw in PLAN.draws()}
-    found = mixed.verdict(SPARED.held, Readings(before, one))
+    found = mixed.verdict(UNTOUCHED.held_out, Readings(before, one))
     assert found["object"]["variety"] < 0.6
     assert found["artist"]["broken"] == 0
     assert found["intact"] is (found["object"]["intact"] and found["artist"]["intact"])

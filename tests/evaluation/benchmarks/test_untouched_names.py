@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks import erase
-from emcid_jax.evaluation.benchmarks.untouched_names import evenly, spare
+from emcid_jax.evaluation.benchmarks.untouched_names import evenly, split_untouched
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import label_groups
 
@@ -19,12 +19,12 @@ REQUESTS = [
 
 
 def test_half_is_told_and_half_is_judged() -> None:
-    spared = spare(REQUESTS, GROUPS)
+    untouched = split_untouched(REQUESTS, GROUPS)
     # The dog, the cat, o0 and o1 are named; the second crane is found by no name of its own.
-    assert spared.keep == ("crane", "o3", "o5", "o7", "a0", "a2", "a4")
-    assert [one.name for one in spared.held] == ["o2", "o4", "o6", "a1", "a3"]
-    assert [one.name for one in spared.told] == list(spared.keep)
-    first = spared.held[0]
+    assert untouched.to_protect == ("crane", "o3", "o5", "o7", "a0", "a2", "a4")
+    assert [one.name for one in untouched.held_out] == ["o2", "o4", "o6", "a1", "a3"]
+    assert [one.name for one in untouched.protected] == list(untouched.to_protect)
+    first = untouched.held_out[0]
     assert (first.group, first.label) == ("object", 6)
     assert sorted(draw.prompt for draw in first.draws) == sorted(
         sentence.replace("{}", "o2") for sentence in SENTENCES
@@ -32,10 +32,10 @@ def test_half_is_told_and_half_is_judged() -> None:
 
 
 def test_few_names_are_spread_and_each_takes_another_sentence() -> None:
-    spared = spare(REQUESTS, GROUPS, count=2, prompts=1)
-    assert [one.name for one in spared.held] == ["o2", "o6", "a1", "a3"]
-    assert [one.name for one in spared.told] == ["crane", "a0"]
-    prompts = [draw.prompt for one in spared.held for draw in one.draws]
+    untouched = split_untouched(REQUESTS, GROUPS, count=2, prompts=1)
+    assert [one.name for one in untouched.held_out] == ["o2", "o6", "a1", "a3"]
+    assert [one.name for one in untouched.protected] == ["crane", "a0"]
+    prompts = [draw.prompt for one in untouched.held_out for draw in one.draws]
     assert prompts == [
         SENTENCES[6 % 5].replace("{}", "o2"),
         SENTENCES[10 % 5].replace("{}", "o6"),
