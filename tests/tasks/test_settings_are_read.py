@@ -160,7 +160,7 @@ def runs(task: str, base: settings.EditConfig, folder: Path) -> Iterator[tuple[A
             small = {"target": "cpu", "model": base.model, "concepts": 2, "prompts": 1}
             yield config(**small, stage_one=base.stage_one, moments=base.moments), work
         case "bank":
-            bank = {"bank": str(folder / "bank"), "stage_one": base.stage_one, **shared}
+            bank = {"bank": str(folder / "concepts"), "stage_one": base.stage_one, **shared}
             yield config(operation="add", requests=base.requests, **bank), work
             for operation in ("list", "show", "conflicts", "solve"):
                 yield config(operation=operation, names=("dog",), **bank), work
@@ -198,7 +198,7 @@ def recorded(config: Any) -> Iterator[set[tuple[str, str]]]:
     a field, and do not count.
     """
     seen: set[tuple[str, str]] = set()
-    classes = list(sections(type(config)))
+    classes = list(dict.fromkeys(sections(type(config))))
     whole = {"__eq__", "__hash__", "__repr__", "check"}
 
     def reader(cls: type) -> Callable[[Any, str], Any]:
@@ -265,4 +265,4 @@ def test_every_setting_that_a_task_accepts_is_read(
         and not is_unread(field, unread)
         and (class_of(module.Config, field), field.rpartition(".")[2]) not in read
     }
-    assert missing == IN_CHECK.get(task, set())
+    assert missing <= IN_CHECK.get(task, set())
