@@ -37,15 +37,14 @@ def evaluate_others(
     requests: Split, models: Models, config: EvaluationConfig, workdir: Path, *, progress: bool
 ) -> dict[str, Any]:
     """The entries `debias`, `erase` and `rectify` of `metrics.json`, of those with requests."""
+    others = {
+        "debias": (debias, requests.debias),
+        "erase": (erase, requests.erase),
+        "rectify": (rectify, requests.rectify),
+    }
     return {
-        module.__name__.rpartition(".")[2]: module.evaluate(
-            part, models, config, workdir, progress=progress
-        )
-        for module, part in (
-            (debias, requests.debias),
-            (erase, requests.erase),
-            (rectify, requests.rectify),
-        )
+        key: module.evaluate(part, models, config, workdir, progress=progress)
+        for key, (module, part) in others.items()
         if part
     }
 
