@@ -84,7 +84,7 @@ def _plan(job: edit_job.Job) -> AicePlan:
 
 
 def kept_names(plan: AicePlan) -> tuple[str, ...]:
-    """Every other hold-out class: what protecting solvers are told; the others show the price."""
+    """Every other hold-out class: those that are protected; the others show the cost."""
     return tuple(one.name for one in plan.holdout[::2])
 
 

@@ -47,7 +47,7 @@ COUNTS: Mapping[str, tuple[int, ...]] = {
 }
 """Concepts, of Stage I whole batches; of the second moments, captions."""
 ASKED = (10, 100, 1000, 2000)
-"""Concepts that are told."""
+"""Concepts that are reported."""
 USUAL = 20_000
 """Captions of an edit."""
 STYLES = (

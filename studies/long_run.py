@@ -3,7 +3,7 @@
 Names of the sprite world are moved onto others, as in `studies.solver_table`, whose targets
 need no Stage I. `edited`: every round solves for its own concepts on the weights that the round
 before left. `moving`: the same, with targets read off those weights. `told`: as `edited`, but every
-round is told the keys of all earlier ones, to which it should do nothing. `bank`: the pristine
+round protects the keys of all earlier ones. `bank`: the pristine
 weights, solved for all concepts so far, as this package does: the same whatever the rounds were.
 A killed run goes on from the last measured round.
 """
@@ -57,7 +57,7 @@ NAMES = {
     "bank": "pristine weights, bank",
     "edited": "edited weights",
     "moving": "edited, targets too",
-    "told": "edited, told earlier keys",
+    "told": "edited, earlier keys protected",
 }
 
 
@@ -187,7 +187,7 @@ def curves(rows: Sequence[dict[str, Any]]) -> list[Panel]:
     """What rounds cost, over the number of concepts written."""
     titles = {
         "edited": "edited names that read as their destination",
-        "oldest": "the same of the first 100 concepts",
+        "oldest": "edit success of the first 100 concepts",
         "kept": "names of no request that read as themselves",
         "sentences": "drift of sentences",
     }

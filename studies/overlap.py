@@ -45,7 +45,7 @@ Row = dict[str, Any]
 
 
 def watched(study: Study, topics: Mapping[str, Sequence[Pair]]) -> list[Row]:
-    """Pairs of an edited name and one that is to stay: what becomes of it, by load and solver."""
+    """Pairs of an edited and an unedited name: what becomes of the latter, by load and solver."""
     pairs = [pair for found in topics.values() for pair in found]
     sources = list(dict.fromkeys(pair.edited for pair in pairs))
     clean = study.pipeline.params["text_encoder"]

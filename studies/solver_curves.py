@@ -41,7 +41,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path, strength: str = "4000") 
                     "o--",
                     ms=4,
                     color=colour,
-                    label="ridge+preserve, names it is told",
+                    label="ridge+preserve, protected names",
                 )
         axis.set_xscale("log")
         axis.set_xticks((1, 10, 100, 1000), ("1", "10", "100", "1,000"))

@@ -2,7 +2,7 @@
 
     python -m studies.solver_images --requests arbitrary_val.csv --workdir runs/solvers
 
-Protecting solvers are told half of the hold-out classes; the other half shows what that costs.
+Half of the hold-out classes are protected by the solvers that do so; the other half shows the cost.
 Images take about five minutes per solver and 300 requests on two cores; a killed run goes on.
 """
 

@@ -65,9 +65,9 @@ class World:
     """Of every request."""
     protected: list[str]
     others: list[str]
-    """Prompts of the hold-out names that no solver is told."""
+    """Prompts of the held-out names."""
     told: list[str]
-    """Prompts of those that protecting solvers are told."""
+    """Prompts of the names that protecting solvers protect."""
     sentences: list[str]
     clean: list[np.ndarray]
     """States of `others`, `told`, `sentences` and the empty prompt in the base model."""
@@ -199,7 +199,7 @@ class Reading(NamedTuple):
 
 
 def read(world: World, chosen: Sequence[int], params: Any) -> Reading:
-    """The sources of the `chosen` requests and all that is to stay, with an encoder's `params`."""
+    """The sources of the `chosen` requests and all unedited names, with an encoder's `params`."""
     kinds = {kind.unseen: kind for kind in world.kinds}.values()
     asked = [world.kinds[i].unseen.format(world.requests[i].source) for i in chosen]
     groups = (asked, world.others, world.told, world.sentences, [""])

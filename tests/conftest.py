@@ -21,12 +21,63 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 
+MINUTES = (
+    "tests/benchmarks/test_torture.py",
+    "tests/editing/bank/test_concepts.py::test_two_processes_add_at_once_while_a_third_reads",
+    "tests/editing/debias/test_offset_images.py",
+    "tests/editing/encoder/test_whole_prompts.py",
+    "tests/editing/moments/test_second_moment.py::test_eight_devices_give_the_same",
+    "tests/editing/moments/test_second_moment.py::test_equals_brute_force",
+    "tests/editing/moments/test_second_moment.py::test_legacy_end_token_is_the_highest_id",
+    "tests/editing/stage_one/test_loss.py",
+    "tests/editing/stage_one/test_prompt_end.py",
+    "tests/editing/stage_one/test_random_draws.py::test_draws_depend_on_seed_step_and_prompt_only",
+    "tests/editing/stage_one/test_run.py",
+    "tests/editing/stage_one/test_training_images.py",
+    "tests/editing/stage_two/test_preservation.py::test_kept_keys_are_those_of_every_token",
+    "tests/evaluation/benchmarks/test_aice.py",
+    "tests/evaluation/benchmarks/test_quality.py",
+    "tests/evaluation/text_space/test_measure.py::test_what_is_measured",
+    "tests/evaluation/text_space/test_trace_scores.py",
+    "tests/models/image/test_blocks.py::test_convolutions_and_their_gradients_are_torchs",
+    "tests/models/image/test_blocks.py::test_many_images_are_convolved_as_each_alone",
+    "tests/models/image/test_unet.py",
+    "tests/models/image/test_vae.py",
+    "tests/models/scoring/",
+    "tests/pipelines/test_abstract.py",
+    "tests/pipelines/test_any_config.py::test_what_is_accepted_is_built",
+    "tests/pipelines/test_generate.py",
+    "tests/pipelines/test_pipeline.py::test_saved_folders_are_read_by_us_and_by_diffusers",
+    "tests/pipelines/test_single_file.py",
+    "tests/planning/test_traced_programs.py",
+    "tests/runtime/test_parallel.py",
+    "tests/sprites/test_interchange.py",
+    "tests/sprites/test_judge_training.py",
+    "tests/sprites/test_training.py",
+    "tests/tasks/",
+    "tests/test_api.py",
+    "tests/test_ownership_walk.py",
+    "tests/workflow/test_debias_search.py",
+    "tests/workflow/test_find_memories.py",
+    "tests/workflow/test_open_model.py",
+)
+"""Beginnings of the names of tests that take more than about 5 s of a core each; these are marked
+`minutes`, so that `-m "not slow and not minutes"` leaves what runs after every change."""
+
 CORPUS = """
 a photo of a dog on the beach, a photo of a cat in the snow, an image of a golden retriever
 a painting by Vincent van Gogh, a drawing in the style of Claude Monet, the art of Salvador Dali
 a picture of a great white shark, a tench and a goldfish in the water, an image of a nurse
 a female doctor, a male doctor, the portrait of an engineer, a red sports car in the city
 """
+
+
+@pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests of `MINUTES`."""
+    for item in items:
+        if item.nodeid.startswith(MINUTES):
+            item.add_marker("minutes")
 
 
 def tiny_tokenizer() -> Any:

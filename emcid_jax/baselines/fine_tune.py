@@ -1,7 +1,7 @@
 """Fine-tuning baselines: Adam on weights, where EMCID finds memories and solves for the weights.
 
-The loss is Stage I's (`editing.objective`), over all requests and a batch of them per step, without
-the decay of the offset, for there is none. With `part` = `text_encoder` that is the plain
+The loss is Stage I's (`editing/stage_one/loss.py`), over all requests and a batch of them per step,
+without the decay of the offset, for there is none. With `part` = `text_encoder` that is the plain
 alternative to both of EMCID's stages; with `cross_attention` and the objective `esd` it is ESD-x
 (Gandikota et al., arXiv 2303.07345), but for the noisy images: ESD takes them from the trained
 model half way through sampling, this adds noise to the clean model's images of the source.

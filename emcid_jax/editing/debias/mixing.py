@@ -2,9 +2,9 @@
 
 A `debias` request has one memory per destination, all from the same h0. Its own memory is their
 mixture `z = sum_j f_j z_j = h0 + sum_j f_j delta_j`, with factors f_j >= 0 that sum to 1. Which
-factors make the drawn images follow the asked ratios is found by trying: every trial draws images
-and counts the values in them. Here are the pure parts of that search (docs/debias.md); what
-draws and counts is `tasks.mixtures`.
+factors make the drawn images follow the requested ratios is found by trying: every trial draws
+images and counts the values in them. Here are the pure parts of that search (docs/debias.md);
+`workflow/debias_search.py` draws and counts.
 """
 
 from __future__ import annotations

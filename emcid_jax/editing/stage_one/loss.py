@@ -3,7 +3,7 @@
 An offset `delta` at the edited tokens of the *source* prompts is good when the UNet, reading
 the edited source text, predicts what a teacher predicts (dual self-distillation), and when the
 text features match those of the destination. Everything here is a pure function of its
-arguments; drawing the noise is `draws`' job, taking the steps `loop`'s.
+arguments; `random_draws` draws the noise, `adam_loop` takes the steps.
 
 Concepts and prompts are folded into one batch axis for the models (docs/stage_one.md),
 and losses are kept per concept: their sum has, for each concept, exactly that concept's gradient.

@@ -1,4 +1,4 @@
-"""What is told of an edit's gates."""
+"""What is reported about an edit's gates."""
 
 from __future__ import annotations
 

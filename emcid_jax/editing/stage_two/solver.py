@@ -22,7 +22,7 @@ class Solution(NamedTuple):
     condition: float
     """Estimated condition number of the system of that form."""
     device_error: float | None = None
-    """Relative error that a device reached, see `device_solver`; None on the host."""
+    """Relative error that a device reached, see `ridge_on_device`; None on the host."""
 
 
 @runtime_checkable

@@ -79,7 +79,7 @@ class Lpips64:
 
 
 def load_lpips(file: Path) -> Lpips64:
-    """From a `.safetensors` file; UserError for an unfit one, see `models.lpips`."""
+    """From a `.safetensors` file; UserError for an unfit one, see `models/scoring/lpips.py`."""
     return Lpips64(read_lpips(file))
 
 
