@@ -10,21 +10,24 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 
-from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.editing.encoder.hidden_units import WIDTH
-from emcid_jax.editing.stage_two.gate_report import GateReport, Mistaken, Relation, UnitsReport
+from emcid_jax.editing.stage_two.gate_report import GateReport, UnitsReport
 from emcid_jax.editing.units import gates, recognise
-from emcid_jax.editing.units.names import Names, find_names
+from emcid_jax.editing.units.names import Names, Strangers, find_names
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.editing.units.told import mistaken, shared
 from emcid_jax.pipelines.pipeline import Pipeline
 
 FLOOR = 0.65
 """Lowest threshold."""
+LEAST = 0.4
+"""Score of the closed form from which on a caption's token is held against a gate."""
 MARGIN = 0.02
 """Thresholds stand so far above what must not pass, and twice as far below own contexts."""
 
@@ -64,62 +67,121 @@ def fit_gates(
     """
     space = gates.metric(statistics)
     names = find_names(pipeline, requests, keep, statistics, space, contexts)
-    count = names.sources
-    own, mask = names.own[:count], names.mask[:count]
-    reference = space.whiten(statistics.reference[None].astype(np.float32))[0]
-    spoken = recognise.own_rows(pipeline.tokenizer, names.texts[:count], statistics.recent)
-    rows, owner = names.rows()
-    order = np.argsort(owner, kind="stable")
-    bounds = np.searchsorted(owner[order], np.arange(count + 1))
-    mine = [order[low:high] for low, high in itertools.pairwise(bounds)]
-
-    first = gates.start(own, mask)
-    near, near_scores = gates.nearest(first, reference, spoken)
-    alone = gates.moved(first, own, mask, reference[near], np.isfinite(near_scores))
-    close, close_scores = gates.nearest(alone, rows, mine)
-    disputed = np.flatnonzero((close_scores > gates.LOW).any(axis=1))
-    final = alone.copy()
-    final[disputed] = gates.moved(
-        first[disputed],
-        own[disputed],
-        mask[disputed],
-        np.concatenate([reference[near[disputed]], rows[close[disputed]]], axis=1),
-        np.concatenate(
-            [np.isfinite(near_scores[disputed]), close_scores[disputed] > gates.LOW], axis=1
+    others = _others(pipeline, names, statistics, space)
+    chunks = [
+        _fitted(names, others, slice(begin, min(begin + gates.CHUNK, names.sources)), false_firing)
+        for begin in range(0, names.sources, gates.CHUNK)
+    ]
+    fitted = _Fitted(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
+    tokens = len(others.held_out)
+    reports = [
+        GateReport(
+            request.source,
+            float(fitted.thresholds[gate]),
+            float((fitted.scores[gate] > fitted.thresholds[gate])[names.mask[gate]].mean()),
+            float(fitted.scores[gate].min()),
+            float((fitted.passed[gate] >= 0).sum() / tokens),
+            mistaken(
+                names,
+                requests,
+                gate,
+                np.unique(others.owner[fitted.close[gate][fitted.close[gate] >= 0]]),
+                fitted.first[gate],
+                fitted.final[gate],
+                float(fitted.thresholds[gate]),
+            ),
+        )
+        for gate, request in enumerate(requests)
+    ]
+    return FittedGates(
+        gates.in_states(fitted.final, space),
+        fitted.thresholds,
+        np.clip((fitted.scores[:, 0] - fitted.thresholds + WIDTH) / WIDTH, 0.0, 1.0),
+        UnitsReport(
+            tuple(shared(reports)), np.count_nonzero(np.unique(fitted.passed) >= 0) / tokens, tokens
         ),
     )
-    scores = np.where(mask, np.matmul(own, final[:, :, None])[..., 0], np.inf)
-    allowed = int(false_firing * len(reference))
-    near, near_scores = gates.nearest(final, reference, spoken, gates.NEGATIVES + allowed)
-    _, other_scores = gates.nearest(final, rows, mine, 1)
-    thresholds = _thresholds(scores, near_scores, other_scores[:, 0], allowed)
 
-    passed = near_scores > thresholds[:, None]
-    wrong = np.unique(near[passed]).size / len(reference)
-    reports = []
-    disputes = {gate: close[gate][close_scores[gate] > gates.LOW] for gate in disputed.tolist()}
-    for gate, request in enumerate(requests):
-        others = np.unique(owner[disputes[gate]]).tolist() if gate in disputes else []
-        threshold = float(thresholds[gate])
-        reports.append(
-            GateReport(
-                request.source,
-                threshold,
-                float((scores[gate] > threshold)[mask[gate]].mean()),
-                float(scores[gate].min()),
-                float(passed[gate].mean() * near.shape[1] / len(reference)),
-                tuple(
-                    _mistaken(names, requests, gate, other, first[gate], final[gate], threshold)
-                    for other in others
-                ),
-            )
-        )
-    return FittedGates(
-        gates.in_states(final, space),
-        thresholds,
-        np.clip((scores[:, 0] - thresholds + WIDTH) / WIDTH, 0.0, 1.0),
-        UnitsReport(tuple(_shared(reports)), wrong, len(reference)),
+
+class _Others(NamedTuple):
+    """What no gate may answer to: tokens of captions, and the names of the edit."""
+
+    seen: Float[np.ndarray, "row dim"]
+    """Half of the reference, which gates are fitted against."""
+    held_out: Float[np.ndarray, "row dim"]
+    """The other half, which sets thresholds: what is reached there is reached elsewhere too."""
+    spoken_seen: list[Int[np.ndarray, " _"]]
+    """Rows of the first half where the source itself stands."""
+    spoken: list[Int[np.ndarray, " _"]]
+    """The same of the other half."""
+    rows: Float[np.ndarray, "row dim"]
+    """Contexts of all names."""
+    owner: Int[np.ndarray, " row"]
+    mine: list[Int[np.ndarray, " _"]]
+    """Rows of each source's own contexts."""
+
+
+class _Fitted(NamedTuple):
+    first: Float[np.ndarray, "gate dim"]
+    final: Float[np.ndarray, "gate dim"]
+    thresholds: Float64[np.ndarray, " gate"]
+    scores: Float[np.ndarray, "gate context"]
+    """Of own contexts; inf where there is none."""
+    close: Int[np.ndarray, "gate row"]
+    """Rows of other names that it was held against, or -1."""
+    passed: Int[np.ndarray, "gate row"]
+    """Rows of the held-out half at which it answers, or -1."""
+
+
+def _others(
+    pipeline: Pipeline, names: Names, statistics: UnitStatistics, space: gates.Metric
+) -> _Others:
+    halves = [space.whiten(statistics.reference[None, i::2].astype(np.float32))[0] for i in (0, 1)]
+    sources = names.texts[: names.sources]
+    spoken = [
+        recognise.own_rows(pipeline.tokenizer, sources, statistics.recent[i::2]) for i in (0, 1)
+    ]
+    rows, owner = names.rows()
+    order = np.argsort(owner, kind="stable")
+    bounds = np.searchsorted(owner[order], np.arange(names.sources + 1))
+    mine = [order[low:high] for low, high in itertools.pairwise(bounds)]
+    return _Others(*halves, *spoken, rows, owner, mine)
+
+
+def _fitted(names: Names, others: _Others, part: slice, false_firing: float) -> _Fitted:
+    """The gates of the sources `part`: at most `gates.CHUNK`, so memory does not grow with them."""
+    own, mask = names.own[part], names.mask[part]
+    seen, unseen = (Strangers(*(array[part] for array in one)) for one in names.strangers)
+    first = gates.start(own, mask)
+    near, near_scores = gates.nearest(first, others.seen, others.spoken_seen[part], LEAST)
+    negatives = np.concatenate([others.seen[near], seen.states], axis=1)
+    counted = np.concatenate([np.isfinite(near_scores), seen.mask], axis=1)
+    final = gates.moved(first, own, mask, negatives, counted)
+    # What the moved gates score high: other names, and tokens that the closed form did not.
+    close, close_scores = gates.nearest(final, others.rows, others.mine[part], gates.LOW)
+    more, more_scores = gates.nearest(final, others.seen, others.spoken_seen[part], gates.LOW)
+    more_scores[(more[:, :, None] == near[:, None]).any(axis=2)] = -np.inf
+    found = np.isfinite(np.concatenate([close_scores, more_scores], axis=1))
+    again = np.flatnonzero(found.any(axis=1))
+    added = others.rows[close[again]], others.seen[more[again]]
+    final[again] = gates.moved(
+        first[again],
+        own[again],
+        mask[again],
+        np.concatenate([negatives[again], *added], axis=1),
+        np.concatenate([counted[again], found[again]], axis=1),
     )
+    scores = np.where(mask, np.matmul(own, final[:, :, None])[..., 0], np.inf)
+    allowed = int(false_firing * len(others.held_out))
+    low, count = FLOOR - MARGIN, gates.NEGATIVES + allowed
+    passed, tokens = gates.nearest(final, others.held_out, others.spoken[part], low, count)
+    _, by_names = gates.nearest(final, others.rows, others.mine[part], low, 1)
+    strange = np.matmul(unseen.states, final[:, :, None])[..., 0]
+    strange = np.where(unseen.mask, strange, -np.inf).max(axis=1)
+    thresholds = _thresholds(scores, tokens, np.maximum(by_names[:, 0], strange), allowed)
+    passed[tokens <= thresholds[:, None]] = -1
+    close[~np.isfinite(close_scores)] = -1
+    return _Fitted(first, final, thresholds, scores, close, passed)
 
 
 def _thresholds(
@@ -133,57 +195,3 @@ def _thresholds(
     barred = np.maximum(ranked[:, min(allowed, ranked.shape[1] - 1)], other) + MARGIN
     room = np.sort(scores, axis=1)[:, min(1, scores.shape[1] - 1)] - 2 * MARGIN
     return np.clip(barred, FLOOR, np.maximum(room, FLOOR)).astype(np.float64)
-
-
-def _mistaken(
-    names: Names,
-    requests: Sequence[EditRequest],
-    gate: int,
-    other: int,
-    first: Float[np.ndarray, " dim"],
-    final: Float[np.ndarray, " dim"],
-    threshold: float,
-) -> Mistaken:
-    own = names.own[other][names.mask[other]]
-    fitted = own @ final
-    return Mistaken(
-        names.texts[other],
-        _relation(names, requests, gate, other),
-        float((own @ first).max()),
-        float(fitted.max()),
-        float((fitted > threshold).mean()),
-    )
-
-
-def _relation(names: Names, requests: Sequence[EditRequest], gate: int, other: int) -> Relation:
-    if other >= names.sources:
-        return "kept"
-    mine, theirs = (normalised(names.texts[i]) for i in (gate, other))
-    if f" {mine}".endswith(f" {theirs}") or f" {theirs}".endswith(f" {mine}"):
-        return "nested"
-    dests = [{normalised(dest) for dest in requests[i].dests} for i in (gate, other)]
-    return "same destination" if dests[0] == dests[1] else "near"
-
-
-def _shared(reports: Sequence[GateReport]) -> list[GateReport]:
-    """The reports, with names that need no unit of their own told so.
-
-    A name needs none where the gate of an earlier one, which leads to the same destination and has
-    a unit, answers in all of its contexts.
-    """
-    result: list[GateReport] = []
-    units = {
-        normalised(other.name): gate.source
-        for gate in reversed(reports)
-        for other in gate.mistaken
-        if other.relation == "same destination" and other.fires == 1.0
-    }
-    with_unit: set[str] = set()
-    for gate in reports:
-        shares = units.get(normalised(gate.source), "")
-        if shares not in with_unit:
-            shares = ""
-        if not shares:
-            with_unit.add(gate.source)
-        result.append(dataclasses.replace(gate, shares=shares))
-    return result

@@ -9,7 +9,7 @@ In coordinates in which S is the identity this is `v_j = y_j / |y_j|^2`. From th
 as little as it must, that its own contexts score at least `HIGH` and what lies nearest to it among
 other names and captions at most `LOW`:
 
-    min |v - v_j|^2 / 2 + C sum_i max(0, HIGH - v y_i) + C sum_k max(0, v y_k - LOW)
+    min |v - v_j|^2 / 2 + OWN C sum_i max(0, HIGH - v y_i) + C sum_k max(0, v y_k - LOW)
 
 by coordinate ascent in the dual, with `C = SLACK |v_j|^2`: a context that cannot be told apart
 moves the gate by a bounded part of its own length, so no gate leaves its start far behind.
@@ -20,6 +20,7 @@ are fitted beside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,15 +33,17 @@ SHRINKAGE = 0.1
 """Share of the captions' covariance in the metric."""
 RIDGE = 1e-4
 """Share of the metric's mean eigenvalue on its diagonal."""
-HIGH, LOW = 0.85, 0.5
+HIGH, LOW = 0.85, 0.45
 """Scores that own contexts should reach and others should not."""
 SLACK = 1.0
 """What a score on the wrong side may cost, in units of the start's squared length."""
+OWN = 4.0
+"""How much more an own context counts."""
 NEGATIVES = 32
 """Rows that lie nearest, of either kind, that a gate is held against."""
 SWEEPS = 40
 CHUNK = 256
-"""Gates whose scores are held at once."""
+"""Gates that are fitted at once."""
 
 
 class Metric(NamedTuple):
@@ -87,20 +90,10 @@ def moved(
 
     `counted` is False at places of `others` that hold nothing.
     """
-    result = np.empty_like(first)
-    for begin in range(0, len(first), CHUNK):
-        part = slice(begin, begin + CHUNK)
-        result[part] = _moved(first[part], own[part], mask[part], others[part], counted[part])
-    return result
-
-
-def _moved(
-    first: np.ndarray, own: np.ndarray, mask: np.ndarray, others: np.ndarray, counted: np.ndarray
-) -> np.ndarray:
     signed = np.concatenate([own, -others], axis=1)
     goal = np.concatenate([np.full(own.shape[1], HIGH), np.full(others.shape[1], -LOW)])
     cost = SLACK * np.square(first).sum(axis=1, keepdims=True)
-    cap = cost * np.concatenate([mask, counted], axis=1)
+    cap = cost * np.concatenate([OWN * mask, counted], axis=1)
     gram = np.matmul(signed, signed.transpose(0, 2, 1))
     scores = np.matmul(signed, first[:, :, None])[..., 0]
     sizes = np.maximum(np.einsum("nqq->nq", gram), np.finfo(np.float32).tiny)
@@ -117,27 +110,26 @@ def _moved(
 def nearest(
     directions: Float[np.ndarray, "name dim"],
     rows: Float[np.ndarray, "row dim"],
-    excluded: list[Int[np.ndarray, " _"]],
+    excluded: Sequence[Int[np.ndarray, " _"]],
+    least: float,
     count: int = NEGATIVES,
 ) -> tuple[Int[np.ndarray, "name count"], Float[np.ndarray, "name count"]]:
-    """The `count` rows that each gate scores highest, and the scores; rows in ascending order.
+    """At most `count` rows that each gate scores highest, above `least`; rows in ascending order.
 
-    `excluded` are the rows that are not counted, per gate; where too few are left, places that are
-    left over have the score -inf. Never holds more than `CHUNK` gates' scores.
+    `excluded` are the rows that are not counted, per gate. Where fewer are left, the other places
+    are row -1 with the score -inf. At most `CHUNK` gates at once.
     """
-    count = min(count, len(rows))
-    found = np.empty((len(directions), count), np.int64)
-    values = np.empty((len(directions), count), np.float32)
-    for begin in range(0, len(directions), CHUNK):
-        part = np.zeros((CHUNK, rows.shape[1]), np.float32)
-        size = len(directions[begin : begin + CHUNK])
-        part[:size] = directions[begin : begin + CHUNK]
-        scores = part @ rows.T
-        for place in range(size):
-            gate, line = begin + place, scores[place]
-            line[excluded[gate]] = -np.inf
-            found[gate] = np.sort(np.argpartition(-line, count - 1)[:count])
-            values[gate] = line[found[gate]]
+    found = np.full((len(directions), count), -1)
+    values = np.full((len(directions), count), -np.inf, np.float32)
+    part = np.zeros((CHUNK, rows.shape[1]), np.float32)  # One shape, hence the same bits.
+    part[: len(directions)] = directions
+    scores = part @ rows.T
+    for gate, line in enumerate(scores[: len(directions)]):
+        line[excluded[gate]] = -np.inf
+        above = np.flatnonzero(line > least)
+        if above.size > count:
+            above = np.sort(above[np.argpartition(-line[above], count - 1)[:count]])
+        found[gate, : above.size], values[gate, : above.size] = above, line[above]
     return found, values
 
 

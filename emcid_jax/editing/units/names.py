@@ -10,14 +10,22 @@ from jaxtyping import Bool, Float, Int
 
 from emcid_jax.concepts.conflicts import normalised
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.editing.units.contexts import name_prompts
+from emcid_jax.editing.units.contexts import NamePrompts, name_prompts
 from emcid_jax.editing.units.gates import Metric
 from emcid_jax.editing.units.states import name_states
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.editing.units.strangers import strangers
 from emcid_jax.pipelines.pipeline import Pipeline
 
 SHOWN = 4
 """Contexts of a name that the gates of other names are held against."""
+
+
+class Strangers(NamedTuple):
+    """Other words that end like the sources, whitened."""
+
+    states: Float[np.ndarray, "source context dim"]
+    mask: Bool[np.ndarray, "source context"]
 
 
 class Names(NamedTuple):
@@ -28,6 +36,8 @@ class Names(NamedTuple):
     mask: Bool[np.ndarray, "name context"]
     sources: int
     """How many of them are sources."""
+    strangers: tuple[Strangers, Strangers]
+    """Two draws, of the sources alone."""
 
     def rows(self) -> tuple[Float[np.ndarray, "row dim"], Int[np.ndarray, " row"]]:
         """At most `SHOWN` contexts of every name, spread over them, and whose they are."""
@@ -63,6 +73,18 @@ def find_names(
     asked += [about for key, about in others.items() if key and key not in sources]
     texts, templates, origins = (list(part) for part in zip(*asked, strict=True))
     prompts = name_prompts(pipeline.tokenizer, texts, templates, statistics.pool, contexts, origins)
-    params = pipeline.params["text_encoder"]
-    states = name_states(pipeline.text, params, prompts, statistics.block)
-    return Names(texts, space.whiten(states), prompts.mask, len(requests))
+    count = len(requests)
+    own = NamePrompts(*(part[:count] for part in prompts))
+
+    def encoded(asked: NamePrompts) -> Float[np.ndarray, "name context dim"]:
+        params = pipeline.params["text_encoder"]
+        return space.whiten(name_states(pipeline.text, params, asked, statistics.block))
+
+    def drawn(number: int) -> Strangers:
+        found, mask = strangers(pipeline.tokenizer, texts[:count], own, number)
+        states = np.zeros((*mask.shape, len(space.mean)), np.float32)
+        some = mask.any(axis=1)
+        states[some] = encoded(NamePrompts(*(part[some] for part in found)))
+        return Strangers(states, mask)
+
+    return Names(texts, encoded(prompts), prompts.mask, count, (drawn(0), drawn(1)))

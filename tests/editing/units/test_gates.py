@@ -73,15 +73,16 @@ def test_the_fit_is_the_minimum_of_its_loss(monkeypatch):
     def loss(v: np.ndarray) -> float:
         missed = np.maximum(0, gates.HIGH - own[0] @ v).sum()
         passed = np.maximum(0, others[0] @ v - gates.LOW).sum()
-        return float(((v - first[0]) ** 2).sum() / 2 + slack * (missed + passed))
+        return float(((v - first[0]) ** 2).sum() / 2 + slack * (gates.OWN * missed + passed))
 
     count = CONTEXTS + OTHERS
     signed = np.concatenate([own[0], -others[0]])
     goal = np.concatenate([np.full(CONTEXTS, gates.HIGH), np.full(OTHERS, -gates.LOW)])
+    costs = slack * np.concatenate([np.full(CONTEXTS, gates.OWN), np.ones(OTHERS)])
     best = scipy.optimize.minimize(
-        lambda z: ((z[:DIM] - first[0]) ** 2).sum() / 2 + slack * z[DIM:].sum(),
+        lambda z: ((z[:DIM] - first[0]) ** 2).sum() / 2 + costs @ z[DIM:],
         np.concatenate([first[0], np.full(count, 5.0)]),
-        jac=lambda z: np.concatenate([z[:DIM] - first[0], np.full(count, slack)]),
+        jac=lambda z: np.concatenate([z[:DIM] - first[0], costs]),
         constraints={
             "type": "ineq",
             "fun": lambda z: signed @ z[:DIM] + z[DIM:] - goal,
@@ -116,22 +117,20 @@ def test_a_gate_is_the_same_bits_in_other_company(statistics, states):
         np.testing.assert_array_equal(fitted(slice(gate, gate + 1))[0], together[gate])
 
 
-def test_nearest_rows_are_those_of_a_full_sort(monkeypatch):
-    monkeypatch.setattr(gates, "CHUNK", 3)
+def test_nearest_rows_are_those_of_a_full_sort():
     rng = np.random.default_rng(4)
     directions = rng.normal(size=(NAMES, DIM)).astype(np.float32)
     rows = rng.normal(size=(50, DIM)).astype(np.float32)
     excluded = [np.array([2 * gate, 2 * gate + 1]) for gate in range(NAMES)]
-    found, scores = gates.nearest(directions, rows, excluded, 5)
+    found, scores = gates.nearest(directions, rows, excluded, 3.0, 5)
+    sizes = set()
     for gate in range(NAMES):
         every = rows @ directions[gate]
         every[excluded[gate]] = -np.inf
-        wanted = sorted(np.argsort(-every)[:5].tolist())
-        assert found[gate].tolist() == wanted
-        np.testing.assert_allclose(scores[gate], every[wanted], rtol=1e-5)
-
-
-def test_where_too_few_rows_are_left_the_others_do_not_count():
-    rows = np.eye(3, DIM, dtype=np.float32)
-    _, scores = gates.nearest(rows[:1], rows, [np.array([0, 1])], 3)
-    assert np.isfinite(scores).sum() == 1
+        highest = np.argsort(-every)[:5]
+        wanted = sorted(highest[every[highest] > 3.0].tolist())
+        sizes.add(len(wanted))
+        assert found[gate].tolist() == wanted + [-1] * (5 - len(wanted))
+        np.testing.assert_allclose(scores[gate][: len(wanted)], every[wanted], rtol=1e-5)
+        assert np.isneginf(scores[gate][len(wanted) :]).all()
+    assert len(sizes) > 2, "all gates have as many rows"

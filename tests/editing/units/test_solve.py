@@ -94,6 +94,18 @@ def test_prompts_without_the_names_are_the_base_to_rounding(pipeline, edited):
         np.testing.assert_allclose(new, old, rtol=2e-5, atol=2e-5)
 
 
+def test_a_name_that_ends_in_a_piece_is_not_any_word_that_ends_so(pipeline, measured, random_bank):
+    asked = [EditRequest("grunter", "tench", TEMPLATES)]
+    start = np.zeros((1, WIDTHS[0]))
+    one = random_bank(asked, start, memories.model_hashes(pipeline), BLOCK)
+    alone = stage_two.with_edit(pipeline, concept_bank.solve(one, pipeline, measured, CONFIG))
+    for word in ("grunter", "character", "porter", "counter", "chapter", "shorter"):
+        assert pipeline.tokenizer.tokenize(word)[-1] == "ter</w>"
+        prompts = [sentence.replace("{}", word) for sentence in [*TEMPLATES, *SENTENCES]]
+        change = np.abs(states(alone, prompts)[0] - states(pipeline, prompts)[0]).max(axis=(1, 2))
+        assert (change > 1).all() if word == "grunter" else (change < 1e-5).all(), word
+
+
 def test_a_concept_comes_and_goes_without_touching_the_others(pipeline, measured, bank, solved):
     for left_out in range(len(bank.concepts)):
         kept = [i for i in range(len(bank.concepts)) if i != left_out]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from emcid_jax.editing.units import contexts, recognise, statistics
+from emcid_jax.editing.units.strangers import strangers
 from emcid_jax.models.text.clip import end_positions
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
@@ -109,3 +110,30 @@ def test_names_are_recognised_where_they_stand(pipeline):
     rows = np.array([recent(text) for text in texts], np.int32)
     own = recognise.own_rows(pipeline.tokenizer, ["red fox", "fox", "owl", "cat"], rows)
     assert [one.tolist() for one in own] == [[0], [0, 1, 2], [4], []]
+
+
+def test_strangers_are_other_words_that_end_alike(pipeline):
+    tokenizer = pipeline.tokenizer
+    names = ["foxowl", "fox", "red fox", "red foxowl"]
+    lengths = [len(tokenizer.tokenize(name)) for name in names]
+    pool = contexts.beginnings(CAPTIONS, 20, 0)
+    prompts = contexts.name_prompts(tokenizer, names, [("a photo of {}",)] * 4, pool, 3, names)
+    found, strange = strangers(tokenizer, names, prompts, 0)
+    again, other = (
+        strangers(tokenizer, names[2:], type(prompts)(*(p[2:] for p in prompts)), draw)[0]
+        for draw in (0, 1)
+    )
+    np.testing.assert_array_equal(found.ids[2:], again.ids)
+    assert (other.ids[1] != again.ids[1]).any()
+    pieces = np.array(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
+    for row, (name, length) in enumerate(zip(names, lengths, strict=True)):
+        whole = "owl" not in name
+        assert strange[row].any() != whole, name
+        for old, new, last in zip(
+            prompts.ids[row], found.ids[row], prompts.positions[row], strict=True
+        ):
+            inside = np.arange(len(old)) < last
+            inside &= np.arange(len(old)) > last - length
+            np.testing.assert_array_equal(new[~inside], old[~inside])
+            ends = [[piece.endswith("</w>") for piece in pieces[ids[inside]]] for ids in (old, new)]
+            assert ends[0] == ends[1]
