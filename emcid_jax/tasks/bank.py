@@ -40,7 +40,7 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
 from emcid_jax.workflow.find_memories import add_to_bank
-from emcid_jax.workflow.find_moments import require_moments
+from emcid_jax.workflow.find_moments import moments_of, require_linear
 from emcid_jax.workflow.inputs import read_requests
 from emcid_jax.workflow.port_bank import port
 from emcid_jax.workflow.write_edit import write_edit
@@ -91,6 +91,8 @@ class BankConfig:
             raise UserError(f"config.other is empty; {self.operation} takes a second bank's folder")
         if self.operation == "add" and not self.requests.path:
             raise UserError("config.requests.path is empty; give what to add")
+        if self.operation == "conflicts":
+            require_linear(self.stage_two)
         chosen = self.names or self.query or self.requests.path
         if self.operation in ("remove", "strength") and not chosen:
             raise UserError(
@@ -198,7 +200,7 @@ def _conflicts(config: BankConfig, workdir: Path) -> None:
         found = predicted_conflicts.predict(
             job.concepts,
             job.pipeline,
-            require_moments(job.moments),
+            moments_of(job.moments),
             config.stage_two,
             config.keep,
         )

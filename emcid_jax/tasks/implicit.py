@@ -38,7 +38,12 @@ from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
-from emcid_jax.workflow.find_moments import find_captions, find_moments, moments_folder
+from emcid_jax.workflow.find_moments import (
+    find_captions,
+    find_moments,
+    moments_folder,
+    require_linear,
+)
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
@@ -58,6 +63,10 @@ class ImplicitConfig:
     """Edits per row, each with images of its own; figures are means, spreads are over seeds."""
     clip: str = ""
     """Folder of the CLIP model that judges; empty: the model's own `image_tower`."""
+
+    def check(self) -> None:
+        """UserError for a solver that the task cannot take."""
+        require_linear(self.base.stage_two, "config.base.stage_two")
 
 
 Config = ImplicitConfig

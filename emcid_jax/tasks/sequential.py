@@ -31,7 +31,12 @@ from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import find_memories, read_prompts
-from emcid_jax.workflow.find_moments import find_moments, find_other_captions, moments_folder
+from emcid_jax.workflow.find_moments import (
+    find_moments,
+    find_other_captions,
+    moments_folder,
+    require_linear,
+)
 from emcid_jax.workflow.table import Table
 
 Way = Literal["edited", "bank"]
@@ -53,6 +58,10 @@ class SequentialConfig:
     """From which weights a round starts."""
     captions: Count = 500
     """Captions, of the source of `moments` with another seed, whose features should stay."""
+
+    def check(self) -> None:
+        """UserError for a solver that the task cannot take."""
+        require_linear(self.base.stage_two, "config.base.stage_two")
 
 
 Config = SequentialConfig

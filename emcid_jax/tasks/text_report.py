@@ -15,7 +15,7 @@ from emcid_jax.reporting.pages.text_space import write_text_report
 from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import require_bank, solvable
-from emcid_jax.workflow.find_moments import find_other_captions, require_moments
+from emcid_jax.workflow.find_moments import find_other_captions, moments_of, require_linear
 from emcid_jax.workflow.inputs import names_to_keep
 
 
@@ -44,6 +44,7 @@ class TextReportConfig:
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
         require_bank(self.bank)
+        require_linear(self.stage_two)
 
 
 Config = TextReportConfig
@@ -65,7 +66,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     keep = read_names(config)
     corpus = find_other_captions(config.moments, config.captions)
     with solvable(config, workdir, WRITES, config.moments_file) as job:
-        moments = require_moments(job.moments)
+        moments = moments_of(job.moments)
         settings = preservation.resolved(config.stage_two)
         with job.log.timed("stage_two"):
             edit = concept_bank.solve(job.concepts, job.pipeline, moments, settings)

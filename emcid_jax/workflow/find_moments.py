@@ -55,13 +55,21 @@ def moments_folder(
     return workdir / "moments" / hash_of(decides)[:16]
 
 
-def require_moments(found: Measured) -> SecondMoments:
-    """`found`, for what reads second moments. UserError if units' statistics were measured."""
-    if isinstance(found, UnitStatistics):
+def require_linear(config: StageTwoConfig, field: str = "config.stage_two") -> None:
+    """UserError if the solver is `units`, for tasks that read second moments; asked before work.
+
+    `field` names the section in the task's settings.
+    """
+    if config.solver == "units":
         raise UserError(
-            "config.stage_two.solver is 'units', of which this task predicts nothing; give "
-            "'ridge', 'ridge+preserve' or 'nullspace'"
+            f"{field}.solver is 'units', of which this task tells nothing; give 'ridge', "
+            "'ridge+preserve' or 'nullspace', or see report.units in the edit file"
         )
+
+
+def moments_of(found: Measured) -> SecondMoments:
+    """`found`, after `require_linear`."""
+    assert isinstance(found, SecondMoments)
     return found
 
 

@@ -136,16 +136,19 @@ class _Fitted(NamedTuple):
 def _others(
     pipeline: Pipeline, names: Names, statistics: UnitStatistics, space: gates.Metric
 ) -> _Others:
-    halves = [space.whiten(statistics.reference[None, i::2].astype(np.float32))[0] for i in (0, 1)]
+    seen, held_out = (
+        space.whiten(statistics.reference[None, half::2].astype(np.float32))[0] for half in (0, 1)
+    )
     sources = names.texts[: names.sources]
-    spoken = [
-        recognise.own_rows(pipeline.tokenizer, sources, statistics.recent[i::2]) for i in (0, 1)
-    ]
+    spoken_seen, spoken = (
+        recognise.own_rows(pipeline.tokenizer, sources, statistics.recent[half::2])
+        for half in (0, 1)
+    )
     rows, owner = names.rows()
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(names.sources + 1))
     mine = [order[low:high] for low, high in itertools.pairwise(bounds)]
-    return _Others(*halves, *spoken, rows, owner, mine)
+    return _Others(seen, held_out, spoken_seen, spoken, rows, owner, mine)
 
 
 def _fitted(names: Names, others: _Others, part: slice, false_firing: float) -> _Fitted:

@@ -80,7 +80,7 @@ def name_states(
 def padded_size_of(prompts: NamePrompts) -> Int[np.ndarray, " name"]:
     """Tokens that each name's prompts need up to the name's last one, rounded up."""
     last = np.where(prompts.mask, prompts.positions, 0).max(axis=1)
-    return np.asarray([padded_size(int(one) + 1, WIDTH_STEP) for one in last])
+    return np.asarray([padded_size(int(one) + 1, WIDTH_STEP) for one in last], np.int64)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -58,15 +58,10 @@ def test_the_fit_is_the_minimum_of_its_loss(monkeypatch):
     rng = np.random.default_rng(2)
     own = rng.normal(size=(1, CONTEXTS, DIM)) + 2
     others = rng.normal(size=(1, OTHERS, DIM)) + 1.5
-    first = gates.start(own.astype(np.float32), np.ones((1, CONTEXTS), bool))
-    monkeypatch.setattr(gates, "SWEEPS", 2000)
-    found = gates.moved(
-        first,
-        own.astype(np.float32),
-        np.ones((1, CONTEXTS), bool),
-        others.astype(np.float32),
-        np.ones((1, OTHERS), bool),
-    )[0]
+    mask = np.ones((1, CONTEXTS), bool)
+    first = gates.start(own, mask)
+    monkeypatch.setattr(gates, "SWEEPS", 5_000)
+    found = gates.moved(first, own, mask, others, np.ones((1, OTHERS), bool))[0]
 
     slack = gates.SLACK * float(np.square(first).sum())
 
@@ -122,15 +117,15 @@ def test_nearest_rows_are_those_of_a_full_sort():
     directions = rng.normal(size=(NAMES, DIM)).astype(np.float32)
     rows = rng.normal(size=(50, DIM)).astype(np.float32)
     excluded = [np.array([2 * gate, 2 * gate + 1]) for gate in range(NAMES)]
-    found, scores = gates.nearest(directions, rows, excluded, 3.0, 5)
+    found, scores = gates.nearest(directions, rows, excluded, 5.0, 5)
     sizes = set()
     for gate in range(NAMES):
         every = rows @ directions[gate]
         every[excluded[gate]] = -np.inf
         highest = np.argsort(-every)[:5]
-        wanted = sorted(highest[every[highest] > 3.0].tolist())
+        wanted = sorted(highest[every[highest] > 5.0].tolist())
         sizes.add(len(wanted))
         assert found[gate].tolist() == wanted + [-1] * (5 - len(wanted))
         np.testing.assert_allclose(scores[gate][: len(wanted)], every[wanted], rtol=1e-5)
         assert np.isneginf(scores[gate][len(wanted) :]).all()
-    assert len(sizes) > 2, "all gates have as many rows"
+    assert len(sizes) > 1, "all gates have as many rows"

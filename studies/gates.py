@@ -1,0 +1,236 @@
+"""Gates of concept units in text space: where they open, and where they should not.
+
+    python -m studies.gates --counts 10 100 300 1000 2000 --captions 100000 --workdir runs/gates
+
+The mixed list on the bundled model, block 0; captions are such as no gate was fitted to. A line per
+number of requests: recall at the own name, in the judge's sentences and behind beginnings of
+captions; share of prompts of untouched objects and artists, and of captions' tokens, at which any
+gate opens though its name does not stand there. Then, at the largest number, recall at other forms
+of the names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from emcid_jax.concepts.names import normalised
+from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import ModelConfig, MomentConfig
+from emcid_jax.editing.moments.second_moment import exact
+from emcid_jax.editing.units import contexts, recognise, statistics
+from emcid_jax.editing.units.fit import FittedGates, fit_gates
+from emcid_jax.editing.units.states import fc1_inputs, name_states
+from emcid_jax.evaluation.drawing.sentences import SENTENCES
+from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.sprites.captions import sample_captions
+from emcid_jax.sprites.catalogue import catalogue
+from emcid_jax.sprites.mixed import mixed_requests
+from emcid_jax.workflow.find_moments import find_captions
+from emcid_jax.workflow.open_model import open_model
+
+BLOCK, SEED = 0, 777
+BATCH, PART = 256, 20_480
+"""Texts or gates at once, and texts whose tokens are held at once."""
+UNTOUCHED = {"objects": 200, "artists": 100}
+CONTEXTS = 5
+"""Beginnings of captions per name, beside the judge's sentences."""
+
+
+class Tokens(NamedTuple):
+    """Tokens of texts, without start and end token."""
+
+    states: Float[np.ndarray, "token dim"]
+    recent: Int[np.ndarray, "token recent"]
+    """The last token ids up to each."""
+    text: Int[np.ndarray, " token"]
+    """Number of the text that it stands in."""
+
+
+class Gates(NamedTuple):
+    """Fitted gates and whose they are."""
+
+    sources: list[str]
+    fitted: FittedGates
+    mean: Float[np.ndarray, " dim"]
+
+    def open(
+        self, states: Float[np.ndarray, "name context dim"]
+    ) -> Bool[np.ndarray, "name context"]:
+        """Where each name's own gate is open."""
+        scores = np.einsum("ncd,nd->nc", states - self.mean, self.fitted.directions)
+        return scores > self.fitted.thresholds[:, None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints both tables."""
+    options = _parse(arguments)
+    pipeline, requests = open_model(ModelConfig()), mixed_requests()
+    measured = _measured(pipeline, options.workdir / f"units-{BLOCK}.safetensors")
+    captions = [caption.text for caption in sample_captions(options.captions, SEED)]
+    untouched = {kind: _prompts(names) for kind, names in untouched_names(requests).items()}
+    pool = contexts.beginnings(captions, 400, SEED)
+    fits: list[Gates] = []
+    rows: list[list[float]] = []
+    for count in options.counts:
+        chosen, began = requests[:count], time.process_time()
+        fitted = fit_gates(pipeline, chosen, (), measured, contexts=10, false_firing=1e-5)
+        spent = time.process_time() - began
+        gates = Gates([one.source for one in chosen], fitted, measured.mean)
+        opened = gates.open(_states(pipeline, gates.sources, SENTENCES, pool))
+        told, new = np.split(opened, [len(SENTENCES)], axis=1)
+        fits.append(gates)
+        rows.append([spent, float(told.mean()), float(new.mean())])
+    for texts in untouched.values():
+        for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
+            row.append(len(np.unique(found.texts)) / len(texts))
+    for row, found in zip(rows, wrongly_open(pipeline, fits, captions), strict=True):
+        row.append(len(found.texts) / found.tokens)
+    print(
+        "| n | CPU s | judge's sentences | captions | untouched objects | untouched artists | "
+        "caption tokens |\n|---|---|---|---|---|---|---|"
+    )
+    for gates, (spent, *shares) in zip(fits, rows, strict=True):
+        cells = " | ".join(f"{share:.4f}" for share in shares)
+        print(f"| {len(gates.sources):,} | {spent:.0f} | {cells} |")
+    gates = max(fits, key=lambda one: len(one.sources))
+    print("\n| form | names | recall |\n|---|---|---|")
+    for form, change in FORMS.items():
+        other = [change(name) for name in gates.sources]
+        differs = np.array(
+            [normalised(a) != normalised(b) for a, b in zip(gates.sources, other, strict=True)]
+        )
+        opened = gates.open(_states(pipeline, other, SENTENCES, ()))[differs]
+        print(f"| {form} | {differs.sum()} | {opened.mean():.3f} |")
+    return 0
+
+
+def untouched_names(requests: Sequence[EditRequest]) -> dict[str, list[str]]:
+    """Names of objects and artists that no request has as source or destination."""
+    edited = {normalised(name) for one in requests for name in (one.source, *one.dests)}
+    world = catalogue()
+    every = {"objects": world.objects, "artists": world.artists}
+    return {
+        kind: [name for name in names if normalised(name) not in edited][: UNTOUCHED[kind]]
+        for kind, names in every.items()
+    }
+
+
+class Wrong(NamedTuple):
+    """Where any gate is open whose name does not end there."""
+
+    texts: Int[np.ndarray, " opened"]
+    """The text, one entry per token at which a gate is open."""
+    tokens: int
+    """Of all texts."""
+
+
+def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]) -> list[Wrong]:
+    """Of each of several lists of gates, the tokens of texts at which one is wrongly open."""
+    found: list[list[np.ndarray]] = [[] for _ in fits]
+    tokens = 0
+    for first in range(0, len(texts), PART):
+        part = _tokens(pipeline, texts[first : first + PART])
+        tokens += len(part.text)
+        for places, gates in zip(found, fits, strict=True):
+            opened = np.zeros(len(part.text), bool)
+            spoken = recognise.own_rows(pipeline.tokenizer, gates.sources, part.recent)
+            states = part.states - gates.mean.astype(np.float32)
+            for gate in range(0, len(spoken), BATCH):
+                some = slice(gate, gate + BATCH)
+                directions = gates.fitted.directions[some].astype(np.float32)
+                above = states @ directions.T > gates.fitted.thresholds[some]
+                for column, own in enumerate(spoken[some]):
+                    above[own, column] = False
+                opened |= np.asarray(above.any(axis=1))
+            places.append(first + part.text[opened])
+    return [Wrong(np.concatenate(places), tokens) for places in found]
+
+
+def _swapped(name: str) -> str:
+    """Two letters in the middle of the longest word swapped."""
+    word = max(name.split(), key=len)
+    middle = len(word) // 2
+    return name.replace(
+        word, word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
+    )
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "plural: {}s": lambda name: f"{name}s",
+    "possessive: {}'s": lambda name: f"{name}'s",
+    "hyphen for space": lambda name: name.replace(" ", "-"),
+    "space for hyphen": lambda name: name.replace("-", " "),
+    "written together": lambda name: name.replace(" ", ""),
+    "first word left out": lambda name: name.split(" ", 1)[-1],
+    "two letters swapped": _swapped,
+}
+
+
+def _tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
+    text = exact(pipeline.text, dict(pipeline.params["text_encoder"]))
+
+    @jax.jit
+    def encoded(ids: Array) -> Array:
+        return fc1_inputs(text, pipeline.params["text_encoder"], ids, BLOCK)
+
+    parts = []
+    for first in range(0, len(texts), BATCH):
+        ids = np.asarray(tokenize(pipeline.tokenizer, texts[first : first + BATCH]))
+        states = np.asarray(encoded(np.resize(ids, (BATCH, ids.shape[1]))))[: len(ids)]
+        ends = (ids == pipeline.tokenizer.eos_token_id).argmax(axis=1)
+        places = np.arange(ids.shape[1])
+        row, place = np.nonzero((places > 0) & (places < ends[:, None]))
+        padded = np.pad(ids, ((0, 0), (statistics.RECENT - 1, 0)))
+        recent = padded[row[:, None], place[:, None] + np.arange(statistics.RECENT)]
+        parts.append(Tokens(states[row, place], recent, first + row))
+    return Tokens(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _states(
+    pipeline: Pipeline, names: Sequence[str], templates: Sequence[str], pool: Sequence[str]
+) -> Float[np.ndarray, "name context dim"]:
+    """At the names' last tokens."""
+    every = [tuple(templates)] * len(names)
+    prompts = contexts.name_prompts(pipeline.tokenizer, names, every, pool, CONTEXTS, names)
+    return name_states(pipeline.text, pipeline.params["text_encoder"], prompts, BLOCK)
+
+
+def _prompts(names: Sequence[str]) -> list[str]:
+    return [sentence.format(name) for name in names for sentence in SENTENCES]
+
+
+def _measured(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
+    """The statistics of the default captions, from `path` or measured and kept there."""
+    if not path.exists():
+        config = MomentConfig()
+        found = statistics.measure(pipeline, find_captions(config), BLOCK, seed=config.seed)
+        statistics.write_statistics(path, found)
+    return statistics.read_statistics(path)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m studies.gates",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
+    parser.add_argument("--captions", type=int, default=100_000)
+    parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
+    options = parser.parse_args(arguments)
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main())
