@@ -69,6 +69,16 @@ UNREAD = (
     "base.stage_two.layers",
 )
 """Settings that the task has no use for: see `config.unread`."""
+COLUMNS = {
+    "edited": "edit success",
+    "source": "source left",
+    "kept": "held out",
+    "both": "mean of edit success and held out",
+    "gap": "distance to destination",
+    "drift": "drift",
+    "left": "distance to target",
+}
+"""Columns of `layer_ranges.md`, by their keys in `layer_ranges.json`."""
 WRITES = ("layer_ranges.*", "metrics.jsonl", "bank", "moments", "evaluation", "images")
 """What the task writes in its workdir."""
 
@@ -124,12 +134,11 @@ def _measure(
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per range."""
-    names = ("edited", "source", "kept", "both", "gap", "drift", "left")
-    lines = [f"| layers | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+    lines = [f"| layers | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
     for row in rows:
         first, last = row["first"], row["last"]
         layers = str(last) if first == last else f"{first}-{last}"
-        lines.append(f"| {layers} | {' | '.join(f'{row[name]:.2f}' for name in names)} |")
+        lines.append(f"| {layers} | {' | '.join(f'{row[key]:.2f}' for key in COLUMNS)} |")
     return "\n".join(lines) + "\n"
 
 

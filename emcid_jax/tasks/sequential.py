@@ -116,8 +116,8 @@ def run(config: SequentialConfig, workdir: Path) -> None:
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per number of rounds and way."""
     lines = [
-        "| rounds | every round starts from | reached | distance to destination | retention "
-        "| drift |",
+        "| rounds | every round starts from | reached at least half-way | distance to destination "
+        "| retention | drift |",
         "|---" * 6 + "|",
     ]
     names = {"edited": "the edited weights", "bank": "the pristine weights, whole bank"}
