@@ -19,7 +19,7 @@ UNITS_STAGE_ONE = dataclasses.replace(
     STAGE_ONE,
     layer=0,
     objective="text-only",
-    steps=60,
+    steps=100,
     learning_rate=1.0,
     clamp_norm_factor=6.0,
 )

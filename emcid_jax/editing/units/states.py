@@ -16,8 +16,8 @@ from jaxtyping import Float, Int
 from emcid_jax.editing.encoder.blockwise import at_positions
 from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units.contexts import NamePrompts
-from emcid_jax.models.text.clip import ClipTextModel
-from emcid_jax.models.text.transformer import layer_norm
+from emcid_jax.models.text.clip import ClipTextModel, TextEmbeddings
+from emcid_jax.models.text.transformer import ClipAttention, layer_norm
 from emcid_jax.runtime.parallel import (
     CONCEPT_AXIS,
     fetch,
@@ -37,14 +37,27 @@ WIDTH_STEP = 8
 def fc1_inputs(
     model: ClipTextModel, params: Mapping[str, Any], ids: Int[Array, "prompt token"], block: int
 ) -> Float[Array, "prompt token dim"]:
-    """What `fc1` of `block` reads at every token: the residual stream there, normalised."""
-    config = dataclasses.replace(model.config, num_hidden_layers=block + 1)
-    out: Any = model.clone(config=config).apply({"params": params}, ids)
-    # A block's output is this stream and its MLP's value.
-    stream = out.hidden[block] - out.values[block]
-    norm = params["text_model"]["encoder"][f"layers.{block}"]["layer_norm2"]
-    module = layer_norm(model.config.layer_norm_eps, model.dtype, "norm").clone(name=None)
-    return cast(Array, module.apply({"params": norm}, stream))
+    """What `fc1` of `block` reads at every token: the residual stream there, normalised.
+
+    The blocks below run, and of `block` only the attention: its MLP is most of its work.
+    """
+    text = params["text_model"]
+    if block:
+        below = model.clone(config=dataclasses.replace(model.config, num_hidden_layers=block))
+        out: Any = below.apply({"params": params}, ids)
+        stream = out.hidden[-1]
+    else:
+        embeddings = TextEmbeddings(model.config, model.dtype)
+        stream = cast(Array, embeddings.apply({"params": text["embeddings"]}, ids))
+    layer = text["encoder"][f"layers.{block}"]
+
+    def normed(name: str, states: Array) -> Array:
+        norm = layer_norm(model.config.layer_norm_eps, model.dtype, name).clone(name=None)
+        return cast(Array, norm.apply({"params": layer[name]}, states))
+
+    attend = ClipAttention(model.config, model.dtype, causal=True)
+    mixed = attend.apply({"params": layer["self_attn"]}, normed("layer_norm1", stream))
+    return normed("layer_norm2", stream + cast(Array, mixed))
 
 
 def name_states(
