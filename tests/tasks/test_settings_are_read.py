@@ -167,8 +167,8 @@ def runs(task: str, base: settings.EditConfig, folder: Path) -> Iterator[tuple[A
             for solver in (null.stage_two, base.stage_two):
                 solved = bank | {"stage_two": solver}
                 yield config(operation="port", base=base.model, **solved), work
-            yield config(operation="strength", names=("dog",), strength=0.5, **bank), work
             yield config(operation="merge", other=str(edited / "bank"), **bank), work
+            yield config(operation="strength", names=("dog",), strength=0.5, **bank), work
             yield config(operation="remove", query="dog", **bank), work
         case "text_report":
             for number, one in enumerate((base, null)):
