@@ -203,7 +203,7 @@ def test_solve_leaves_another_tasks_workdir_alone(say: Say, tmp_path: Path) -> N
     assert "another task's results" in line
 
 
-@pytest.mark.parametrize("files", [1, 3])
+@pytest.mark.parametrize("files", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_killed_add_given_again_leaves_the_same_bank(
     files: int, say: Say, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -142,14 +142,14 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
 @pytest.mark.parametrize(
     ("name", "prediction", "rematerialise", "tokens", "count"),
     [
-        ("ablate-dest", "epsilon", False, 0, 1),
+        pytest.param("ablate-dest", "epsilon", False, 0, 1, marks=pytest.mark.slow),
         pytest.param("ablate-dest", "epsilon", False, 12, 1, marks=pytest.mark.slow),
         ("ablate-dest", "epsilon", False, 20, 4),
-        ("ablate-source", "v_prediction", True, 0, 1),
+        pytest.param("ablate-source", "v_prediction", True, 0, 1, marks=pytest.mark.slow),
         pytest.param("sampled-noise", "epsilon", False, 0, 1, marks=pytest.mark.slow),
         ("sampled-noise", "v_prediction", False, 0, 1),
         ("esd", "epsilon", True, 0, 1),
-        ("esd", "epsilon", False, 20, 3),
+        pytest.param("esd", "epsilon", False, 20, 3, marks=pytest.mark.slow),
         ("text-only", "epsilon", False, 0, 1),
         ("text-only", "epsilon", False, 0, 2),
     ],

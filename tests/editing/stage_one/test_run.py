@@ -199,6 +199,7 @@ def test_memory_decides_the_batch(pipeline, inputs):
     assert tight.batch == ConceptBatch(1)
 
 
+@pytest.mark.slow
 def test_rematerialising_keeps_less_and_changes_nothing(pipeline, inputs):
     """On 16 x 16 latents, where the attention weights are most of what is kept."""
     latents = np.random.default_rng(0).standard_normal((1, 1, 2, 16, 16, 4), np.float32)
