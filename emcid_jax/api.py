@@ -40,7 +40,7 @@ from emcid_jax.runtime.errors import UserError as UserError
 from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.inputs import require_model
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Log, Run
 
 STAGE_ONE, STAGE_TWO = StageOneConfig(), StageTwoConfig()
 QUIET = RunConfig(progress=False)
@@ -88,7 +88,7 @@ def run_stage_one(
     concept_bank.require_usable(folder)
     ownership.require_free(folder, (log.path.name,), f"the bank is {str(folder)!r}")
     folder.mkdir(parents=True, exist_ok=True)
-    add_to_bank(pipeline, asked, folder, config, run, log)
+    add_to_bank(pipeline, asked, folder, config, Run(run, folder, log, make_mesh()))
     return concept_bank.open_bank(folder)
 
 

@@ -29,9 +29,9 @@ from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
-from emcid_jax.workflow import edit_job, environment, variant
-from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow.find_moments import require_moments
+from emcid_jax.workflow.workdir import Log, Run
 
 HOLDOUT = 100
 """Hold-out classes, with three images each."""
@@ -63,8 +63,9 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
         moments=settings.MomentConfig(count=20_000),
         evaluation=settings.EvaluationConfig(steps=10, aliases=False),
     )
-    job = variant.first(edit_job.prepare(config), count)
-    memories, moments = variant.find(job, workdir, folders.Log(workdir / "metrics.jsonl"))
+    job = edit_job.prepare(config).first(count)
+    run = Run(config.run, workdir, Log(workdir / "metrics.jsonl"), parallel.make_mesh())
+    memories, moments = edit_job.find(job, run)
     about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
     concepts = concept_bank.of_requests(job.requests, records)

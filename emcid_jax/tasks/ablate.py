@@ -19,10 +19,11 @@ from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
-from emcid_jax.workflow import variant as trial
 from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.overrides import override
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Run, running
 
 SECTIONS = ("stage_one", "stage_two")
 
@@ -66,15 +67,14 @@ def run(config: AblateConfig, workdir: Path) -> None:
     if config.base.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
-    with folders.exclusive(workdir, WRITES):
+    with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "ablation.json")
-        log = folders.Log(workdir / "metrics.jsonl")
         job = edit_job.prepare(config.base)
         for count in sorted(config.counts):
             for variant in config.variants:
                 varied = dataclasses.replace(job, config=_varied(config.base, variant))
-                first = trial.first(varied, count)
-                measure = functools.partial(_measure, first, workdir, log)
+                first = varied.first(count)
+                measure = functools.partial(_measure, first, run)
                 table.row({"count": count, "variant": variant}, first.decides, measure)
                 write_atomically(workdir / "ablation.md", as_markdown(table.rows).encode())
 
@@ -87,10 +87,11 @@ def _varied(base: EditConfig, variant: str) -> EditConfig:
     return dataclasses.replace(found, stage_two=preservation.resolved(found.stage_two))
 
 
-def _measure(job: edit_job.Job, workdir: Path, log: folders.Log) -> dict[str, Any]:
+def _measure(job: Job, run: Run) -> dict[str, Any]:
     """The benchmark's aggregates and how far Stage II came, for one job."""
-    edited, report = trial.written(job, workdir, log)
-    result = trial.judged(job, edited, workdir / f"count-{len(job.requests)}")
+    edited, report = edit_job.written(job, run)
+    folder = run.workdir / f"count-{len(job.requests)}"
+    result = edit_job.judged(job, edited, folder, run)
     return {
         "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
         "reached": [report.distance_before, report.distance_after],

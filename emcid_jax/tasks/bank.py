@@ -43,6 +43,7 @@ from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.find_moments import moments_of, require_linear
 from emcid_jax.workflow.inputs import read_requests
 from emcid_jax.workflow.port_bank import port
+from emcid_jax.workflow.workdir import running
 from emcid_jax.workflow.write_edit import write_edit
 
 Operation = Literal[
@@ -169,9 +170,8 @@ def _add(config: BankConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     requests = read_requests(config.requests)
     pipeline = load(config, config.model)
-    with folders.exclusive(workdir, WRITES):
-        log = folders.Log(workdir / "metrics.jsonl")
-        new = add_to_bank(pipeline, requests, Path(config.bank), config.stage_one, config.run, log)
+    with running(config.run, workdir, WRITES) as run:
+        new = add_to_bank(pipeline, requests, Path(config.bank), config.stage_one, run)
     total = concept_bank.read_list(Path(config.bank))
     show(f"ran Stage I for {new} of {len(requests)}; {_count(total)}")
 
@@ -186,8 +186,7 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             job.moments,
             preservation.resolved(config.stage_two),
             config.model.export_dtype,
-            workdir,
-            job.log,
+            job.run,
         )
     show(
         f"wrote {len(job.concepts.active)} concepts into {workdir}; distance to the targets "

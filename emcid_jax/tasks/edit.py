@@ -24,13 +24,14 @@ from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.pages.edit import ReportData, write_report
 from emcid_jax.reporting.plots.theme import LayerBar
-from emcid_jax.runtime import checksums, parallel
+from emcid_jax.runtime import checksums
 from emcid_jax.workflow import debias_search, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job, prepare, records_of
 from emcid_jax.workflow.find_memories import find_memories
 from emcid_jax.workflow.find_moments import Measured, find_measured
 from emcid_jax.workflow.open_model import read_text_params
+from emcid_jax.workflow.workdir import Run, running
 from emcid_jax.workflow.write_edit import write_edit
 
 Config = EditConfig
@@ -60,22 +61,21 @@ def run(config: EditConfig, workdir: Path) -> None:
     began = time.perf_counter()
     folders.require_writable(workdir, WRITES, config)
     job = prepare(config)
-    with folders.exclusive(workdir, WRITES):
+    with running(config.run, workdir, WRITES) as run:
         folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
         folders.write_config(workdir, config, job.inputs, environment.describe())
-        log = folders.Log(workdir / "metrics.jsonl")
-        log.write("prepare", time.perf_counter() - began)
+        run.log.write("prepare", time.perf_counter() - began)
         if not all((workdir / name).exists() for name in ("text_encoder", "edit.safetensors")):
-            edit(job, workdir, log)
+            edit(job, run)
         # As it was exported: what is measured is what the user gets.
         exported = read_text_params(job.pipeline, workdir / "text_encoder")
         edited = with_text_params(job.pipeline, exported)
-        finish(job, edited, workdir, log)
+        finish(job, edited, run)
 
 
-def edit(job: Job, workdir: Path, log: folders.Log) -> None:
+def edit(job: Job, run: Run) -> None:
     """Both stages and the exports; edit.safetensors appears last, when all is done."""
-    config, pipeline = job.config, job.pipeline
+    config, pipeline, workdir = job.config, job.pipeline, run.workdir
     text_encoder.require_replaceable(workdir / "text_encoder")
     concept_bank.require_puttable(workdir / "bank", job.concepts)
     singles = [part for parts in job.parts for part in parts]
@@ -85,10 +85,9 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
             singles,
             job.prompts,
             config.stage_one,
-            config.run,
             job.model,
             workdir / "bank",
-            log,
+            run,
         )
     )
     memories = [[next(found) for _ in parts] for parts in job.parts]
@@ -98,11 +97,10 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
         config.stage_two,
         config.stage_two.layers,
         config.moments,
-        config.run,
         workdir / "moments",
-        log,
+        run,
     )
-    factors = _mix(job, memories, moments, workdir, log)
+    factors = _mix(job, memories, moments, run)
     records = records_of(job, memories, factors)
     for request, record in zip(job.requests, records, strict=True):
         if request.task == "debias":
@@ -110,59 +108,53 @@ def edit(job: Job, workdir: Path, log: folders.Log) -> None:
     concepts = concept_bank.of_requests(job.requests, records)
     concept_bank.put(workdir / "bank", concepts.concepts)
     dtype = config.model.export_dtype
-    write_edit(concepts, pipeline, job.model, moments, config.stage_two, dtype, workdir, log)
+    write_edit(concepts, pipeline, job.model, moments, config.stage_two, dtype, run)
 
 
-def finish(job: Job, edited: Pipeline, workdir: Path, log: folders.Log) -> None:
+def finish(job: Job, edited: Pipeline, run: Run) -> None:
     """Evaluation, metrics.json and report.html."""
-    config = job.config
+    config, workdir, progress = job.config.evaluation, run.workdir, run.config.progress
     evaluation, others = None, {}
-    if job.judge is not None and config.evaluation.enabled:
-        models = Models(job.pipeline, edited, job.judge, hash_of(job.model), parallel.make_mesh())
+    if job.judge is not None and config.enabled:
+        models = Models(job.pipeline, edited, job.judge, hash_of(job.model), run.mesh)
         scored = split(job.requests, job.judge.groups)
-        with log.timed("evaluation"):
+        with run.log.timed("evaluation"):
             evaluation = evaluate(
                 scored.aice,
                 models.base,
                 models.edited,
                 models.judge,
-                config.evaluation,
+                config,
                 workdir,
                 base_hash=models.base_hash,
                 mesh=models.mesh,
-                progress=config.run.progress,
+                progress=progress,
             )
-            others = evaluate_others(
-                scored, models, config.evaluation, workdir, progress=config.run.progress
-            )
+            others = evaluate_others(scored, models, config, workdir, progress=progress)
     mixing = workdir / debias_search.FILE
     if mixing.exists():
         others["debias_search"] = checksums.read_json(mixing, "delete it", older=True)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
     report = ledger["report"]
-    with log.timed("report"):
-        _write_page(job, report, evaluation, workdir, log)
+    with run.log.timed("report"):
+        _write_page(job, report, evaluation, run)
     metrics: dict[str, Any] = {"requests": len(job.requests), "stage_two": report}
     if evaluation is not None:
         metrics |= as_json(evaluation.result)
-    folders.write_json(workdir / "metrics.json", metrics | others | {"seconds": log.seconds()})
+    folders.write_json(workdir / "metrics.json", metrics | others | {"seconds": run.log.seconds()})
 
 
 def _write_page(
-    job: Job,
-    report: Mapping[str, Any],
-    evaluation: Evaluation | None,
-    workdir: Path,
-    log: folders.Log,
+    job: Job, report: Mapping[str, Any], evaluation: Evaluation | None, run: Run
 ) -> None:
     """report.html, from what `workdir` holds; `report` is Stage II's, as the ledger has it."""
     found = (
-        bank.read(workdir / "bank", bank.provenance(part, job.config.stage_one, job.model))
+        bank.read(run.workdir / "bank", bank.provenance(part, job.config.stage_one, job.model))
         for parts in job.parts
         for part in parts
     )
     curves = [memory.curve for memory in found if memory is not None]
-    about = folders.read_config(workdir)
+    about = folders.read_config(run.workdir)
     layers = [
         LayerBar(layer["layer"], layer["asked"], layer["left"], layer["change"])
         for layer in report["layers"]
@@ -174,19 +166,18 @@ def _write_page(
         loss_curves=np.stack(curves) if curves else None,
         layers=layers,
         distance=(report["distance_before"], report["distance_after"]),
-        seconds=log.seconds(),
+        seconds=run.log.seconds(),
         config=about["config"],
         versions=about["environment"],
     )
-    write_report(workdir / "report.html", data)
+    write_report(run.workdir / "report.html", data)
 
 
 def _mix(
     job: Job,
     memories: Sequence[Sequence[bank.Memory]],
     moments: Measured,
-    workdir: Path,
-    log: folders.Log,
+    run: Run,
 ) -> dict[int, Factors]:
     """The factors of every `debias` request, by its place in the job."""
     config, places = job.config, [i for i, one in enumerate(memories) if len(one) > 1]
@@ -207,8 +198,7 @@ def _mix(
         job.judge,
         config.debias,
         config.stage_one.layer,
-        parallel.make_mesh(),
-        config.run.progress,
+        run,
     )
-    found = debias_search.find_mixtures(search, solved, workdir, log)
+    found = debias_search.find_mixtures(search, solved)
     return dict(zip(places, found.factors, strict=True))

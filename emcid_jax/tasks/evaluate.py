@@ -33,15 +33,17 @@ from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, repor
 from emcid_jax.reporting.plots import before_after
 from emcid_jax.reporting.plots import comparison as comparison_figures
 from emcid_jax.reporting.plots.before_after import Grid, make_grid
-from emcid_jax.runtime import checksums, parallel
+from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.workflow import edit_job, environment, methods, variant
+from emcid_jax.workflow import edit_job, environment, methods
 from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.methods import Edited, Method
 from emcid_jax.workflow.overrides import override
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Run, running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,11 +146,10 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     gathered = gather(config.gather)
     job, untouched = prepare(config)
     general = _general(config, job)
-    with folders.exclusive(workdir, WRITES):
-        log = folders.Log(workdir / "metrics.jsonl")
+    with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "evaluation.json")
         for count in sorted(config.counts):
-            first = variant.first(job, count)
+            first = job.first(count)
             plan = _plan(first, untouched, config)
             for text in config.rows:
                 name, chosen = varied(config, text)
@@ -158,7 +159,7 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
                 edited = dataclasses.replace(first, config=chosen.base).decides
                 decides = [edited, untouched.to_protect, plan.draws(), _settings(chosen, general)]
                 measure = functools.partial(
-                    _measure, job, first, plan, chosen, cell, untouched, general, workdir, log
+                    _measure, job, first, plan, chosen, cell, untouched, general, run
                 )
                 table.row(cell, decides, measure)
                 write(table.rows, workdir)
@@ -166,25 +167,24 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
 
 
 def _measure(
-    job: edit_job.Job,
-    first: edit_job.Job,
+    job: Job,
+    first: Job,
     plan: Plan,
     config: EvaluateConfig,
     cell: Mapping[str, Any],
     untouched: UntouchedNames,
     general: General | None,
-    workdir: Path,
-    log: folders.Log,
+    run: Run,
 ) -> dict[str, Any]:
     """A cell's figures: `first` are its requests of `job`, `cell` its count and its row's name."""
-    with log.timed("edit", **cell):
-        made = _edited(job, config, cell["count"], untouched, workdir)
-    with log.timed("judge", **cell):
+    with run.log.timed("edit", **cell):
+        made = _edited(job, config, cell["count"], untouched, run)
+    with run.log.timed("judge", **cell):
         file = f"{cell['count']}-{slug(cell['name'])}"
-        return _judged(first, plan, made, file, general, workdir)
+        return _judged(first, plan, made, file, general, run)
 
 
-def prepare(config: EvaluateConfig) -> tuple[edit_job.Job, UntouchedNames]:
+def prepare(config: EvaluateConfig) -> tuple[Job, UntouchedNames]:
     """The job of the largest count, and names that no request of the whole file has.
 
     UserError for what is unfit; touches nothing.
@@ -269,7 +269,7 @@ def _grid(config: EvaluateConfig, rows: list[dict[str, Any]], workdir: Path) -> 
     return make_grid(title, records, root / "before", root / f"after-{row['cell']}")
 
 
-def _plan(job: edit_job.Job, untouched: UntouchedNames, config: EvaluateConfig) -> Plan:
+def _plan(job: Job, untouched: UntouchedNames, config: EvaluateConfig) -> Plan:
     """What one number of requests is judged by."""
     assert job.judge is not None
     requests, evaluation = evenly(job.requests, config.max_judged), job.config.evaluation
@@ -280,23 +280,23 @@ def _plan(job: edit_job.Job, untouched: UntouchedNames, config: EvaluateConfig) 
 
 
 def _edited(
-    job: edit_job.Job, config: EvaluateConfig, count: int, untouched: UntouchedNames, workdir: Path
+    job: Job, config: EvaluateConfig, count: int, untouched: UntouchedNames, run: Run
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
     first = min(config.max_requests or len(job.requests), len(job.requests))
-    job = dataclasses.replace(variant.first(job, first), config=config.base)
+    job = dataclasses.replace(job.first(first), config=config.base)
     keep: tuple[str, ...] = ()
     if config.keep:
         goals = (request.dests[0] for request in job.requests[:count])
         keep = (*untouched.to_protect, *dict.fromkeys(goal for goal in goals if goal))
     if config.method == "emcid":
-        return methods.emcid(job, count, keep, workdir)
+        return methods.emcid(job, count, keep, run)
     if config.method == "uce":
         return methods.by_uce(job, count, keep, config.uce)
-    return methods.fine_tuned(job, count, config.fine_tune)
+    return methods.fine_tuned(job, count, config.fine_tune, run)
 
 
-def _general(config: EvaluateConfig, job: edit_job.Job) -> General | None:
+def _general(config: EvaluateConfig, job: Job) -> General | None:
     """What general quality is measured by, the same for every cell; None if it is not."""
     if not config.general:
         return None
@@ -306,32 +306,29 @@ def _general(config: EvaluateConfig, job: edit_job.Job) -> General | None:
 
 
 def _judged(
-    job: edit_job.Job, plan: Plan, made: Edited, name: str, general: General | None, workdir: Path
+    job: Job, plan: Plan, made: Edited, name: str, general: General | None, run: Run
 ) -> dict[str, Any]:
     """A cell's figures; its records go to `cells/NAME.json`."""
     assert job.judge is not None
-    config = job.config
-    mesh = parallel.make_mesh()
-    models = Models(job.pipeline, made.pipeline, job.judge, hash_of(job.model), mesh)
-    readings = comparison.read(
-        plan, models, config.evaluation, workdir, name, progress=config.run.progress
-    )
+    evaluation, progress = job.config.evaluation, run.config.progress
+    models = Models(job.pipeline, made.pipeline, job.judge, hash_of(job.model), run.mesh)
+    readings = comparison.read(plan, models, evaluation, run.workdir, name, progress=progress)
     found = comparison.score(plan, readings)
     if general is not None:
         read = quality.evaluate(
             general.captions,
             models,
             general.evaluators,
-            config.evaluation,
-            workdir,
-            progress=config.run.progress,
+            evaluation,
+            run.workdir,
+            progress=progress,
         )
         found["quality"] = read
         for model, side in (("clean", "before"), ("edited", "after")):
             found[model]["clip"] = read["clip_score"][side]
         found["edited"]["fid"] = {"value": read["fid"]["change"]}
     records = {part: found.pop(part) for part in ("records", "held", "skipped")}
-    folders.write_json(workdir / "cells" / f"{name}.json", records)
+    folders.write_json(run.workdir / "cells" / f"{name}.json", records)
     cost = {part: round(value, 2) for part, value in made.spent._asdict().items()}
     cost |= {"mebibytes": made.mebibytes, "edit": made.about}
     return {"cell": name} | cost | found

@@ -37,7 +37,8 @@ from emcid_jax.runtime import parallel
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.edit_job import Job
+from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.find_moments import (
     find_captions,
     find_moments,
@@ -47,6 +48,7 @@ from emcid_jax.workflow.find_moments import (
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Run, running
 
 MODELS = ("edited", "base", "oracle")
 
@@ -99,24 +101,18 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
     edits = edits[: config.base.requests.count or None]
     job = _prepare(edits, config)
     clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
-    with folders.exclusive(workdir, WRITES):
-        log = folders.Log(workdir / "metrics.jsonl")
+    with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "implicit.json")
         layers = config.base.stage_two.layers
         folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_moments(
-            job.pipeline, job.captions, layers, config.base.moments, config.base.run, folder, log
-        )
-        memories = find_memories(
-            job.pipeline, job.requests, job.prompts, config.base.stage_one, config.base.run,
-            job.model, workdir / "bank", log,
-        )  # fmt: skip
-        bench = _Bench(job, moments, clip, workdir / "images")
+        moments = find_moments(job.pipeline, job.captions, layers, config.base.moments, folder, run)
+        memories = edit_job.find_memories_of(job, run)
+        bench = _Bench(job, moments, clip, run)
         asked: list[list[dict[str, Any]]] = [[] for _ in range(config.seeds)]
         for place, memory in enumerate(memories):
             seed, number = divmod(place, len(edits))
             one = edits[number]
-            measure = functools.partial(bench.measure, one, number, seed, place, memory, log)
+            measure = functools.partial(bench.measure, one, number, seed, place, memory)
             decides = [one.choices, one.dest, _settings(job), clip.fingerprint]
             asked[seed].append(table.row({"row": number, "seed": seed}, decides, measure))
         scores = score(asked)
@@ -185,7 +181,7 @@ def row_table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit_job.Job:
+def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:
     """A job whose requests are the table's, once per seed; rows may contradict each other."""
     base = config.base
     templates = base.requests.templates or OBJECT_TEMPLATES
@@ -200,30 +196,24 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> edit_job.
     pipeline = open_model(base.model)
     require_layers(base.stage_two, pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
-    return edit_job.Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
+    return Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bench:
     """What every row needs."""
 
-    job: edit_job.Job
+    job: Job
     moments: SecondMoments
     clip: Clip
-    folder: Path
-    """Gets the source's picture of the first seed, before and after."""
+    run: Run
+    """`images` gets the source's picture of the first seed, before and after."""
 
     def measure(
-        self,
-        asked: ImplicitEdit,
-        number: int,
-        seed: int,
-        place: int,
-        memory: Memory,
-        log: folders.Log,
+        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory
     ) -> dict[str, Any]:
         """One row by one seed: writes, draws, judges."""
-        with log.timed("row", row=number, seed=seed):
+        with self.run.log.timed("row", row=number, seed=seed):
             return dataclasses.asdict(self._found(asked, number, seed, place, memory))
 
     def _found(
@@ -238,7 +228,7 @@ class _Bench:
         if seed == 0:
             for side, images in (("before", before), ("after", after)):
                 name = f"{number + 1:03d}-{slug(asked.source)}-{side}.png"
-                write_atomically(self.folder / name, png(images[0]))
+                write_atomically(self.run.workdir / "images" / name, png(images[0]))
         oracle = np.concatenate([before[len(prompts) :], before[count : len(prompts)]])
         sides = (after, before[: len(prompts)], oracle)
         return Found(
@@ -255,9 +245,9 @@ class _Bench:
         return stage_two.with_edit(job.pipeline, edit_job.solve(job, [memory], self.moments))
 
     def _draw(self, pipeline: Pipeline, prompts: list[str], seeds: list[int]) -> np.ndarray:
-        config, mesh = self.job.config.evaluation, parallel.make_mesh()
+        config = self.job.config.evaluation
         batch = parallel.even_chunk(len(prompts), config.batch)
-        draw: Generate = drawing(pipeline, config, batch, mesh)
+        draw: Generate = drawing(pipeline, config, batch, self.run.mesh)
         return np.concatenate(
             [
                 draw(prompts[start : start + batch], seeds[start : start + batch])
@@ -281,7 +271,7 @@ def _split(values: np.ndarray, count: int) -> tuple[list[float], list[float], li
     return found[:1], found[1:count], found[count:]
 
 
-def _settings(job: edit_job.Job) -> dict[str, Any]:
+def _settings(job: Job) -> dict[str, Any]:
     """What decides a row's figures, beside its texts and the judge."""
     values = dataclasses.asdict(job.config)
     kept = {name: values[name] for name in ("stage_one", "stage_two", "moments")}

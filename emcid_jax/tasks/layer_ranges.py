@@ -21,10 +21,12 @@ from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
-from emcid_jax.workflow import edit_job, environment, variant
+from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Run, running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +98,15 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     base = dataclasses.replace(config.base, evaluation=evaluation)
     job = edit_job.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
     lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
-    with folders.exclusive(workdir, WRITES):
-        log = folders.Log(workdir / "metrics.jsonl")
+    with running(base.run, workdir, WRITES) as run:
         table = Table(workdir / "layer_ranges.json")
         reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
         judged_by = [keep, config.keep_count, config.template]
         for last in lasts:
-            find = functools.cache(functools.partial(variant.find, _varied(job, last, last)))
+            find = functools.cache(functools.partial(edit_job.find, _varied(job, last, last), run))
             for first in range(last + 1):
                 varied = _varied(job, first, last)
-                measure = functools.partial(_measure, varied, reader, find, workdir, log)
+                measure = functools.partial(_measure, varied, reader, find, run)
                 name = {"first": first, "last": last}
                 table.row(name, [varied.decides, *judged_by], measure)
         write_atomically(workdir / "layer_ranges.md", as_markdown(table.rows).encode())
@@ -113,21 +114,17 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
 
 
 def _measure(
-    job: edit_job.Job,
-    reader: Reader,
-    find: Callable[[Path, folders.Log], variant.Found],
-    workdir: Path,
-    log: folders.Log,
+    job: Job, reader: Reader, find: Callable[[], edit_job.Found], run: Run
 ) -> dict[str, Any]:
     """A row's figures."""
-    with log.timed("layer_pair", layers=job.config.stage_two.layers):
-        solved = edit_job.solve(job, *find(workdir, log))
+    with run.log.timed("layer_pair", layers=job.config.stage_two.layers):
+        solved = edit_job.solve(job, *find())
         edited = stage_two.with_edit(job.pipeline, solved)
         read = reader.read(edited.params["text_encoder"])
         row = read._asdict() | {"both": read.both}
         row["left"] = solved.report.distance_after / solved.report.distance_before
         if job.config.evaluation.enabled:
-            result = variant.judged(job, edited, workdir)
+            result = edit_job.judged(job, edited, run.workdir, run)
             row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}
     return row
 
@@ -142,7 +139,7 @@ def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _varied(job: edit_job.Job, first: int, last: int) -> edit_job.Job:
+def _varied(job: Job, first: int, last: int) -> Job:
     """The job with layers `first` to `last`."""
     return dataclasses.replace(job, config=_with_layers(job.config, first, last))
 

@@ -30,7 +30,8 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_memories import find_memories, read_prompts
+from emcid_jax.workflow.edit_job import Job
+from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.find_moments import (
     find_moments,
     find_other_captions,
@@ -38,6 +39,7 @@ from emcid_jax.workflow.find_moments import (
     require_linear,
 )
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Run, running
 
 Way = Literal["edited", "bank"]
 CHECKPOINTS = 10
@@ -95,18 +97,15 @@ def run(config: SequentialConfig, workdir: Path) -> None:
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
             "give at most as many rounds"
         )
-    with folders.exclusive(workdir, WRITES):
+    with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "sequential.json")
-        log = folders.Log(workdir / "metrics.jsonl")
         gauge = _Gauge.of(job, config)
         layers = config.base.stage_two.layers
         folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_moments(
-            job.pipeline, job.captions, layers, config.base.moments, config.base.run, folder, log
-        )
+        moments = find_moments(job.pipeline, job.captions, layers, config.base.moments, folder, run)
         for rounds in sorted(config.rounds):
             for way in config.ways:
-                measure = functools.partial(_row, job, moments, gauge, rounds, way, workdir, log)
+                measure = functools.partial(_row, job, moments, gauge, rounds, way, run)
                 name = {"rounds": rounds, "way": way}
                 table.row(name, [job.decides, gauge.captions.tolist()], measure)
                 text = as_markdown(table.rows)
@@ -128,13 +127,12 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def _row(
-    job: edit_job.Job,
+    job: Job,
     moments: SecondMoments,
     gauge: _Gauge,
     rounds: int,
     way: Way,
-    workdir: Path,
-    log: folders.Log,
+    run: Run,
 ) -> dict[str, Any]:
     """All rounds, and what they leave after the measured ones."""
     groups = [part.tolist() for part in np.array_split(np.arange(len(job.requests)), rounds)]
@@ -142,10 +140,10 @@ def _row(
     pipeline, left, drift = job.pipeline, [], []
     for number in range(1, rounds + 1):
         if way == "edited":
-            pipeline = _written(_part(job, pipeline, groups[number - 1]), moments, workdir, log)
+            pipeline = _written(_part(job, pipeline, groups[number - 1]), moments, run)
         elif number in measured:
             rows = [row for group in groups[:number] for row in group]
-            pipeline = _written(_part(job, job.pipeline, rows), moments, workdir, log)
+            pipeline = _written(_part(job, job.pipeline, rows), moments, run)
         if number in measured:
             left.append(gauge.left(pipeline))
             drift.append(gauge.drift(pipeline))
@@ -166,7 +164,7 @@ def _row(
     }
 
 
-def _part(job: edit_job.Job, pipeline: Pipeline, rows: list[int]) -> edit_job.Job:
+def _part(job: Job, pipeline: Pipeline, rows: list[int]) -> Job:
     """The job of some requests on a model."""
     requests = [job.requests[row] for row in rows]
     prompts = read_prompts(pipeline, requests, job.config.stage_one)
@@ -176,15 +174,9 @@ def _part(job: edit_job.Job, pipeline: Pipeline, rows: list[int]) -> edit_job.Jo
     )
 
 
-def _written(
-    job: edit_job.Job, moments: SecondMoments, workdir: Path, log: folders.Log
-) -> Pipeline:
+def _written(job: Job, moments: SecondMoments, run: Run) -> Pipeline:
     """The job's model with the job's requests in it."""
-    config = job.config
-    found = find_memories(
-        job.pipeline, job.requests, job.prompts, config.stage_one, config.run, job.model,
-        workdir / "bank", log,
-    )  # fmt: skip
+    found = edit_job.find_memories_of(job, run)
     # Those of the pristine model, of which an edited one knows nothing more.
     lent = moments.lent_to(params_hash(job.pipeline.params["text_encoder"]))
     solved = edit_job.solve(job, found, lent)
@@ -204,7 +196,7 @@ class _Gauge:
     """Token ids of captions that name no source."""
 
     @classmethod
-    def of(cls, job: edit_job.Job, config: SequentialConfig) -> _Gauge:
+    def of(cls, job: Job, config: SequentialConfig) -> _Gauge:
         corpus = np.array(find_other_captions(config.base.moments, config.captions))
         named = names_any(corpus.tolist(), [request.source for request in job.requests])
         source, dest = (part.ids[:, 0] for part in job.prompts)

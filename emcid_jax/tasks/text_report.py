@@ -68,16 +68,16 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     with solvable(config, workdir, WRITES, config.moments_file) as job:
         moments = moments_of(job.moments)
         settings = preservation.resolved(config.stage_two)
-        with job.log.timed("stage_two"):
+        with job.run.log.timed("stage_two"):
             edit = concept_bank.solve(job.concepts, job.pipeline, moments, settings)
-        with job.log.timed("text_space"):
+        with job.run.log.timed("text_space"):
             found = text_space.measure(
                 job.concepts, job.pipeline, edit, moments, settings, keep, corpus
             )
         folders.write_json(workdir / "text_report.json", text_space.as_json(found))
         about = folders.read_config(workdir)["config"]
         write_text_report(
-            workdir / "text_report.html", config.model.path, found, job.log.seconds(), about
+            workdir / "text_report.html", config.model.path, found, job.run.log.seconds(), about
         )
     worst = found.reached[0]
     show(

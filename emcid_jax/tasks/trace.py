@@ -32,6 +32,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import names_to_keep
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.workdir import Log, running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +105,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
     swapped = None
     if config.corruption == "swap":
         subjects, swapped = with_partners(subjects, config.seed)
-    with folders.exclusive(workdir, WRITES):
-        log = folders.Log(workdir / "metrics.jsonl")
+    with running(config.run, workdir, WRITES) as run:
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
         traced = trace_runs.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
         about = {"names": list(subjects.names), "corrupted": _plain(traced.nothing)}
@@ -113,16 +113,14 @@ def run(config: TraceConfig, workdir: Path) -> None:
         decides = [model_hashes(pipeline), subjects.ids.tolist(), about, _settings(config)]
         asked = list(itertools.product(config.sites, whole_windows(blocks, config.windows)))
         for site, (first, size) in tqdm(asked, "Tracing", disable=not config.run.progress):
-            measure = functools.partial(_measure, traced, site, range(first, first + size), log)
+            measure = functools.partial(_measure, traced, site, range(first, first + size), run.log)
             table.row({"site": site, "first": first, "size": size}, decides, measure)
         write_atomically(workdir / "trace.md", as_markdown(table.rows).encode())
         maps = heat_maps(panels(table.rows, blocks), len(MEASURES))
         write_atomically(workdir / "trace.png", maps)
 
 
-def _measure(
-    traced: trace_runs.Traced, site: Site, blocks: range, log: folders.Log
-) -> dict[str, Any]:
+def _measure(traced: trace_runs.Traced, site: Site, blocks: range, log: Log) -> dict[str, Any]:
     """A row's figures."""
     with log.timed("trace"):
         return _plain(trace_runs.measure(traced, site, blocks))

@@ -20,6 +20,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_moments import Measured, find_captions, find_measured, moments_folder
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.workdir import Run, running
 
 
 @runtime_checkable
@@ -48,7 +49,7 @@ class Solvable(NamedTuple):
     model: dict[str, str]
     """Hashes of the model's parts."""
     moments: Measured
-    log: folders.Log
+    run: Run
 
 
 @contextlib.contextmanager
@@ -70,10 +71,10 @@ def solvable(
     pipeline = load(config, config.model)
     require_layers(config.stage_two, pipeline)
     concept_bank.require_base(concepts, pipeline)
-    with started(config, workdir, names, concepts, pipeline, captions) as log:
+    with started(config, workdir, names, concepts, pipeline, captions) as run:
         model = bank.model_hashes(pipeline)
-        moments = measured or measured_moments(config, pipeline, captions, workdir, log)
-        yield Solvable(concepts, pipeline, model, moments, log)
+        moments = measured or measured_moments(config, pipeline, captions, run)
+        yield Solvable(concepts, pipeline, model, moments, run)
 
 
 def load(config: Settings, model: ModelConfig) -> Pipeline:
@@ -91,31 +92,25 @@ def started(
     concepts: ConceptBank,
     pipeline: Pipeline,
     captions: Sequence[str],
-) -> Iterator[folders.Log]:
+) -> Iterator[Run]:
     """Holds `workdir`, and says in it what the run is made from."""
-    with folders.exclusive(workdir, names):
+    with running(config.run, workdir, names) as run:
         inputs = {
             "bank": bank.hash_of([(c.memory, c.strength) for c in concepts.concepts]),
             "model.path": bank.hash_of(bank.model_hashes(pipeline)),
             "moments.captions": bank.hash_of(list(captions)),
         }
         folders.write_config(workdir, config, inputs, environment.describe())
-        yield folders.Log(workdir / "metrics.jsonl")
+        yield run
 
 
 def measured_moments(
-    config: Settings,
-    pipeline: Pipeline,
-    captions: Sequence[str],
-    workdir: Path,
-    log: folders.Log,
+    config: Settings, pipeline: Pipeline, captions: Sequence[str], run: Run
 ) -> Measured:
     """What Stage II reads, measured anew only when what decides it has changed."""
     model, layers = bank.model_hashes(pipeline), config.stage_two.layers
-    folder = moments_folder(workdir, model, captions, layers)
-    return find_measured(
-        pipeline, captions, config.stage_two, layers, config.moments, config.run, folder, log
-    )
+    folder = moments_folder(run.workdir, model, captions, layers)
+    return find_measured(pipeline, captions, config.stage_two, layers, config.moments, folder, run)
 
 
 def require_bank(path: str) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
 from emcid_jax.concepts import spans
@@ -38,7 +37,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums, preemption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import convert
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Run
 
 FORMAT = 1
 """Raised whenever a trial would come out differently from the same inputs."""
@@ -75,8 +74,7 @@ class Search:
     config: DebiasConfig
     block: int
     """Stage I's block L."""
-    mesh: Mesh
-    progress: bool
+    run: Run
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -114,9 +112,9 @@ def require_judgeable(requests: Iterable[EditRequest], judge: Judge, config: Deb
         raise UserError("\n".join(problems))
 
 
-def find_mixtures(search: Search, solve: Solve, workdir: Path, log: Log) -> Mixtures:
-    """The factors of every request; what is filed in `workdir` of an equal search is not redone."""
-    rounds = Rounds(search, workdir / FILE, log)
+def find_mixtures(search: Search, solve: Solve) -> Mixtures:
+    """The factors of every request; what the workdir has of an equal search is not redone."""
+    rounds = Rounds(search)
     trials = _search(search, rounds)
     found = _check(search, rounds, trials, solve)
     rounds.finish(found)
@@ -220,9 +218,9 @@ def _stored(search: Search, path: Path) -> list[_Round]:
 class Rounds:
     """Rounds of trials in their order: those on file first, then drawn ones, filed at once."""
 
-    def __init__(self, search: Search, path: Path, log: Log) -> None:
-        self._search, self._path, self._log = search, path, log
-        self._stored = _stored(search, path) if path.exists() else []
+    def __init__(self, search: Search) -> None:
+        self._search, self._path = search, search.run.workdir / FILE
+        self._stored = _stored(search, self._path) if self._path.exists() else []
         self._done: list[_Round] = []
 
     def next(self, kind: str, candidates: Candidates, solve: Solve | None) -> list[list[Trial]]:
@@ -236,7 +234,7 @@ class Rounds:
         else:
             with (
                 preemption.finishing("this round of the debias search"),
-                self._log.timed("debias") as figures,
+                self._search.run.log.timed("debias") as figures,
             ):
                 figures |= {"round": number, "kind": kind, "requests": sum(map(bool, candidates))}
                 counts = self._counts(number, kind, candidates, solve)
@@ -284,7 +282,7 @@ class Rounds:
             total=len(pairs) * images,
             desc=f"debias, {kind} {number + 1}",
             unit="img",
-            disable=not search.progress,
+            disable=not search.run.config.progress,
         ) as bar:
             for batch in batches:
                 found = search.judge.classify(batch, batch=search.config.batch)
@@ -317,7 +315,7 @@ class Rounds:
             steps=search.config.steps,
             guidance=search.config.guidance,
             batch=search.config.batch,
-            mesh=search.mesh,
+            mesh=search.run.mesh,
         )
 
     def _edited_images(
@@ -336,7 +334,7 @@ class Rounds:
             steps=search.config.steps,
             guidance=search.config.guidance,
             batch=search.config.batch,
-            mesh=search.mesh,
+            mesh=search.run.mesh,
         )
 
     def _seeds(self, number: int, pairs: Sequence[tuple[int, Factors]]) -> list[int]:

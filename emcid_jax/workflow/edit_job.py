@@ -1,4 +1,4 @@
-"""The job of an edit: requests, model and settings, all checked, and Stage II over them."""
+"""The job of an edit: requests, model and settings, all checked, and each of its steps."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import EditConfig, EvaluationConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
@@ -18,18 +19,26 @@ from emcid_jax.editing.bank.memories import Memory, Record, hash_of, model_hashe
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.stage_two import preservation
-from emcid_jax.editing.stage_two.solve import WeightEdit
-from emcid_jax.evaluation.benchmarks.aice import make_plan
+from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
+from emcid_jax.evaluation.benchmarks.aice import evaluate, make_plan
+from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
 from emcid_jax.evaluation.benchmarks.registry import split
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import debias_search
-from emcid_jax.workflow.find_memories import Prompts, read_prompts
-from emcid_jax.workflow.find_moments import Measured, find_captions
+from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
+from emcid_jax.workflow.find_moments import (
+    Measured,
+    find_captions,
+    find_measured,
+    moments_folder,
+)
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.workdir import Run
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +84,13 @@ class Job:
         about = [bank.provenance(r, self.config.stage_one, self.model) for r in self.requests]
         return [Concept(r, bank.key(a)) for r, a in zip(self.requests, about, strict=True)]
 
+    def first(self, count: int) -> Job:
+        """The job of the first `count` requests."""
+        prompts = Prompts(
+            *(PromptRectangle(*(rows[:count] for rows in part)) for part in self.prompts)
+        )
+        return dataclasses.replace(self, requests=self.requests[:count], prompts=prompts)
+
     @property
     def inputs(self) -> dict[str, str]:
         """Hash of what a field names: the same name may mean something else another day."""
@@ -117,11 +133,64 @@ def prepare(config: EditConfig) -> Job:
     return job
 
 
+class Found(NamedTuple):
+    """What Stage II reads."""
+
+    memories: list[Memory]
+    moments: Measured
+    """Second moments of every layer, so that jobs of any layers share them."""
+
+
+def find(job: Job, run: Run) -> Found:
+    """Memories and second moments, from the workdir or found and filed there."""
+    return Found(find_memories_of(job, run), find_moments_of(job, run))
+
+
+def find_memories_of(job: Job, run: Run) -> list[Memory]:
+    """The memories of a job without `debias` requests, from the workdir or filed there."""
+    return find_memories(
+        job.pipeline, job.requests, job.prompts, job.config.stage_one, job.model,
+        run.workdir / "bank", run,
+    )  # fmt: skip
+
+
+def find_moments_of(job: Job, run: Run) -> Measured:
+    """What Stage II reads, moments of every layer, from the workdir or found and filed there."""
+    every = tuple(range(job.pipeline.text.config.num_hidden_layers))
+    folder = moments_folder(run.workdir, job.model, job.captions, every)
+    config = job.config
+    return find_measured(
+        job.pipeline, job.captions, config.stage_two, every, config.moments, folder, run
+    )
+
+
 def solve(job: Job, memories: Sequence[Memory], moments: Measured) -> WeightEdit:
     """Stage II of the job, which has no `debias` request, from the pristine text encoder."""
     records = records_of(job, [[memory] for memory in memories], {})
     concepts = concept_bank.of_requests(job.requests, records)
     return concept_bank.solve(concepts, job.pipeline, moments, job.config.stage_two)
+
+
+def written(job: Job, run: Run) -> tuple[Pipeline, StageTwoReport]:
+    """The model with the job's requests in it, and how far Stage II came."""
+    solved = solve(job, *find(job, run))
+    return stage_two.with_edit(job.pipeline, solved), solved.report
+
+
+def judged(job: Job, edited: Pipeline, folder: Path, run: Run) -> AiceResult:
+    """The benchmark's figures for an edited model; the job has a judge. `folder` gets images."""
+    assert job.judge is not None
+    return evaluate(
+        job.requests,
+        job.pipeline,
+        edited,
+        job.judge,
+        job.config.evaluation,
+        folder,
+        base_hash=hash_of(job.model),
+        mesh=run.mesh,
+        progress=run.config.progress,
+    ).result
 
 
 def records_of(

@@ -15,7 +15,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.concepts.templates import fill
-from emcid_jax.config import RunConfig, StageOneConfig
+from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import Concept
@@ -31,7 +31,7 @@ from emcid_jax.editing.stage_one.run import Program
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums, parallel, preemption
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Run
 
 IMAGE_BATCH = 16
 """Training images drawn together, per device."""
@@ -68,14 +68,13 @@ def find_memories(
     requests: Sequence[EditRequest],
     prompts: Prompts,
     config: StageOneConfig,
-    run: RunConfig,
     model: Mapping[str, str],
     folder: Path,
-    log: Log,
+    run: Run,
 ) -> list[Memory]:
     """The memory of every request: from the bank in `folder`, or found and filed there.
 
-    Equal chunks of at most `run.save_every` requests are done as a whole, with one compiled program
+    Equal chunks of at most `save_every` requests are done as a whole, with one compiled program
     for all of them: a run that was killed computes the very batches that it would have, hence the
     same bits.
     """
@@ -84,13 +83,12 @@ def find_memories(
     if not loss.needs_images(config):
         prompts = without_padding(prompts, pipeline.tokenizer.eos_token_id, config)
     records = [bank.provenance(request, config, model) for request in requests]
-    mesh = parallel.make_mesh()
-    chunk = parallel.even_chunk(len(requests), run.save_every)
-    asked = {"chunk": chunk, "devices": mesh.size, "concept_batch": config.concept_batch}
+    chunk = parallel.even_chunk(len(requests), run.config.save_every)
+    asked = {"chunk": chunk, "devices": run.mesh.size, "concept_batch": config.concept_batch}
     batch = earlier_batch([bank.read_details(folder, record) for record in records], asked)
     program: Program | None = None
     memories: list[Memory] = []
-    bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.progress)
+    bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.config.progress)
     with bar:
         for first in range(0, len(requests), chunk):
             rows = slice(first, min(first + chunk, len(requests)))
@@ -98,18 +96,18 @@ def find_memories(
             if found is None:
                 with preemption.finishing("this chunk of Stage I"):
                     began = time.perf_counter()
-                    inputs = prepare_chunk(pipeline, requests, prompts, rows, config, mesh)
+                    inputs = prepare_chunk(pipeline, requests, prompts, rows, config, run.mesh)
                     if program is None:
                         full = _resized(inputs, chunk)
-                        program = stage_one.compile_program(pipeline, full, config, mesh, batch)
-                    result = stage_one.optimise(pipeline, inputs, config, mesh, program)
+                        program = stage_one.compile_program(pipeline, full, config, run.mesh, batch)
+                    result = stage_one.optimise(pipeline, inputs, config, run.mesh, program)
                     found = _memories(result)
                     about = asked | {"batch": program.batch}
                     for record, memory in zip(records[rows], found, strict=True):
                         bank.write(folder, record, memory, about)
                     ends = (float(losses.total.mean()) for losses in (result.start, result.end))
                     start, end = ends
-                    log.write(
+                    run.log.write(
                         "stage_one",
                         time.perf_counter() - began,
                         concepts=rows.stop,
@@ -127,8 +125,7 @@ def add_to_bank(
     requests: Sequence[EditRequest],
     folder: Path,
     config: StageOneConfig,
-    run: RunConfig,
-    log: Log,
+    run: Run,
 ) -> int:
     """Adds requests to the bank in `folder`; Stage I runs for those without a memory there.
 
@@ -147,7 +144,7 @@ def add_to_bank(
         new = [r for r, name in zip(requests, names, strict=True) if name in planned]
         prompts = read_prompts(pipeline, new, config)
         checksums.write_json(plan, {"memories": sorted(planned)})
-        find_memories(pipeline, new, prompts, config, run, model, folder, log)
+        find_memories(pipeline, new, prompts, config, model, folder, run)
     concept_bank.add(folder, concepts)
     plan.unlink(missing_ok=True)
     return len(missing)

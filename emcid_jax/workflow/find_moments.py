@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from emcid_jax.config import MomentConfig, RunConfig, StageTwoConfig
+from emcid_jax.config import MomentConfig, StageTwoConfig
 from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.captions import read_captions
@@ -24,7 +24,7 @@ from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime import checkpoints, parallel, preemption
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Run
 
 Measured = SecondMoments | UnitStatistics
 
@@ -79,9 +79,8 @@ def find_measured(
     stage_two: StageTwoConfig,
     layers: tuple[int, ...],
     config: MomentConfig,
-    run: RunConfig,
     folder: Path,
-    log: Log,
+    run: Run,
 ) -> Measured:
     """What `stage_two.solver` reads, from `folder` or measured and filed there.
 
@@ -89,17 +88,22 @@ def find_measured(
     known to be for the same model and captions, see `find_moments`.
     """
     if stage_two.solver != "units":
-        return find_moments(pipeline, list(captions), layers, config, run, folder, log)
+        return find_moments(pipeline, list(captions), layers, config, folder, run)
     block = stage_two.layers[-1]
     path = folder / f"units-{block}.safetensors"
     if path.exists():
         return statistics.read_statistics(path)
     began = time.perf_counter()
     found = statistics.measure(
-        pipeline, captions, block, seed=config.seed, batch=config.batch, progress=run.progress
+        pipeline,
+        captions,
+        block,
+        seed=config.seed,
+        batch=config.batch,
+        progress=run.config.progress,
     )
     statistics.write_statistics(path, found)
-    log.write("unit_statistics", time.perf_counter() - began, captions=len(captions))
+    run.log.write("unit_statistics", time.perf_counter() - began, captions=len(captions))
     return found
 
 
@@ -108,9 +112,8 @@ def find_moments(
     captions: list[str],
     layers: tuple[int, ...],
     config: MomentConfig,
-    run: RunConfig,
     folder: Path,
-    log: Log,
+    run: Run,
 ) -> SecondMoments:
     """The second moments of `layers`, with progress and result kept under `folder`.
 
@@ -130,18 +133,18 @@ def find_moments(
         ids,
         layers,
         batch=config.batch,
-        chunk=run.save_every_batches,
+        chunk=run.config.save_every_batches,
         start=start,
     )
     progress = start
-    with tqdm(desc="Second moments", unit="batch", disable=not run.progress) as bar:
+    with tqdm(desc="Second moments", unit="batch", disable=not run.config.progress) as bar:
         while progress is None or progress.batches < progress.total:
             with preemption.finishing("these batches of captions"):
                 began = time.perf_counter()
                 progress = next(steps)
                 if parallel.is_first():  # The others' workdirs are copies of its.
                     _write_progress(folder / "progress", progress)
-                log.write("moments", time.perf_counter() - began, batches=progress.batches)
+                run.log.write("moments", time.perf_counter() - began, batches=progress.batches)
             bar.total = progress.total
             bar.update(progress.batches - bar.n)
     moments = second_moment.finish(progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,9 +19,10 @@ from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.workflow import edit_job, find_memories, inputs, variant
-from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow import edit_job, find_memories, inputs
+from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.peak_memory import Peak
+from emcid_jax.workflow.workdir import Log, Run
 
 Method = Literal["emcid", "uce", "fine-tune"]
 CHUNK = 16
@@ -52,13 +52,13 @@ class Edited(NamedTuple):
     """What the method says of its own work."""
 
 
-def emcid(job: edit_job.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
+def emcid(job: Job, count: int, keep: Sequence[str], run: Run) -> Edited:
     """The first `count` requests of `job` by Stage I and II; memories of all are found at once.
 
     With names to keep, `ridge` becomes `ridge+preserve`.
     """
-    found, each = _found(job, workdir)
-    first = variant.first(job, count)
+    found, each = _found(job, run)
+    first = job.first(count)
     if keep:
         layers = first.config.stage_two
         solver = "ridge+preserve" if layers.solver == "ridge" else layers.solver
@@ -92,18 +92,19 @@ class _Clock:
         return Spent(time.perf_counter() - seconds, time.process_time() - processor)
 
 
-def _found(job: edit_job.Job, workdir: Path) -> tuple[variant.Found, Spent]:
+def _found(job: Job, run: Run) -> tuple[edit_job.Found, Spent]:
     """What Stage II reads, and what a memory costs on average, compilation included.
 
     The costs of earlier runs are in a log of their own per settings of Stage I.
     """
     key = hash_of([job.inputs, dataclasses.asdict(job.config.stage_one)])[:8]
-    log = folders.Log(workdir / f"stage_one-{key}.jsonl")
-    variant.find_moments_of(job, workdir, log)
+    log = Log(run.workdir / f"stage_one-{key}.jsonl")
+    run = dataclasses.replace(run, log=log)
+    edit_job.find_moments_of(job, run)
     before, clock = len(list(log.records())), _Clock()
-    found = variant.find(job, workdir, log)
+    found = edit_job.find(job, run)
     new = list(log.records())[before:]
-    chunk = parallel.even_chunk(len(job.requests), job.config.run.save_every)
+    chunk = parallel.even_chunk(len(job.requests), run.config.save_every)
     if new:
         log.write("processor", clock.spent().processor, found=chunk * len(new))
     spent, known = log.seconds(), list(log.records())
@@ -113,7 +114,7 @@ def _found(job: edit_job.Job, workdir: Path) -> tuple[variant.Found, Spent]:
     return found, Spent(*each)
 
 
-def by_uce(job: edit_job.Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
+def by_uce(job: Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:
     """The first `count` requests of `job` by UCE's closed form."""
     peak, clock = Peak(), _Clock()
     found = uce.solve(job.pipeline, job.requests[:count], [*names_of(config), *keep], config)
@@ -129,16 +130,15 @@ def names_of(config: UceConfig) -> list[str]:
     return inputs.names_to_keep(config.preserve, config.preserve_path, "config.uce.preserve_path")
 
 
-def fine_tuned(job: edit_job.Job, count: int, config: FineTuneConfig) -> Edited:
+def fine_tuned(job: Job, count: int, config: FineTuneConfig, run: Run) -> Edited:
     """The first `count` requests of `job` by Adam on weights, with Stage I's loss."""
     peak, clock = Peak(), _Clock()
-    first = variant.first(job, count)
-    training = _training_inputs(first)
+    training = _training_inputs(job.first(count), run)
     total = sum(1 for _ in fine_tune.batches(count, config))
     losses: list[float] = []
     params = job.pipeline.params
     steps = fine_tune.train(job.pipeline, training, job.config.stage_one, config)
-    for progress in tqdm(steps, "Fine-tuning", total, disable=not job.config.run.progress):
+    for progress in tqdm(steps, "Fine-tuning", total, disable=not run.config.progress):
         params = progress.params
         losses.append(progress.loss)
     spent, tenth = clock.spent(), max(1, total // 10)
@@ -147,9 +147,8 @@ def fine_tuned(job: edit_job.Job, count: int, config: FineTuneConfig) -> Edited:
     return Edited(edited, spent, peak.mebibytes(), {"loss": ends})
 
 
-def _training_inputs(job: edit_job.Job) -> StageOneInputs:
+def _training_inputs(job: Job, run: Run) -> StageOneInputs:
     """What Stage I would read, of all requests."""
-    mesh = parallel.make_mesh()
     count = len(job.requests)
     chunks = [
         find_memories.prepare_chunk(
@@ -158,7 +157,7 @@ def _training_inputs(job: edit_job.Job) -> StageOneInputs:
             job.prompts,
             slice(first, min(first + CHUNK, count)),
             job.config.stage_one,
-            mesh,
+            run.mesh,
         )
         for first in range(0, count, CHUNK)
     ]

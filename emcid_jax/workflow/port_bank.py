@@ -48,14 +48,14 @@ def port(config: PortSettings, workdir: Path, names: Sequence[str]) -> Ported:
     require_layers(settings, derived)
     concept_bank.require_base(concepts, base)
     portability.compare(base, derived)
-    with started(config, workdir, names, concepts, derived, captions) as log:
-        with log.timed("port"):
+    with started(config, workdir, names, concepts, derived, captions) as run:
+        with run.log.timed("port"):
             found = portability.port(
                 concepts,
                 base,
                 derived,
                 settings,
-                lambda model: measured_moments(config, model, captions, workdir, log),
+                lambda model: measured_moments(config, model, captions, run),
                 given,
             )
         _export(found, config, concepts, derived, workdir, given[1] if given else {})

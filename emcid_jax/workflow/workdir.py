@@ -14,7 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.config import renamed
+from jax.sharding import Mesh
+
+from emcid_jax.config import RunConfig, renamed
 from emcid_jax.runtime import checksums, ownership, parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
@@ -219,6 +221,26 @@ class Log:
         for line in self.path.read_text().splitlines() if self.path.exists() else []:
             with contextlib.suppress(ValueError):
                 yield json.loads(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of a task: what everything that it does has in common."""
+
+    config: RunConfig
+    """Sizes of chunks, progress bars."""
+    workdir: Path
+    """The folder that it holds."""
+    log: Log
+    mesh: Mesh
+    """All devices."""
+
+
+@contextlib.contextmanager
+def running(config: RunConfig, workdir: Path, names: Sequence[str]) -> Iterator[Run]:
+    """Holds `workdir` for a run that writes `names` there, see `exclusive`, and logs it there."""
+    with exclusive(workdir, names):
+        yield Run(config, workdir, Log(workdir / "metrics.jsonl"), parallel.make_mesh())
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from emcid_jax.config import ExportDtype, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
@@ -14,7 +13,7 @@ from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.workflow.find_moments import Measured
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Run
 
 
 def write_edit(
@@ -24,8 +23,7 @@ def write_edit(
     moments: Measured,
     config: StageTwoConfig,
     export_dtype: ExportDtype,
-    workdir: Path,
-    log: Log,
+    run: Run,
 ) -> StageTwoReport:
     """Stage II and the exports; edit.safetensors appears last, when all is done.
 
@@ -36,20 +34,19 @@ def write_edit(
         moments: its second moments.
         config: Stage II's settings.
         export_dtype: stored type of the text encoder; `source` keeps every tensor's.
-        workdir: gets `text_encoder/` and `edit.safetensors`.
-        log: gets a line per step.
+        run: its workdir gets `text_encoder/` and `edit.safetensors`, its log a line per step.
     """
-    with log.timed("stage_two") as figures:
+    with run.log.timed("stage_two") as figures:
         solved = concept_bank.solve(concepts, pipeline, moments, config)
         report = solved.report
         figures["distance"] = [report.distance_before, report.distance_after]
-    with log.timed("export"):
+    with run.log.timed("export"):
         content = edit_file.pack(solved.deltas, solved.units)
         # What is in the file is what is exported.
         stored = WeightEdit(content.deltas(), report, content.units())
         edited = stage_two.apply_edit(pipeline.params["text_encoder"], stored)
         text_encoder.write_text_encoder(
-            workdir / "text_encoder",
+            run.workdir / "text_encoder",
             edited,
             pipeline.folder / "text_encoder",
             export_dtype,
@@ -58,5 +55,5 @@ def write_edit(
         ledger = edit_file.make_ledger(
             concepts, model, moments, config, report, params_hash(edited)
         )
-        edit_file.write_edit(workdir / "edit.safetensors", content, ledger)
+        edit_file.write_edit(run.workdir / "edit.safetensors", content, ledger)
     return report

@@ -24,9 +24,10 @@ from emcid_jax.config import EditConfig, from_config_dict
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank.concepts import read_list
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
+from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import edit_job
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Log, Run
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
@@ -324,7 +325,8 @@ def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
     monkeypatch.setattr(edit, "find_measured", lambda *_: None)
     monkeypatch.setattr(edit, "_mix", lambda *_: {})
     monkeypatch.setattr(edit, "write_edit", lambda *_: None)
-    edit.edit(edit_job.prepare(config), tmp_path, Log(tmp_path / "metrics.jsonl"))
+    run = Run(config.run, tmp_path, Log(tmp_path / "metrics.jsonl"), make_mesh())
+    edit.edit(edit_job.prepare(config), run)
     found = {concept.request.source for concept in read_list(bank)}
     assert found == {"Claude Monet", *(request["source"] for request in REQUESTS)}
 

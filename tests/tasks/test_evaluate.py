@@ -20,6 +20,7 @@ from emcid_jax.tasks import evaluate
 from emcid_jax.tasks.evaluate import EvaluateConfig
 from emcid_jax.workflow import edit_job, methods
 from emcid_jax.workflow.methods import Edited
+from emcid_jax.workflow.workdir import Run
 
 NAMES = ["dog, hound", "cat", "goldfish", "snow", "beach", "nurse"]
 ROWS = (
@@ -72,8 +73,8 @@ def test_methods_are_measured_alike_and_once(
         solved.append((*arguments, solve(*arguments)))
         return solved[-1][-1]
 
-    def noted_emcid(job: edit_job.Job, count: int, keep: Sequence[str], workdir: Path) -> Edited:
-        made.append((job, emcid(job, count, keep, workdir), keep))
+    def noted_emcid(job: edit_job.Job, count: int, keep: Sequence[str], run: Run) -> Edited:
+        made.append((job, emcid(job, count, keep, run), keep))
         return made[-1][1]
 
     monkeypatch.setattr(uce, "solve", noted_solve)

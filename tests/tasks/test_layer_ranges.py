@@ -14,9 +14,10 @@ from emcid_jax import config as settings
 from emcid_jax.evaluation.text_space.nearest_name import make_reader
 from emcid_jax.reporting.plots import layer_maps
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.tasks import layer_ranges
 from emcid_jax.tasks.layer_ranges import LayerRangesConfig
-from emcid_jax.workflow import edit_job, variant
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow import workdir as folders
 
 PAIRS = (("dog", "cat"), ("goldfish", "beach"))
@@ -72,7 +73,9 @@ def test_every_range_once(
     job = edit_job.prepare(
         dataclasses.replace(config.base, stage_one=stage_one, stage_two=layers, evaluation=off)
     )
-    edited, report = variant.written(job, workdir, folders.Log(tmp_path / "log"))
+    log = folders.Log(tmp_path / "log")
+    run = folders.Run(config.base.run, workdir, log, make_mesh())
+    edited, report = edit_job.written(job, run)
     row = rows[1]
     assert row["left"] == pytest.approx(report.distance_after / report.distance_before, rel=1e-4)
     reader = make_reader(job.pipeline, job.requests, config.keep, "the {}")

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax import config as settings
 from emcid_jax.tasks import ablate, evaluate, implicit, layer_ranges, sequential, trace
+from emcid_jax.workflow import edit_job
 
 TABLE = "old,new,positive1,gt1,negative1,gn1\ndog,red dog,a dog,a red dog,a cat,a red cat\n"
 
@@ -97,7 +98,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(implicit, "_Bench", lambda *_: SimpleNamespace(measure=measure))
     for module in (sequential, implicit):
         monkeypatch.setattr(module, "find_moments", nothing)
-    monkeypatch.setattr(implicit, "find_memories", lambda _, requests, *__: [None] * len(requests))
+    found = lambda job, _: [None] * len(job.requests)  # noqa: E731
+    monkeypatch.setattr(edit_job, "find_memories_of", found)
     for module in (ablate, sequential, layer_ranges, trace, implicit):
         monkeypatch.setattr(module, "as_markdown", nothing)
     for module in (layer_ranges, trace):

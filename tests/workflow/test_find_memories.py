@@ -27,7 +27,11 @@ from emcid_jax.workflow.find_memories import (
     read_prompts,
     without_padding,
 )
-from emcid_jax.workflow.workdir import Log
+from emcid_jax.workflow.workdir import Log, Run
+
+
+def quiet(workdir: Path) -> Run:
+    return Run(RunConfig(progress=False), workdir, Log(workdir / "log.jsonl"), make_mesh())
 
 
 @given(st.integers(1, 500), st.integers(1, 64))
@@ -81,8 +85,8 @@ def test_memories_by_text_alone_need_no_padding(
     assert longest + max(count - 1, 1) <= width < longest + max(count - 1, 1) + 4 < full
 
     found = find_memories(
-        pipeline, requests, prompts, config, RunConfig(progress=False),
-        bank.model_hashes(pipeline), tmp_path / "bank", Log(tmp_path / "log.jsonl"),
+        pipeline, requests, prompts, config, bank.model_hashes(pipeline), tmp_path / "bank",
+        quiet(tmp_path),
     )  # fmt: skip
     inputs = preparation.prepare(pipeline, *prompts, [3, 4], None, config)
     wanted = run.optimise(pipeline, inputs, config, make_mesh())
@@ -100,8 +104,5 @@ def test_settings_of_an_ablation_must_fit_the_prompts_too(
     prompts = read_prompts(pipeline, requests, config)
     varied = dataclasses.replace(config, edited_tokens=prompts.source.ids.shape[-1])
     with pytest.raises(UserError, match=r"a.csv:1: a prompt has .* lower stage_one.edited_tokens"):
-        find_memories(
-            pipeline, requests, prompts, varied, RunConfig(progress=False), {}, tmp_path / "bank",
-            Log(tmp_path / "log.jsonl"),
-        )  # fmt: skip
+        find_memories(pipeline, requests, prompts, varied, {}, tmp_path / "bank", quiet(tmp_path))
     assert not (tmp_path / "bank").exists()
