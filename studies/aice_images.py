@@ -22,7 +22,7 @@ from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited
 from emcid_jax.evaluation.benchmarks.aice_protocol import AicePlan, Scores, plan_requests
-from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
+from emcid_jax.evaluation.drawing.batches import drawing, edited_fingerprint, judging
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT
@@ -104,5 +104,6 @@ def scores(run: Edited, solved: WeightEdit | None) -> Scores:
     if solved is not None:
         edited = stage_two.with_edit(job.pipeline, solved)
         depends_on = edited_fingerprint(depends_on, job.pipeline, edited)
-    draws = chunked(edited, judge, [OBJECT], config, BATCH, parallel.make_mesh())
-    return scored_images(run.plan.draws(), *draws, BATCH, run.workdir / "judged", depends_on)
+    draw = drawing(edited, config, BATCH, parallel.make_mesh())
+    read = judging(judge, [OBJECT], BATCH)
+    return scored_images(run.plan.draws(), draw, read, BATCH, run.workdir / "judged", depends_on)

@@ -13,19 +13,17 @@ import numpy as np
 from emcid_jax.config import EditConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
-from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.benchmarks.aice import Evaluation, evaluate
 from emcid_jax.evaluation.benchmarks.aice_protocol import as_json
 from emcid_jax.evaluation.benchmarks.registry import evaluate_others, split
-from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.pages.edit import ReportData, write_report
 from emcid_jax.reporting.plots.theme import LayerBar
 from emcid_jax.runtime import checksums
-from emcid_jax.workflow import debias_search, environment
+from emcid_jax.workflow import debias_search, edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job, prepare, records_of
 from emcid_jax.workflow.find_memories import find_memories
@@ -116,20 +114,10 @@ def finish(job: Job, edited: Pipeline, run: Run) -> None:
     config, workdir, progress = job.config.evaluation, run.workdir, run.config.progress
     evaluation, others = None, {}
     if job.judge is not None and config.enabled:
-        models = Models(job.pipeline, edited, job.judge, hash_of(job.model), run.mesh)
+        models = edit_job.models(job, edited, run)
         scored = split(job.requests, job.judge.groups)
         with run.log.timed("evaluation"):
-            evaluation = evaluate(
-                scored.aice,
-                models.base,
-                models.edited,
-                models.judge,
-                config,
-                workdir,
-                base_hash=models.base_hash,
-                mesh=models.mesh,
-                progress=progress,
-            )
+            evaluation = evaluate(scored.aice, models, config, workdir, progress=progress)
             others = evaluate_others(scored, models, config, workdir, progress=progress)
     mixing = workdir / debias_search.FILE
     if mixing.exists():

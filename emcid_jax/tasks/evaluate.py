@@ -17,14 +17,12 @@ from emcid_jax import config as settings
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
-from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
 from emcid_jax.evaluation.benchmarks.mixed import Plan
 from emcid_jax.evaluation.benchmarks.quality import QualityConfig
 from emcid_jax.evaluation.benchmarks.untouched_names import UntouchedNames, split_untouched
-from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.evaluation.statistics.evenly import evenly
 from emcid_jax.reporting import tables
@@ -311,7 +309,7 @@ def _judged(
     """A cell's figures; its records go to `cells/NAME.json`."""
     assert job.judge is not None
     evaluation, progress = job.config.evaluation, run.config.progress
-    models = Models(job.pipeline, made.pipeline, job.judge, hash_of(job.model), run.mesh)
+    models = edit_job.models(job, made.pipeline, run)
     readings = comparison.read(plan, models, evaluation, run.workdir, name, progress=progress)
     found = comparison.score(plan, readings)
     if general is not None:

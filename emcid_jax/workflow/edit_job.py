@@ -24,6 +24,7 @@ from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.evaluation.benchmarks.aice import evaluate, make_plan
 from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
 from emcid_jax.evaluation.benchmarks.registry import split
+from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.pipelines.pipeline import Pipeline
@@ -179,18 +180,14 @@ def written(job: Job, run: Run) -> tuple[Pipeline, StageTwoReport]:
 
 def judged(job: Job, edited: Pipeline, folder: Path, run: Run) -> AiceResult:
     """The benchmark's figures for an edited model; the job has a judge. `folder` gets images."""
+    both, config = models(job, edited, run), job.config.evaluation
+    return evaluate(job.requests, both, config, folder, progress=run.config.progress).result
+
+
+def models(job: Job, edited: Pipeline, run: Run) -> Models:
+    """The job's model before and after an edit, with the judge, which the job has."""
     assert job.judge is not None
-    return evaluate(
-        job.requests,
-        job.pipeline,
-        edited,
-        job.judge,
-        job.config.evaluation,
-        folder,
-        base_hash=hash_of(job.model),
-        mesh=run.mesh,
-        progress=run.config.progress,
-    ).result
+    return Models(job.pipeline, edited, hash_of(job.model), run.mesh, judge=job.judge)
 
 
 def records_of(

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jax.sharding import Mesh
-from tqdm import tqdm
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
@@ -25,15 +23,14 @@ from emcid_jax.evaluation.benchmarks.aice_protocol import (
     plan_requests,
     score_plan,
 )
-from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.batches import judging
+from emcid_jax.evaluation.drawing.before_after import Models
+from emcid_jax.evaluation.drawing.both import SIDES, read_by_both
 from emcid_jax.evaluation.drawing.draw import Draw
-from emcid_jax.evaluation.drawing.kept_pictures import claim, picture_files, slug
+from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
-from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics.evenly import evenly
-from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
@@ -68,30 +65,24 @@ def make_plan(
 
 def evaluate(
     requests: Sequence[EditRequest],
-    base: Pipeline,
-    edited: Pipeline,
-    judge: Judge,
+    models: Models,
     config: EvaluationConfig,
     workdir: Path,
     *,
-    base_hash: str,
-    mesh: Mesh | None = None,
     progress: bool = True,
 ) -> Evaluation:
-    """Evaluate `edited` against `base` on the requests; goes on where a killed run stopped.
+    """Evaluate the edit of the requests; goes on where a killed run stopped.
 
     Args:
         requests: what was edited, in order.
-        base, edited: the same model, of which one part (or more) is another tree of parameters.
-        judge: classifier with an `object` label group.
+        models: what draws, and a judge with an `object` label group.
         config: benchmark settings.
         workdir: probabilities go to `evaluation/`, pictures to `images/{before,after}/`.
-        base_hash: identifies every part of the base model.
-        mesh: devices that share each batch.
         progress: bars on stderr.
 
     Raises `UserError` if the judge knows no objects or the hold-out file cannot be used.
     """
+    judge = models.judge
     if OBJECT not in judge.groups:
         raise UserError(f"judge: none of its labels is an object; groups are {list(judge.groups)}")
     labels = judge.groups[OBJECT]
@@ -105,23 +96,22 @@ def evaluate(
         "before": picture_files(workdir / "images" / "before", wanted | names),
         "after": picture_files(workdir / "images" / "after", names),
     }
-    clean = fingerprint(FORMAT, base_hash, judge.fingerprint, config.steps, config.guidance)
-    changed = edited_fingerprint(clean, base, edited)
     draws = plan.draws()
     batch = even_chunk(len(draws), config.batch)
-    scores: dict[str, Scores] = {}
-    for side, pipeline, depends_on in (("before", base, clean), ("after", edited, changed)):
-        claim(workdir / "images" / side, depends_on)
-        with tqdm(total=len(draws), desc=f"draw {side}", unit="img", disable=not progress) as bar:
-            scores[side] = scored_images(
-                draws,
-                *chunked(pipeline, judge, [OBJECT], config, batch, mesh),
-                batch,
-                workdir / "evaluation" / side,
-                depends_on,
-                keep=pictures[side],
-                progress=bar.update,
-            )
+    decides = (FORMAT, models.base_hash, judge.fingerprint, config.steps, config.guidance)
+    both = read_by_both(
+        draws,
+        judging(judge, [OBJECT], batch),
+        fingerprint(*decides),
+        models,
+        config,
+        workdir,
+        "",
+        pictures=pictures,
+        batch=batch,
+        progress=progress,
+    )
+    scores: dict[str, Scores] = dict(zip(SIDES, both, strict=True))
 
     def seen(side: str, draw: Draw) -> Seen:
         vector = scores[side][draw]

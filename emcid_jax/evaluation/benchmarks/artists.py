@@ -15,12 +15,13 @@ from jaxtyping import Float
 
 from emcid_jax.concepts.readers.located import Table, number_in, parse
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
+from emcid_jax.evaluation.drawing.both import Both, read_by_both
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.clip import Clip
 from emcid_jax.evaluation.judges.lpips import Lpips64, perceptual_change
 from emcid_jax.evaluation.statistics.clip_score import artist_scores, clip_scores
 from emcid_jax.runtime.errors import Failures, Problem
+from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 from emcid_jax.runtime.text_files import read_text
 
@@ -91,8 +92,9 @@ def evaluate(
         return np.concatenate([vectors, small.astype(np.float32)], 1)
 
     kept = (FORMAT, clip.images.fingerprint, lpips is not None)
+    decides = fingerprint(*kept, models.base_hash, config.steps, config.guidance)
     sides = list(
-        vectors_of_both(draws, embed, kept, models, config, workdir, "artists", progress=progress)
+        read_by_both(draws, embed, decides, models, config, workdir, "artists", progress=progress)
     )
     texts = dict(zip(draws, clip.embed_texts([one.prompt for one in draws]), strict=True))
 

@@ -29,6 +29,7 @@ from emcid_jax.evaluation.drawing.before_after import (
     probability,
     read_both,
 )
+from emcid_jax.evaluation.drawing.both import SIDES
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
@@ -38,7 +39,6 @@ from emcid_jax.evaluation.statistics.summary import Done, Kept, summarise
 
 BENCHMARK = "comparison"
 """Folder of stored probabilities and pictures."""
-SIDES = ("before", "after")
 
 
 @dataclasses.dataclass(frozen=True)

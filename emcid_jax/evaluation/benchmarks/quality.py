@@ -23,8 +23,7 @@ from emcid_jax.evaluation.benchmarks.quality_captions import (
     sprite_captions,
     unrelated,
 )
-from emcid_jax.evaluation.drawing.before_after import Models
-from emcid_jax.evaluation.drawing.both import Both, vectors_of_both
+from emcid_jax.evaluation.drawing.both import Both, read_by_both
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.classifier import Judge
@@ -129,7 +128,7 @@ def read_captions(config: QualityConfig, edited: Sequence[str] = ()) -> list[Qua
 
 def evaluate(
     captions: Sequence[QualityCaption],
-    models: Models | Both,
+    models: Both,
     evaluators: Evaluators,
     config: EvaluationConfig,
     workdir: Path,
@@ -164,11 +163,12 @@ def evaluate(
         return np.concatenate([net(images, batch=batch) for net in (clip.images, features)], 1)
 
     scores, moments = [], []
-    for found in vectors_of_both(
+    kept = (FORMAT, clip.images.fingerprint, features.fingerprint)
+    for found in read_by_both(
         draws,
         embed,
-        (FORMAT, clip.images.fingerprint, features.fingerprint),
-        Both(models.base, models.edited, models.base_hash, models.mesh),
+        fingerprint(*kept, models.base_hash, config.steps, config.guidance),
+        models,
         config,
         workdir,
         "quality",

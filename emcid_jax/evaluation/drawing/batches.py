@@ -1,4 +1,4 @@
-"""A model and a judge as `scored_images` wants them: equal chunks, one compiled program each."""
+"""A model and a judge as `scored_images` wants them: equal batches, one compiled program each."""
 
 from __future__ import annotations
 
@@ -16,30 +16,20 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.hashing import fingerprint
 
 
-def chunked(
-    pipeline: Pipeline,
-    judge: Judge,
-    groups: Sequence[str],
-    config: EvaluationConfig,
-    batch: int,
-    mesh: Mesh | None,
-) -> tuple[Generate, Classify]:
-    """Drawing by `pipeline` and judging in the label groups `groups`, one after the other.
-
-    Chunks of fewer than `batch` images are padded to it: one compiled program each.
-    """
+def judging(judge: Judge, groups: Sequence[str], batch: int) -> Classify:
+    """Judging in the label groups `groups`, one after the other, `batch` images at a time."""
 
     def classify(images: np.ndarray) -> np.ndarray:
         read = judge.classify(images, batch=batch)
         return np.concatenate([read[group] for group in groups], axis=-1)
 
-    return drawing(pipeline, config, batch, mesh), classify
+    return classify
 
 
 def drawing(
     pipeline: Pipeline, config: EvaluationConfig, batch: int, mesh: Mesh | None
 ) -> Generate:
-    """Drawing by `pipeline`, `batch` images at a time."""
+    """Drawing by `pipeline`, `batch` images at a time; fewer are padded: it is one program."""
 
     def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
         missing = batch - len(prompts)

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Bool, Float
-from tqdm import tqdm
 
 from emcid_jax.concepts.templates import fill
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.drawing.batches import chunked, edited_fingerprint
-from emcid_jax.evaluation.drawing.cache import scored_images
+from emcid_jax.evaluation.drawing.batches import judging
+from emcid_jax.evaluation.drawing.both import SIDES, Both, read_by_both
 from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
-from emcid_jax.evaluation.drawing.kept_pictures import claim, picture_files, slug
+from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.judges.classifier import Judge
-from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
 
@@ -38,16 +36,11 @@ class Readings(NamedTuple):
     """Edited model."""
 
 
-class Models(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Models(Both):
     """What draws and what reads: one model before and after its edit, and the judge."""
 
-    base: Pipeline
-    edited: Pipeline
     judge: Judge
-    base_hash: str
-    """Identifies every part of the base model."""
-    mesh: Mesh | None = None
-    """Devices that share each batch."""
 
 
 def draws_of(
@@ -89,35 +82,31 @@ def read_both(
     """
     unique = list(dict.fromkeys(draws))
     sizes = [len(models.judge.groups[group].labels) for group in groups]
-    base = fingerprint(
-        FORMAT, models.base_hash, models.judge.fingerprint, config.steps, config.guidance, *groups
-    )
-    changed = edited_fingerprint(base, models.base, models.edited)
+    batch = batch or even_chunk(len(unique), config.batch)
     if pictures is None:
         names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, draw in enumerate(shown)}
         root = workdir / "images" / benchmark
-        pictures = {side: picture_files(root / side, names) for side in Readings._fields}
-    batch = batch or even_chunk(len(unique), config.batch)
-    found = []
-    for side, pipeline, depends_on in (
-        ("before", models.base, base),
-        ("after", models.edited, changed),
-    ):
-        for folder in {path.parent for path in pictures[side].values()}:
-            claim(folder, depends_on)
-        label = f"{benchmark}, {side}"
-        with tqdm(total=len(unique), desc=label, unit="img", disable=not progress) as bar:
-            scores = scored_images(
-                unique,
-                *chunked(pipeline, models.judge, groups, config, batch, models.mesh),
-                batch,
-                workdir / "evaluation" / f"{benchmark}-{side}",
-                depends_on,
-                keep=pictures[side],
-                progress=bar.update,
-            )
-        found.append({one: _by_group(scores[one], groups, sizes) for one in unique})
-    return Readings(*found)
+        pictures = {side: picture_files(root / side, names) for side in SIDES}
+    sides = read_by_both(
+        unique,
+        judging(models.judge, groups, batch),
+        fingerprint(
+            FORMAT,
+            models.base_hash,
+            models.judge.fingerprint,
+            config.steps,
+            config.guidance,
+            *groups,
+        ),
+        models,
+        config,
+        workdir,
+        benchmark,
+        pictures=pictures,
+        batch=batch,
+        progress=progress,
+    )
+    return Readings(*({one: _by_group(of[one], groups, sizes) for one in unique} for of in sides))
 
 
 def label_means(

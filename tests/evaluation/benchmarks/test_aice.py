@@ -17,6 +17,7 @@ from emcid_jax.evaluation.benchmarks import aice as evaluation
 from emcid_jax.evaluation.benchmarks.aice import evaluate
 from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation
 from emcid_jax.evaluation.drawing import batches
+from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.drawing.kept_pictures import claim
 from emcid_jax.evaluation.drawing.png import png
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
@@ -54,9 +55,8 @@ def test_scores_are_those_of_drawing_directly(
     base: Pipeline, edited: Pipeline, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> Evaluation:
-        return evaluate(
-            REQUESTS, base, edited, judge, CONFIG, tmp_path, base_hash="b", progress=False
-        )
+        models = Models(base, edited, "b", judge=judge)
+        return evaluate(REQUESTS, models, CONFIG, tmp_path, progress=False)
 
     def dying(*arguments, **options):
         if len(list((tmp_path / "evaluation" / "after").glob("*.npz"))) == 1:

@@ -72,7 +72,7 @@ def test_figures_are_those_of_drawing_directly(
     ]  # fmt: skip
     config = QualityConfig()
     evaluators = load_evaluators(config, base, judge)
-    models = Models(base, edited, judge, "b")
+    models = Models(base, edited, "b", judge=judge)
 
     def run() -> dict:
         return quality.evaluate(captions, models, evaluators, CONFIG, tmp_path, progress=False)
@@ -123,7 +123,7 @@ def test_figures_are_those_of_drawing_directly(
 
     # Nothing real: no FID against it; an edit that changes nothing changes no figure.
     bare = [caption._replace(real=None) for caption in captions]
-    same = models._replace(edited=base)
+    same = dataclasses.replace(models, edited=base)
     found = quality.evaluate(bare, same, evaluators, CONFIG, tmp_path, progress=False)
     assert found["fid"] == {"change": pytest.approx(0, abs=1e-6), "before": None, "after": None}
     assert found["clip_score"]["change"] == {"value": 0, "low": 0, "high": 0}
