@@ -23,10 +23,10 @@ from scipy import stats
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.evaluation.benchmarks.aice_protocol import (
     AiceResult,
-    HoldoutClass,
     Scores,
     score_plan,
 )
+from emcid_jax.evaluation.drawing.draw import Named
 from emcid_jax.evaluation.text_space import measure as text_space
 from emcid_jax.evaluation.text_space.measure import TextSpace
 from studies import aice_images
@@ -96,7 +96,7 @@ def over_requests(found: TextSpace, result: AiceResult) -> list[Correlation]:
 
 
 def over_holdout(
-    found: TextSpace, holdout: Sequence[HoldoutClass], before: Scores, after: Scores
+    found: TextSpace, holdout: Sequence[Named], before: Scores, after: Scores
 ) -> list[Correlation]:
     """The same of hold-out classes: how much right class and its margin lose, mean over images."""
     kept = {one.name: one for one in found.kept}
@@ -110,8 +110,8 @@ def over_holdout(
     lost = [
         [
             (
-                float(before[draw][one.class_id] - after[draw][one.class_id]),
-                margin(before[draw], one.class_id) - margin(after[draw], one.class_id),
+                float(before[draw][one.label] - after[draw][one.label]),
+                margin(before[draw], one.label) - margin(after[draw], one.label),
             )
             for draw in one.draws
         ]

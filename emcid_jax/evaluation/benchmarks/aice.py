@@ -90,7 +90,7 @@ def evaluate(
     shown = {one.index: shown_draws(one) for one in plan.requests}
     held = evenly(plan.holdout, HOLDOUT_PICTURES)
     names = {draw: f"{i + 1:04d}-{slug(draw.prompt)}" for i, (draw, _) in shown.items()}
-    names |= {one.draws[0]: f"holdout-{one.class_id:04d}-{slug(one.name)}" for one in held}
+    names |= {one.draws[0]: f"holdout-{one.label:04d}-{slug(one.name)}" for one in held}
     wanted = {draw: f"{i + 1:04d}-wanted-{slug(draw.prompt)}" for i, (_, draw) in shown.items()}
     pictures = {
         "before": picture_files(workdir / "images" / "before", wanted | names),

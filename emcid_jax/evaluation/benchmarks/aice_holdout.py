@@ -9,9 +9,9 @@ import numpy as np
 
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.readers.located import number_in
-from emcid_jax.evaluation.benchmarks.aice_protocol import HOLDOUT_PROMPTS, HoldoutClass
-from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
-from emcid_jax.evaluation.judges.labels import LabelGroup
+from emcid_jax.evaluation.benchmarks.aice_protocol import HOLDOUT_PROMPTS
+from emcid_jax.evaluation.drawing.draw import Draw, Named, drawn_seeds
+from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.runtime.errors import Failures, Problem, UserError, shown
 from emcid_jax.runtime.json_text import Listed, Record
 from emcid_jax.runtime.text_files import read_json
@@ -19,7 +19,7 @@ from emcid_jax.runtime.text_files import read_json
 _FIELDS = {"class name": str, "text prompt": str, "class id": int}
 
 
-def read_holdout(path: Path, labels: LabelGroup) -> tuple[HoldoutClass, ...]:
+def read_holdout(path: Path, labels: LabelGroup) -> tuple[Named, ...]:
     """Read the published hold-out file (`imgnet_aug_test.json`): its first three rows per class.
 
     Every image uses its own row's seed; the released code used the first seed of the *next* class
@@ -41,7 +41,7 @@ def read_holdout(path: Path, labels: LabelGroup) -> tuple[HoldoutClass, ...]:
             if len(draws) < HOLDOUT_PROMPTS:
                 draws.append(Draw(row["text prompt"].replace("{}", name), seed))
     failures.finish()
-    return tuple(HoldoutClass(name, i, tuple(draws)) for i, (name, draws) in found.items())
+    return tuple(Named(name, OBJECT, i, tuple(draws)) for i, (name, draws) in found.items())
 
 
 def _problems(row: object, classes: int) -> Iterator[Problem]:
@@ -60,7 +60,7 @@ def _problems(row: object, classes: int) -> Iterator[Problem]:
 
 def holdout_from_labels(
     labels: LabelGroup, edited: Collection[int], sentences: Sequence[str], *, seed: int = 0
-) -> tuple[HoldoutClass, ...]:
+) -> tuple[Named, ...]:
     """Every class of the judge that no request edits, on free-form sentences of our own.
 
     Classes whose usual name is also a name of an edited class are left out: they must change.
@@ -81,13 +81,13 @@ def holdout_from_labels(
         chosen = [sentences[(class_id + k) % len(sentences)] for k in range(count)]
         seeds = drawn_seeds(name, seed, count)
         draws = (Draw(t.replace("{}", name), s) for t, s in zip(chosen, seeds, strict=True))
-        found.append(HoldoutClass(name, class_id, tuple(draws)))
+        found.append(Named(name, OBJECT, class_id, tuple(draws)))
     return tuple(found)
 
 
 def limited(
-    holdout: Sequence[HoldoutClass], *, classes: int = 0, prompts: int = 0, seed: int = 0
-) -> tuple[HoldoutClass, ...]:
+    holdout: Sequence[Named], *, classes: int = 0, prompts: int = 0, seed: int = 0
+) -> tuple[Named, ...]:
     """At most `classes` classes, chosen by `seed`, with at most `prompts` images; 0 means all."""
     kept = list(holdout)
     if classes and classes < len(kept):
@@ -95,4 +95,4 @@ def limited(
         kept = [kept[i] for i in sorted(picked.tolist())]
     if not prompts:
         return tuple(kept)
-    return tuple(HoldoutClass(h.name, h.class_id, h.draws[:prompts]) for h in kept)
+    return tuple(h._replace(draws=h.draws[:prompts]) for h in kept)

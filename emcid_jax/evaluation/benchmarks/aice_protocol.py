@@ -23,7 +23,7 @@ from emcid_jax.evaluation.benchmarks.aice_scores import (
     aggregates,
     raw_scores,
 )
-from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
+from emcid_jax.evaluation.drawing.draw import Draw, Named, drawn_seeds
 from emcid_jax.evaluation.judges.labels import LabelGroup
 from emcid_jax.evaluation.statistics.accuracy import erasure, top1
 from emcid_jax.evaluation.statistics.bootstrap import Metric
@@ -63,20 +63,12 @@ class ScoredRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class HoldoutClass:
-    """A class that no request edits, and its images."""
-
-    name: str
-    class_id: int
-    draws: tuple[Draw, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class AicePlan:
     """Everything AICE draws, and the requests it cannot score with the reason."""
 
     requests: tuple[ScoredRequest, ...]
-    holdout: tuple[HoldoutClass, ...]
+    holdout: tuple[Named, ...]
+    """Classes that no request edits."""
     skipped: tuple[str, ...] = ()
 
     def draws(self) -> list[Draw]:
@@ -243,9 +235,9 @@ def score_plan(plan: AicePlan, pre: Scores, post: Scores, *, seed: int = 0) -> A
     holdout = tuple(
         HoldoutRecord(
             one.name,
-            one.class_id,
-            _mean(pre, one.draws, one.class_id),
-            _mean(post, one.draws, one.class_id),
+            one.label,
+            _mean(pre, one.draws, one.label),
+            _mean(post, one.draws, one.label),
         )
         for one in plan.holdout
     )
@@ -279,7 +271,7 @@ def _accuracy(plan: AicePlan, scores: Scores, seed: int) -> dict[str, Metric]:
     aliases = [(one, alias) for one in plan.requests for alias in one.aliases]
     return erasure(
         np.array([share(_own(one), one.source_id) for one in plan.requests], np.float64),
-        np.array([share(one.draws, one.class_id) for one in plan.holdout], np.float64),
+        np.array([share(one.draws, one.label) for one in plan.holdout], np.float64),
         np.array([share(alias.draws, one.source_id) for one, alias in aliases], np.float64),
         np.array([one.index for one, _ in aliases], np.int64),
         seed=seed,

@@ -25,7 +25,7 @@ from emcid_jax.evaluation.drawing.before_after import (
     probability,
     read_both,
 )
-from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.draw import Draw, Named
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics.bootstrap import Metric, bootstrap_mean
 from emcid_jax.evaluation.statistics.evenly import evenly
@@ -46,15 +46,15 @@ KEPT = 100
 
 @dataclasses.dataclass(frozen=True)
 class Artist:
-    """An artist of a request, or one to be kept, and the images drawn of them."""
+    """An artist of a request and the images drawn of them."""
 
     name: str
     label: int
     """Index in the judge's group `artist`."""
     draws: tuple[Draw, ...]
-    dest: int | None = None
-    """Label of the destination; None if the judge has none, or for a kept artist."""
-    styled: tuple[tuple[Draw, int], ...] = ()
+    dest: int | None
+    """Label of the destination; None if the judge has none."""
+    styled: tuple[tuple[Draw, int], ...]
     """Objects in the artist's style: the image and the object's label."""
 
 
@@ -62,7 +62,7 @@ class ErasePlan(NamedTuple):
     """Everything the benchmark draws."""
 
     erased: tuple[Artist, ...]
-    kept: tuple[Artist, ...]
+    kept: tuple[Named, ...]
 
     def draws(self) -> list[Draw]:
         """Every image of one model, in a fixed order."""
@@ -112,7 +112,7 @@ def make_plan(
     free = [i for i in range(len(artists.labels)) if i not in named]
     templates = _limited(SENTENCES, config)
     kept = [
-        Artist(name, label, draws_of(name, templates))
+        Named(name, ARTIST, label, draws_of(name, templates))
         for label in evenly(free, config.holdout or KEPT)
         for name in (artists.labels[label][0],)
     ]
@@ -212,12 +212,12 @@ def _styled(plan: ErasePlan, readings: Readings) -> dict[str, Metric]:
     }
 
 
-def _style_scores(artists: Sequence[Artist], readings: Readings) -> StyleScores:
+def _style_scores(artists: Sequence[Artist | Named], readings: Readings) -> StyleScores:
     rows = [(artist.draws, artist.label) for artist in artists]
     return StyleScores(*label_means(readings, rows, ARTIST))
 
 
-def _records(artists: Sequence[Artist], scores: StyleScores) -> list[dict[str, Any]]:
+def _records(artists: Sequence[Artist | Named], scores: StyleScores) -> list[dict[str, Any]]:
     return [
         {"artist": artist.name}
         | {field: float(getattr(scores, field)[i]) for field in StyleScores._fields}

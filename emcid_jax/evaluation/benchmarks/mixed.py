@@ -19,7 +19,7 @@ from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import aice_protocol as aice
 from emcid_jax.evaluation.benchmarks import erase, rectify, registry
 from emcid_jax.evaluation.benchmarks.erase import ARTIST, Artist, ErasePlan
-from emcid_jax.evaluation.benchmarks.untouched_names import Name, UntouchedNames
+from emcid_jax.evaluation.benchmarks.untouched_names import UntouchedNames
 from emcid_jax.evaluation.drawing.before_after import (
     Models,
     Reading,
@@ -30,7 +30,7 @@ from emcid_jax.evaluation.drawing.before_after import (
     read_both,
 )
 from emcid_jax.evaluation.drawing.both import SIDES
-from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.draw import Draw, Named
 from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
@@ -98,12 +98,9 @@ def make_plan(
     scored, skipped = aice.plan_requests(
         split.aice, objects, SENTENCES, prompts_per_request=most, aliases=config.aliases
     )
-    held = {
-        group: [one for one in untouched.held_out if one.group == group]
-        for group in (OBJECT, ARTIST)
-    }
-    classes = tuple(aice.HoldoutClass(one.name, one.label, one.draws) for one in held[OBJECT])
-    kept = tuple(Artist(one.name, one.label, one.draws) for one in held[ARTIST])
+    classes, kept = (
+        tuple(one for one in untouched.held_out if one.group == group) for group in (OBJECT, ARTIST)
+    )
     erased: tuple[Artist, ...] = ()
     if artists is not None:
         # No objects in the artists' style: what becomes of these is the task's own question.
@@ -247,7 +244,7 @@ def done(judged: Sequence[Judged], side: Mapping[Draw, Reading]) -> Done:
     )
 
 
-def verdict(held: Sequence[Name], readings: Readings) -> dict[str, Any]:
+def verdict(held: Sequence[Named], readings: Readings) -> dict[str, Any]:
     """Whether the edited model still draws: `intact` if it does in every label group."""
     found: dict[str, Any] = {}
     for group in dict.fromkeys(one.group for one in held):
@@ -257,7 +254,7 @@ def verdict(held: Sequence[Name], readings: Readings) -> dict[str, Any]:
     return found | {"intact": all(one["intact"] for one in found.values())}
 
 
-def _right(names: Sequence[Name], side: Mapping[Draw, Reading]) -> np.ndarray:
+def _right(names: Sequence[Named], side: Mapping[Draw, Reading]) -> np.ndarray:
     """Share of each name's pictures that show it."""
     shares = [is_top(side, one.draws, one.group, one.label).mean() for one in names]
     return np.array(shares, np.float64)

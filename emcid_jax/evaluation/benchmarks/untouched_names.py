@@ -13,7 +13,7 @@ from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks import erase
 from emcid_jax.evaluation.drawing.before_after import draws_of
-from emcid_jax.evaluation.drawing.draw import Draw
+from emcid_jax.evaluation.drawing.draw import Named
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics.evenly import evenly
@@ -22,22 +22,12 @@ GROUPS = {OBJECT: SENTENCES, erase.ARTIST: erase.SENTENCES}
 """Label groups with untouched names, and what is drawn of these."""
 
 
-class Name(NamedTuple):
-    """A name that nobody edits, and its images."""
-
-    name: str
-    group: str
-    label: int
-    """Index in the label group."""
-    draws: tuple[Draw, ...]
-
-
 class UntouchedNames(NamedTuple):
     """Names that no request touches."""
 
-    held_out: tuple[Name, ...]
+    held_out: tuple[Named, ...]
     """Judged; no method is given them."""
-    protected: tuple[Name, ...]
+    protected: tuple[Named, ...]
     """Judged, and given to methods that protect names."""
     to_protect: tuple[str, ...]
     """All names that these methods are given."""
@@ -70,7 +60,7 @@ def split_untouched(
                 drawn = min(prompts or len(sentences), len(sentences))
                 places = range(label, label + drawn)
                 chosen = [sentences[place % len(sentences)] for place in places]
-                into.append(Name(name, group, label, draws_of(name, chosen)))
+                into.append(Named(name, group, label, draws_of(name, chosen)))
     return UntouchedNames(tuple(held_out), tuple(protected), tuple(to_protect))
 
 

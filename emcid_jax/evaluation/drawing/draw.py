@@ -29,6 +29,16 @@ class Draw(NamedTuple):
         return hashlib.sha256(f"{self.seed}\n{self.prompt}".encode()).hexdigest()[:32]
 
 
+class Named(NamedTuple):
+    """A name that a judge knows, and images of it."""
+
+    name: str
+    group: str
+    label: int
+    """Index in the judge's label group."""
+    draws: tuple[Draw, ...]
+
+
 def drawn_seeds(name: str, seed: int, count: int) -> list[int]:
     """Image seeds in [0, 100000) that depend on the name and the seed only."""
     rng = np.random.default_rng([zlib.crc32(name.encode()), seed])

@@ -136,7 +136,7 @@ def test_a_published_holdout_file_is_used(judge: Judge, tmp_path: Path) -> None:
     path.write_text(json.dumps([row]))
     config = EvaluationConfig(holdout_path=str(path))
     plan = evaluation.make_plan(REQUESTS, judge.groups["object"], config)
-    assert [(h.class_id, *h.draws[0]) for h in plan.holdout] == [(4, "deep snow", 9)]
+    assert [(h.label, *h.draws[0]) for h in plan.holdout] == [(4, "deep snow", 9)]
     missing = EvaluationConfig(holdout_path=str(tmp_path / "none.json"))
     with pytest.raises(UserError, match=r"none\.json"):
         evaluation.make_plan(REQUESTS, judge.groups["object"], missing)
@@ -145,5 +145,5 @@ def test_a_published_holdout_file_is_used(judge: Judge, tmp_path: Path) -> None:
 def test_sources_that_cannot_be_scored_are_no_holdout(judge: Judge) -> None:
     request = EditRequest("snow", "something else", ("{}",))
     plan = evaluation.make_plan([request], judge.groups["object"], EvaluationConfig())
-    assert 4 not in {h.class_id for h in plan.holdout}
+    assert 4 not in {h.label for h in plan.holdout}
     assert len(plan.holdout) == len(NAMES) - 1

@@ -14,13 +14,12 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited, read_holdout
 from emcid_jax.evaluation.benchmarks.aice_protocol import (
     AicePlan,
-    HoldoutClass,
     as_json,
     plan_requests,
     score_plan,
 )
-from emcid_jax.evaluation.drawing.draw import Draw
-from emcid_jax.evaluation.judges.labels import LabelGroup
+from emcid_jax.evaluation.drawing.draw import Draw, Named
+from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.runtime.errors import UserError
 
 SPRITES = Path(emcid_jax.__file__).parent / "sprites" / "data"
@@ -137,7 +136,7 @@ def test_requests_that_cannot_be_scored_are_named() -> None:
 
 def test_every_image_is_listed_once() -> None:
     scored, _ = plan(request("tench", "hen", seed=1), request("tench", "suit", seed=1))
-    holdout = (HoldoutClass("crane", 4, (Draw("h", 1), scored[0].edit_source[0])),)
+    holdout = (Named("crane", OBJECT, 4, (Draw("h", 1), scored[0].edit_source[0])),)
     draws = AicePlan(scored, holdout).draws()
     assert len(draws) == len(set(draws))
     # 3 + 5 source images and 5 alias images are shared; 3 + 5 destination images are not.
@@ -149,7 +148,7 @@ def test_scores_by_hand() -> None:
         request("tench", "hen", seeds=(1, 2), validation_templates=("a {}", "b {}")),
         prompts_per_request=1,
     )
-    holdout = (HoldoutClass("suit", 5, (Draw("h", 1), Draw("h", 2))),)
+    holdout = (Named("suit", OBJECT, 5, (Draw("h", 1), Draw("h", 2))),)
     whole = AicePlan(scored, holdout, ("left out",))
     one = scored[0]
 
@@ -213,7 +212,7 @@ def test_nothing_scored_gives_no_aggregates() -> None:
 
 def test_holdout_from_labels_leaves_out_edited_classes_and_their_namesakes() -> None:
     found = holdout_from_labels(LABELS, {2}, SENTENCES, seed=3)
-    assert [h.class_id for h in found] == [0, 1, 3, 5]  # 4 is another "crane"
+    assert [h.label for h in found] == [0, 1, 3, 5]  # 4 is another "crane"
     assert all(len(h.draws) == 3 for h in found)
     # Class 3 starts with the fourth sentence, so that all sentences are used.
     assert [d.prompt for d in found[2].draws] == ["That hen.", "This hen.", "A hen in the sun."]
@@ -221,7 +220,7 @@ def test_holdout_from_labels_leaves_out_edited_classes_and_their_namesakes() -> 
     few = limited(found, classes=2, prompts=1, seed=1)
     assert len(few) == 2
     assert all(len(h.draws) == 1 for h in few)
-    assert [h.class_id for h in few] == sorted(h.class_id for h in few)
+    assert [h.label for h in few] == sorted(h.label for h in few)
     assert limited(found) == found
     assert limited(found, classes=9) == found
 
@@ -235,10 +234,9 @@ def test_holdout_file_uses_its_own_seeds(tmp_path: Path) -> None:
     path = tmp_path / "test.json"
     path.write_text(json.dumps(rows))
     goldfish, hen = read_holdout(path, LABELS)
-    assert goldfish == HoldoutClass(
-        "goldfish", 1, (Draw("goldfish 0", 70), Draw("goldfish 1", 80), Draw("goldfish 2", 90))
-    )
-    assert hen.class_id == 3
+    draws = (Draw("goldfish 0", 70), Draw("goldfish 1", 80), Draw("goldfish 2", 90))
+    assert goldfish == Named("goldfish", OBJECT, 1, draws)
+    assert hen.label == 3
 
 
 @pytest.mark.parametrize(
@@ -277,12 +275,12 @@ def test_published_files_give_the_published_counts(benchmark_files: Path) -> Non
     labels = LabelGroup("object", tuple(range(1000)), tuple(tuple(c["names"]) for c in classes))
     holdout = read_holdout(iceb / "imgnet_aug_test.json", labels)
     asked = json.loads((iceb / "imgnet_aug_test.json").read_text("utf8"))
-    assert {h.class_id for h in holdout} == {one["class id"] for one in asked}
+    assert {h.label for h in holdout} == {one["class id"] for one in asked}
     assert {len(h.draws) for h in holdout} == {3}
     requests = read_requests(iceb / "arbitrary_val.csv", TEMPLATES[:3])
     scored, skipped = plan_requests(requests, labels, SENTENCES)
     assert skipped == ()
     assert sum(len(r.aliases) for r in scored[:10]) == 12
     assert sum(bool(r.aliases) for r in scored[:10]) == 5
-    assert {r.dest_id for r in scored} <= {h.class_id for h in holdout}
-    assert not {r.source_id for r in scored} & {h.class_id for h in holdout}
+    assert {r.dest_id for r in scored} <= {h.label for h in holdout}
+    assert not {r.source_id for r in scored} & {h.label for h in holdout}
