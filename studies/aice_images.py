@@ -30,7 +30,7 @@ from emcid_jax.runtime import parallel
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
 from emcid_jax.workflow import edit_job, environment
-from emcid_jax.workflow.find_moments import require_moments
+from emcid_jax.workflow.find_moments import moments_of
 from emcid_jax.workflow.workdir import Log, Run
 
 HOLDOUT = 100
@@ -69,7 +69,7 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
     about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
     concepts = concept_bank.of_requests(job.requests, records)
-    return Edited(job, concepts, require_moments(moments), _plan(job), workdir)
+    return Edited(job, concepts, moments_of(moments), _plan(job), workdir)
 
 
 def _plan(job: edit_job.Job) -> AicePlan:
