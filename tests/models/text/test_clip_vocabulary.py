@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+import emcid_jax
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import source_prompts
 from emcid_jax.models.text.clip_vocabulary import clip_tokenizer
 
-CLASSES = Path(__file__).parents[2] / "data" / "imagenet_classes.jsonl"
+CLASSES = Path(emcid_jax.__file__).parent / "sprites" / "data" / "objects.jsonl"
 TEMPLATES = (
     "{}",
     "a photo of {}",
