@@ -46,13 +46,12 @@ def beginnings(captions: Sequence[str], count: int, seed: int) -> tuple[str, ...
 
 
 def chosen(
-    name: str, pool: Sequence[str], lengths: Int[np.ndarray, " template"], room: int, count: int
-) -> tuple[str, ...]:
-    """`count` of the pool's templates, of at most `room` tokens: the name alone decides which."""
+    name: str, lengths: Int[np.ndarray, " beginning"], room: int, count: int
+) -> Int[np.ndarray, " chosen"]:
+    """Up to `count` beginnings of at most `room` tokens: the name alone decides which."""
     digest = hashlib.sha256(name.encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
-    order = rng.permutation(len(pool))
-    return tuple(pool[int(i)] for i in order[lengths[order] <= room][:count])
+    order = np.random.default_rng(int.from_bytes(digest[:8], "little")).permutation(len(lengths))
+    return order[lengths[order] <= room][:count]
 
 
 def name_prompts(
@@ -65,10 +64,13 @@ def name_prompts(
 ) -> NamePrompts:
     """Every name in its own templates and in `count` beginnings of `pool`.
 
+    A beginning ends with a space, where the tokenizer splits words: its tokens and the name's are
+    those of both together, and are found once.
+
     Args:
         tokenizer: the model's.
         names: what fills the slots.
-        templates: of each name.
+        templates: of each name; none has any, or all have some.
         pool: see `beginnings`.
         count: beginnings per name.
         origins: where each name was read, for messages.
@@ -76,17 +78,33 @@ def name_prompts(
     Raises:
         UserError: a name that does not fit, with its origin.
     """
-    before = _lengths(tokenizer, [one.replace(SLOT, "") for one in pool])
-    rooms = tokenizer.model_max_length - _lengths(tokenizer, names) + 2
-    asked = [
-        EditRequest(
-            name, "", (*own, *chosen(name, pool, before, int(room), count)), "erase", origin=origin
-        )
-        for name, own, room, origin in zip(names, templates, rooms, origins, strict=True)
-    ]
-    return NamePrompts(*source_prompts(tokenizer, asked))
-
-
-def _lengths(tokenizer: Any, texts: Sequence[str]) -> Int[np.ndarray, " text"]:
-    """Tokens of each text, start and end token among them."""
-    return np.array([len(ids) for ids in tokenizer(list(texts), verbose=False)["input_ids"]])
+    length, end = tokenizer.model_max_length, tokenizer.eos_token_id
+    shape = len(names), count if pool else 0
+    found = NamePrompts(
+        np.full((*shape, length), tokenizer.pad_token_id, np.int32),
+        np.zeros(shape, np.int32),
+        np.zeros(shape, bool),
+    )
+    if any(templates):
+        asked = [
+            EditRequest(name, "", tuple(own), "erase", origin=origin)
+            for name, own, origin in zip(names, templates, origins, strict=True)
+        ]
+        own = source_prompts(tokenizer, asked)
+        parts = zip(own, found, strict=True)
+        found = NamePrompts(*(np.concatenate(both, axis=1) for both in parts))
+    if not pool:
+        return found
+    said = tokenizer([one.removesuffix(SLOT) for one in pool], verbose=False)["input_ids"]
+    starts = [ids[:-1] for ids in said]
+    lengths = np.array([len(ids) for ids in starts])
+    spoken = tokenizer(list(names), add_special_tokens=False, verbose=False)["input_ids"]
+    first = found.mask.shape[1] - count
+    for row, (name, tokens) in enumerate(zip(names, spoken, strict=True)):
+        places = chosen(name, lengths, length - 1 - len(tokens), count).tolist()
+        for column, place in enumerate(places, first):
+            prompt = [*starts[place], *tokens, end]
+            found.ids[row, column, : len(prompt)] = prompt
+            found.positions[row, column] = len(prompt) - 2
+            found.mask[row, column] = True
+    return found

@@ -98,12 +98,15 @@ def moved(
     scores = np.matmul(signed, first[:, :, None])[..., 0]
     sizes = np.maximum(np.einsum("nqq->nq", gram), np.finfo(np.float32).tiny)
     weights = np.zeros_like(scores)
+    # Places that hold nothing for any gate change none.
+    places = np.flatnonzero(cap.any(axis=0)).tolist()
     for _ in range(SWEEPS):
-        for place in range(len(goal)):
+        for place in places:
             step = (goal[place] - scores[:, place]) / sizes[:, place]
             step = np.clip(weights[:, place] + step, 0, cap[:, place]) - weights[:, place]
-            weights[:, place] += step
-            scores += step[:, None] * gram[:, :, place]
+            changed = np.flatnonzero(step)
+            weights[changed, place] += step[changed]
+            scores[changed] += step[changed, None] * gram[changed, place]
     return first + np.matmul(weights[:, None], signed)[:, 0]
 
 

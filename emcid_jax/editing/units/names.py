@@ -41,11 +41,11 @@ class Names(NamedTuple):
 
     def rows(self) -> tuple[Float[np.ndarray, "row dim"], Int[np.ndarray, " row"]]:
         """At most `SHOWN` contexts of every name, spread over them, and whose they are."""
-        count = np.minimum(self.mask.sum(axis=1), SHOWN)
-        places = np.arange(SHOWN) * self.mask.sum(axis=1)[:, None] // SHOWN
-        kept = np.arange(SHOWN) < count[:, None]
-        name, place = np.nonzero(kept)
-        return self.own[name, places[name, place]], name
+        size = self.mask.sum(axis=1)
+        known = np.argsort(~self.mask, axis=1, kind="stable")  # Those that count come first.
+        places = np.arange(SHOWN) * size[:, None] // SHOWN
+        name, place = np.nonzero(np.arange(SHOWN) < size[:, None])
+        return self.own[name, known[name, places[name, place]]], name
 
 
 def find_names(

@@ -96,10 +96,37 @@ def test_contexts_depend_on_the_name_alone():
     assert pool == contexts.beginnings(CAPTIONS, 50, 0) != contexts.beginnings(CAPTIONS, 50, 1)
     assert all(one.endswith("{}") and one.count("{}") == 1 for one in pool)
     lengths = np.array([len(one.split()) for one in pool])
-    fox, again, owl = (contexts.chosen(name, pool, lengths, 4, 9) for name in ("fox", "fox", "owl"))
+    fox, again, owl = (
+        contexts.chosen(name, lengths, 4, 9).tolist() for name in ("fox", "fox", "owl")
+    )
     assert fox == again != owl
-    assert set(fox) <= set(pool)
-    assert max(len(one.split()) for one in fox) <= 4
+    assert len(fox) == len(set(fox)) == 9
+    assert lengths[fox].max() <= 4
+
+
+def test_prompts_have_the_tokens_of_the_whole_text(pipeline):
+    tokenizer = pipeline.tokenizer
+    names = ["red fox", "jeweler's loupe", "H. R. (Hans Ruedi) Giger", "ten-gallon hat, 2"]
+    pool = contexts.beginnings(CAPTIONS, 30, 4)
+    own = [("a photo of {} here", "{}")] * 3 + [("{}",)]
+    found = contexts.name_prompts(tokenizer, names, own, pool, 6, names)
+    for row, name in enumerate(names):
+        texts = {
+            tuple(tokenizer(one.replace("{}", name))["input_ids"]) for one in (*own[row], *pool)
+        }
+        shown = [
+            tuple(ids[ids != tokenizer.pad_token_id].tolist())
+            for ids, counts in zip(found.ids[row], found.mask[row], strict=True)
+            if counts
+        ]
+        plain = {tuple(i for i in one if i != tokenizer.pad_token_id) for one in texts}
+        assert set(shown) <= plain
+        assert len(shown) == len(own[row]) + 6
+        tail = tokenizer(name, add_special_tokens=False)["input_ids"]
+        for ids, place, counts in zip(
+            found.ids[row], found.positions[row], found.mask[row], strict=True
+        ):
+            assert not counts or ids[place + 1 - len(tail) : place + 1].tolist() == tail
 
 
 def test_names_are_recognised_where_they_stand(pipeline):
