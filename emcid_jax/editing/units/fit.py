@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -68,10 +70,13 @@ def fit_gates(
     space = gates.metric(statistics)
     names = find_names(pipeline, requests, keep, statistics, space, contexts)
     others = _others(pipeline, names, statistics, space)
-    chunks = [
-        _fitted(names, others, slice(begin, min(begin + gates.CHUNK, names.sources)), false_firing)
+    parts = [
+        slice(begin, min(begin + gates.CHUNK, names.sources))
         for begin in range(0, names.sources, gates.CHUNK)
     ]
+    # NumPy works outside Python's lock, and chunks know nothing of each other.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        chunks = list(pool.map(lambda part: _fitted(names, others, part, false_firing), parts))
     fitted = _Fitted(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
     tokens = len(others.held_out)
     reports = [
@@ -140,10 +145,8 @@ def _others(
         space.whiten(statistics.reference[None, half::2].astype(np.float32))[0] for half in (0, 1)
     )
     sources = names.texts[: names.sources]
-    spoken_seen, spoken = (
-        recognise.own_rows(pipeline.tokenizer, sources, statistics.recent[half::2])
-        for half in (0, 1)
-    )
+    spoken = recognise.own_rows(pipeline.tokenizer, sources, statistics.recent)
+    spoken_seen, spoken = ([rows[rows % 2 == i] // 2 for rows in spoken] for i in (0, 1))
     rows, owner = names.rows()
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(names.sources + 1))

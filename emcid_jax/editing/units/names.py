@@ -32,6 +32,8 @@ class Names(NamedTuple):
     """Names with their contexts, whitened: the sources first, one per request."""
 
     texts: list[str]
+    keys: list[str]
+    """The texts, normalised."""
     own: Float[np.ndarray, "name context dim"]
     mask: Bool[np.ndarray, "name context"]
     sources: int
@@ -87,4 +89,5 @@ def find_names(
         states[some] = encoded(NamePrompts(*(part[some] for part in found)))
         return Strangers(states, mask)
 
-    return Names(texts, encoded(prompts), prompts.mask, count, (drawn(0), drawn(1)))
+    keys = [normalised(text) for text in texts]
+    return Names(texts, keys, encoded(prompts), prompts.mask, count, (drawn(0), drawn(1)))

@@ -43,7 +43,7 @@ def mistaken(
 def _relation(names: Names, requests: Sequence[EditRequest], gate: int, other: int) -> Relation:
     if other >= names.sources:
         return "kept"
-    mine, theirs = (normalised(names.texts[i]) for i in (gate, other))
+    mine, theirs = names.keys[gate], names.keys[other]
     if f" {mine}".endswith(f" {theirs}") or f" {theirs}".endswith(f" {mine}"):
         return "nested"
     dests = [{normalised(dest) for dest in requests[i].dests} for i in (gate, other)]
