@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         differs = np.array(
             [normalised(a) != normalised(b) for a, b in zip(gates.sources, other, strict=True)]
         )
-        opened = gates.open(_states(pipeline, other, SENTENCES, ()))[differs]
-        print(f"| {form} | {differs.sum()} | {opened.mean():.3f} |")
+        recall = own_open(pipeline, gates, other)[differs].mean()
+        print(f"| {form} | {differs.sum():,} | {recall:.3f} |")
     return 0
 
 
@@ -154,6 +154,21 @@ def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]
                 opened |= np.asarray(above.any(axis=1))
             places.append(first + part.text[opened])
     return [Wrong(np.concatenate(places), tokens) for places in found]
+
+
+def own_open(
+    pipeline: Pipeline, gates: Gates, forms: Sequence[str]
+) -> Bool[np.ndarray, "name sentence"]:
+    """Whether a gate opens anywhere in the judge's sentences about another form of its name."""
+    part = _tokens(pipeline, _prompts(forms))
+    gate = part.text // len(SENTENCES)
+    found = np.zeros(len(forms) * len(SENTENCES), bool)
+    for first in range(0, len(gate), PART):
+        rows = slice(first, first + PART)
+        directions = gates.fitted.directions[gate[rows]]
+        scores = np.einsum("td,td->t", part.states[rows] - gates.mean, directions)
+        found[part.text[rows][scores > gates.fitted.thresholds[gate[rows]]]] = True
+    return found.reshape(len(forms), len(SENTENCES))
 
 
 def _swapped(name: str) -> str:
@@ -206,7 +221,7 @@ def _states(
 
 
 def _prompts(names: Sequence[str]) -> list[str]:
-    return [sentence.format(name) for name in names for sentence in SENTENCES]
+    return [sentence.replace("{}", name) for name in names for sentence in SENTENCES]
 
 
 def _measured(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
