@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 from importlib import resources
-from typing import cast
+from typing import Any, cast
 
 from emcid_jax.models.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def clip_tokenizer(pad_token: str = END) -> Tokenizer:
 
     packed = resources.files("emcid_jax.models.text") / "vocabulary" / "merges.txt.gz"
     lines = gzip.decompress(packed.read_bytes()).decode().splitlines()
-    merges = [(first, second) for first, second in (line.split(" ") for line in lines)]
+    merges: Any = [tuple(line.split(" ")) for line in lines]  # transformers says list[str].
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), *map("".join, merges), START, END]
     vocabulary = {token: index for index, token in enumerate(tokens)}
