@@ -183,11 +183,11 @@ def _require_free(path: Path, config: EditFileConfig) -> None:
     What a killed process was writing beside it goes.
     """
     folders.require_writable(path.parent, (), config)
+    sweep(path.parent)
     if path.name in (LORA, CLIP, DIFF):
         ownership.require_own_file(path)
     else:
         ownership.require_new(path)
-    sweep(path.parent)
 
 
 def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:

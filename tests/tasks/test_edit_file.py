@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.files import replacing
 from emcid_jax.tasks.edit_file import EditFileConfig, run
 
 
@@ -129,6 +132,24 @@ def write_single_file(folder: Path, path: Path) -> None:
             square = part == "vae" and "attn_1" in key and array.ndim == 2
             arrays[key] = array[:, :, None, None] if square else array
     save_file(arrays, path)
+
+
+def test_what_a_killed_export_left_goes_even_where_the_export_is_done(
+    edit: Path, model: Path, tmp_path: Path
+) -> None:
+    """A process that died behind its last rename: the same command says that all is there."""
+    out = tmp_path / "out"
+    config = EditFileConfig(operation="folder", edit=str(edit), model=ModelConfig(path=str(model)))
+    run(config, out)
+    with replacing(out / "file") as temporary:
+        name = temporary.name.split(".")
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = out / ".".join([*name[:3], str(dead.pid), *name[4:]])
+    left.mkdir()
+    with pytest.raises(UserError, match="is there already"):
+        run(config, out)
+    assert sorted(path.name for path in out.iterdir()) == ["file", "model"]
 
 
 def test_an_edited_checkpoint_is_the_edited_model(
