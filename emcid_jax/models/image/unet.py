@@ -1,11 +1,8 @@
-"""The denoiser of Stable Diffusion 1.x and 2.x: diffusers' UNet2DConditionModel in NHWC."""
+"""The denoiser of Stable Diffusion 1.x, 2.x and XL: diffusers' UNet2DConditionModel in NHWC."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Annotated, Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -15,160 +12,9 @@ from jaxtyping import Float, Int
 
 from emcid_jax.models.image.attention import Transformer2D
 from emcid_jax.models.image.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
-from emcid_jax.models.weights import diffusers_config
-from emcid_jax.models.weights.diffusers_config import (
-    Channels,
-    Depth,
-    Fraction,
-    Heads,
-    PerBlock,
-    Pixels,
-    Width,
-)
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.models.image.unet_config import UNetConfig
 
-NAME = "UNet2DConditionModel"
-
-# Keys that choose something these modules do not compute, with the value that leaves it out.
-_REQUIRED: Mapping[str, Any] = {
-    "act_fn": ("silu", "swish"),
-    "addition_embed_type": None,
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_scale_factor": 1,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "num_attention_heads": None,
-    "num_class_embeds": None,
-    "resnet_out_scale_factor": 1,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-}
-
-# Keys that change nothing at inference, or only together with a refused one.
-_IGNORED = (
-    "addition_embed_type_num_heads",
-    "addition_time_embed_dim",
-    "dropout",
-    "mid_block_only_cross_attention",
-    "projection_class_embeddings_input_dim",
-    "upcast_attention",
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class UNetConfig:
-    """Shape of the UNet, in the words of diffusers' `config.json`; tuples hold one entry per block.
-
-    The blocks count from the input downwards; the up blocks use the same entries in reverse.
-    """
-
-    sample_size: Pixels | tuple[Pixels, Pixels] = 64
-    """Height and width of the latents the model was trained on; the modules take any size."""
-    in_channels: Channels = 4
-    out_channels: Channels = 4
-    block_out_channels: Annotated[tuple[Width, ...], PerBlock] = (320, 640, 1280, 1280)
-    layers_per_block: tuple[Depth, ...] = (2, 2, 2, 2)
-    """Resnets of each down block; an up block has one more."""
-    down_block_types: tuple[str, ...] = (*("CrossAttnDownBlock2D",) * 3, "DownBlock2D")
-    up_block_types: tuple[str, ...] = ("UpBlock2D", *("CrossAttnUpBlock2D",) * 3)
-    """In the order they run, from the lowest resolution upwards."""
-    attention_head_dim: tuple[Heads, ...] = (8, 8, 8, 8)
-    """NUMBER of heads, whatever the name says (huggingface/diffusers issue 2011)."""
-    cross_attention_dim: tuple[Width, ...] = (768, 768, 768, 768)
-    transformer_layers_per_block: tuple[Depth, ...] = (1, 1, 1, 1)
-    only_cross_attention: tuple[bool, ...] = (False, False, False, False)
-    """The first attention of a transformer block reads the text too, not the pixels."""
-    use_linear_projection: bool = False
-    flip_sin_to_cos: bool = True
-    freq_shift: Fraction = 0.0
-    norm_num_groups: Width = 32
-    norm_eps: Fraction = 1e-5
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any], source: object = NAME) -> UNetConfig:
-        """Reads the content of diffusers' `unet/config.json`; absent keys have diffusers' defaults.
-
-        Args:
-            config: that content.
-            source: the file, for messages.
-
-        Raises:
-            UserError: the config asks for something that is not supported, or contradicts itself.
-        """
-        fields = tuple(field.name for field in dataclasses.fields(cls))
-        diffusers_config.refuse_unsupported(source, config, (*fields, *_IGNORED), _REQUIRED)
-        values = diffusers_config.given(config, fields)
-        channels = values.get("block_out_channels", cls.block_out_channels)
-        single = {
-            "layers_per_block": 2,
-            "attention_head_dim": 8,
-            "cross_attention_dim": 1280,
-            "transformer_layers_per_block": 1,
-            "only_cross_attention": False,
-        }
-        blocks = len(channels) if isinstance(channels, list | tuple) else 1
-        for key, default in single.items():
-            value = values.get(key, default)
-            values[key] = diffusers_config.per_block(source, key, value, blocks)
-        return diffusers_config.parse(cls, values, source)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of diffusers' `unet/config.json`, which `from_dict` reads back."""
-        values: dict[str, Any] = {"_class_name": NAME}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, tuple):
-                uniform = len(set(value)) == 1 and not field.name.endswith(("channels", "types"))
-                value = value[0] if uniform else list(value)
-            values[field.name] = value
-        return values
-
-    def check(self, source: object) -> None:
-        """Raises UserError, naming `source` and field, if the fields do not fit together."""
-        blocks = len(self.block_out_channels)
-        for field, prefix in (("down_block_types", "Down"), ("up_block_types", "Up")):
-            value = getattr(self, field)
-            diffusers_config.per_block(source, field, value, blocks)
-            allowed = (f"CrossAttn{prefix}Block2D", f"{prefix}Block2D")
-            diffusers_config.require_types(source, field, value, allowed)
-        diffusers_config.require_groups(source, self.block_out_channels, self.norm_num_groups)
-        for channels, heads in zip(self.block_out_channels, self.attention_head_dim, strict=True):
-            if channels % heads:
-                raise UserError(
-                    f"{source}: attention_head_dim has {heads} heads, which do not divide "
-                    f"block_out_channels {channels}"
-                )
-        if len(set(self.cross_attention_dim)) > 1:
-            raise UserError(
-                f"{source}: cross_attention_dim={self.cross_attention_dim} differs between "
-                "blocks, but all of them read the same text states; use one value"
-            )
-        if self.block_out_channels[0] < 4:
-            raise UserError(
-                f"{source}: block_out_channels[0] is {self.block_out_channels[0]}; the embedding "
-                "of the timestep needs at least 4"
-            )
-        pairs = zip(self.layers_per_block, self.transformer_layers_per_block, strict=True)
-        diffusers_config.require_few_layers(
-            source,
-            "layers_per_block and transformer_layers_per_block",
-            sum(resnets * transformers for resnets, transformers in pairs),
-        )
+__all__ = ["UNet2DCondition", "UNetConfig"]
 
 
 def timestep_embedding(
@@ -187,6 +33,32 @@ def timestep_embedding(
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     embedding = jnp.concatenate([cos, sin] if flip_sin_to_cos else [sin, cos], axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def text_time_embedding(
+    config: UNetConfig,
+    pooled: Float[Array, "batch pooled"] | None,
+    time_ids: Float[Array, "batch size"] | None,
+) -> Float[Array, "batch pooled_and_sizes"] | None:
+    """The pooled text beside the embeddings of all sizes; None for a UNet that takes neither.
+
+    Raises:
+        ValueError: see `UNet2DCondition`.
+    """
+    if config.addition_embed_type is None:
+        if pooled is not None or time_ids is not None:
+            raise ValueError("the UNet has no addition_embed_type: leave out pooled and time_ids")
+        return None
+    if pooled is None or time_ids is None or config.addition_time_embed_dim is None:
+        raise ValueError("a UNet with addition_embed_type text_time needs pooled and time_ids")
+    sizes = config.size_count(pooled.shape[-1])
+    if time_ids.shape[-1] != sizes:
+        raise ValueError(f"time_ids has {time_ids.shape[-1]} entries; the UNet takes {sizes}")
+    width = config.addition_time_embed_dim
+    embedded = timestep_embedding(
+        time_ids.reshape(-1), width, config.flip_sin_to_cos, config.freq_shift
+    ).reshape(time_ids.shape[0], -1)
+    return jnp.concatenate([pooled.astype(jnp.float32), embedded], axis=-1)
 
 
 class TimeEmbedding(nn.Module):
@@ -312,15 +184,34 @@ class UNet2DCondition(nn.Module):
         latents: Float[Array, "batch height width channel"],
         timesteps: Int[Array, " batch"] | Float[Array, " batch"],
         text: Float[Array, "batch token dim"],
+        pooled: Float[Array, "batch pooled"] | None = None,
+        time_ids: Float[Array, "batch size"] | None = None,
     ) -> Float[Array, "batch height width out_channel"]:
-        """Prediction in the layout of `latents`, in `dtype`; timesteps may be fractional."""
+        """Prediction in the layout of `latents`, in `dtype`.
+
+        Args:
+            latents: noisy, at the scale that the sampler asks for.
+            timesteps: may be fractional.
+            text: states of the text encoders.
+            pooled: SDXL's pooled text; a UNet with `text_time` needs it and `time_ids`.
+            time_ids: its sizes in pixels (original height and width, top and left of the crop,
+                height and width to draw); the refiner has a score in place of the last two.
+
+        Raises:
+            ValueError: `pooled` and `time_ids` are missing, too much, or of another width.
+        """
         config, dtype = self.config, self.dtype
         channels = config.block_out_channels
         temb = timestep_embedding(
             timesteps, channels[0], config.flip_sin_to_cos, config.freq_shift
         ).astype(dtype)
+        temb = TimeEmbedding(4 * channels[0], dtype, name="time_embedding")(temb)
+        added = text_time_embedding(config, pooled, time_ids)
+        if added is not None:
+            embed = TimeEmbedding(4 * channels[0], dtype, name="add_embedding")
+            temb = temb + embed(added.astype(dtype))
         # Every resnet reads the activated embedding, so it is activated once.
-        temb = nn.silu(TimeEmbedding(4 * channels[0], dtype, name="time_embedding")(temb))
+        temb = nn.silu(temb)
         latents, text = latents.astype(dtype), text.astype(dtype)
 
         x = conv3x3(channels[0], "conv_in", dtype)(latents)

@@ -1,4 +1,4 @@
-"""The CLIP text encoder of Stable Diffusion: the model that gets edited.
+"""The CLIP text encoders of Stable Diffusion: the models that get edited.
 
 One call returns keys, values and block outputs of every block, can add an offset `delta` to the
 output of a block, and can resume from a block's input. Under `jit` what the caller does not use
@@ -48,14 +48,18 @@ class ClipTextConfig(BlockConfig):
     """Longest prompt in tokens."""
     eos_token_id: TokenId = 49407
     """End-of-text token whose state is pooled; 2 stands for the highest id of the prompt."""
+    projection_dim: Width = 512
+    """Width of the projected pooled state; without the projection it says nothing."""
 
 
 def disk_name(stored: str) -> str:
     """Name expected here of a tensor in any published layout: a `rename` for `read_params`.
 
-    transformers >= 5.6 leaves `text_model.` out when it saves a model that it did not read.
+    transformers >= 5.6 leaves `text_model.` out when it saves a model that it did not read. The
+    projection lies outside that prefix.
     """
-    return stored if stored.startswith("text_model.") else f"text_model.{stored}"
+    inside = not stored.startswith(("text_model.", "text_projection."))
+    return f"text_model.{stored}" if inside else stored
 
 
 class TextOutput(NamedTuple):
@@ -74,6 +78,8 @@ class TextOutput(NamedTuple):
     """Input of each `mlp.fc2`."""
     values: tuple[Float[Array, "prompt token dim"] | None, ...]
     """Output of each `mlp.fc2`."""
+    projected: Float[Array, "prompt projection"] | None = None
+    """`pooled` times the text projection (transformers' `text_embeds`); None in a model without."""
 
 
 class Edit(NamedTuple):
@@ -168,10 +174,18 @@ class TextTransformer(nn.Module):
 
 
 class ClipTextModel(nn.Module):
-    """CLIP text model in the names of a Stable Diffusion `text_encoder` folder."""
+    """CLIP text model in the names of a Stable Diffusion `text_encoder` folder.
+
+    Attributes:
+        config: the shape.
+        dtype: type of the computation.
+        projection: whether the model ends with a linear map of the pooled state, without a bias
+            (transformers' CLIPTextModelWithProjection, the second encoder of SDXL).
+    """
 
     config: ClipTextConfig
     dtype: Any = jnp.float32
+    projection: bool = False
 
     @nn.compact
     def __call__(
@@ -215,7 +229,17 @@ class ClipTextModel(nn.Module):
             edit = Edit(block, place[:, :, None] * delta.astype(self.dtype)[:, None, :])
         mask = None if attention_mask is None else attention_mask.astype(bool)
         model = TextTransformer(self.config, self.dtype, name="text_model")
-        return model(input_ids, mask, edit, hidden, start)
+        out: TextOutput = model(input_ids, mask, edit, hidden, start)
+        if not self.projection:
+            return out
+        project = nn.Dense(
+            self.config.projection_dim,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.normal(self.config.hidden_size**-0.5),
+            name="text_projection",
+        )
+        return out._replace(projected=project(out.pooled))
 
 
 def at_positions(

@@ -95,6 +95,68 @@ def load_both(folder):
     return ours, read_params(folder, abstract, disk_name), theirs
 
 
+# Widths that differ, so that a transposed projection does not fit; SDXL's second encoder pads
+# with token 0.
+PROJECTED = {"gelu": ("gelu", 2, END, 24, 4), "quick_gelu": ("quick_gelu", 57, 57, 40, 2)}
+
+
+def save_projected(folder, activation, eos, width, heads, layout="prefixed"):
+    """A random CLIPTextModelWithProjection as transformers writes it, or without `text_model.`."""
+    values = TINY | {"num_attention_heads": heads, "projection_dim": width}
+    config = transformers.CLIPTextConfig(**values, hidden_act=activation, eos_token_id=eos)
+    theirs = transformers.CLIPTextModelWithProjection(config).eval()
+    generator = torch.Generator().manual_seed(11)
+    for name, tensor in theirs.named_parameters():
+        noise = torch.randn(tensor.shape, generator=generator)
+        tensor.data = 0.2 * noise + float("norm" in name and "weight" in name)
+    theirs.save_pretrained(folder)
+    if layout == "flat":
+        file = folder / "model.safetensors"
+        flat = {name.removeprefix("text_model."): t for name, t in load_file(file).items()}
+        save_file(flat, file, metadata={"format": "pt"})
+    return theirs
+
+
+@pytest.mark.parametrize("layout", ["prefixed", "flat"])
+@pytest.mark.parametrize("variant", PROJECTED)
+def test_projected_model_equals_transformers(variant, layout, tmp_path):
+    activation, eos, end, width, heads = PROJECTED[variant]
+    theirs = save_projected(tmp_path, activation, eos, width, heads, layout)
+    config = ClipTextConfig.from_dict(json.loads((tmp_path / "config.json").read_text()))
+    ours = ClipTextModel(config, projection=True)
+    abstract = abstract_params(ours, jax.ShapeDtypeStruct((1, TOKENS), jnp.int32))
+    params = read_params(tmp_path, abstract, disk_name)
+    ids, mask = prompts(end)
+    ids = jnp.where(mask == 1, ids, 0)  # the padding token
+    out = jax.jit(ours.apply)({"params": params}, ids)
+
+    states = torch_states(theirs.text_model, ids)
+    assert_same(out, states)
+    expected = theirs(torch.tensor(np.asarray(ids)).long(), output_hidden_states=True)
+    assert out.projected.shape == (3, width)
+    assert relative_error(out.projected, expected.text_embeds) <= 1e-4
+    # What SDXL's UNet reads: the last but one block's output, without the final norm.
+    assert relative_error(out.hidden[-2], expected.hidden_states[-2]) <= 1e-4
+    assert relative_error(out.hidden[-1], expected.hidden_states[-1]) <= 1e-4
+
+    # The projection is all that it adds.
+    plain = ClipTextModel(config).apply({"params": {"text_model": params["text_model"]}}, ids)
+    assert plain.projected is None
+    np.testing.assert_allclose(plain.pooled, out.pooled, rtol=1e-5, atol=1e-5)
+
+
+def test_written_projection_loads_in_transformers(tmp_path):
+    theirs = save_projected(tmp_path / "theirs", *PROJECTED["gelu"][:2], 24, 4)
+    ours = ClipTextModel(ClipTextConfig.from_dict(theirs.config.to_dict()), projection=True)
+    abstract = abstract_params(ours, jax.ShapeDtypeStruct((1, TOKENS), jnp.int32))
+    params = read_params(tmp_path / "theirs", abstract, disk_name)
+    theirs.config.save_pretrained(tmp_path)
+    write_params(tmp_path / "model.safetensors", params)
+    loaded = transformers.CLIPTextModelWithProjection.from_pretrained(tmp_path)
+    for name, tensor in loaded.state_dict().items():
+        torch.testing.assert_close(tensor, theirs.state_dict()[name], rtol=0, atol=0)
+
+
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """(our module, parameters, transformers model) of the gelu, legacy variant."""
@@ -338,13 +400,14 @@ def test_full_size_states_equal_transformers(values, tmp_path):
 
 
 def test_initial_weights_follow_clip():
-    module = ClipTextModel(ClipTextConfig.from_dict(TINY | {"hidden_size": 128}))
+    values = TINY | {"hidden_size": 128, "projection_dim": 96}
+    module = ClipTextModel(ClipTextConfig.from_dict(values), projection=True)
     ours = to_hf(module.init(jax.random.key(0), prompts()[0])["params"])
     torch.manual_seed(0)
-    config = transformers.CLIPTextConfig(**TINY | {"hidden_size": 128}, eos_token_id=2)
-    for name, tensor in transformers.CLIPTextModel(config).state_dict().items():
+    config = transformers.CLIPTextConfig(**values, eos_token_id=2)
+    for name, tensor in transformers.CLIPTextModelWithProjection(config).state_dict().items():
         spread = float(tensor.std()) if tensor.ndim > 1 else 0.0
-        assert ours[f"text_model.{name}"].std() == pytest.approx(spread, rel=0.08), name
+        assert ours[name].std() == pytest.approx(spread, rel=0.08), name
 
 
 @pytest.mark.parametrize(
