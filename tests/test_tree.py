@@ -13,6 +13,7 @@ ACROSS = {
     "launch/test_scripts.py": "shell scripts",
     "models/scoring/test_full_size.py": "networks at full size",
     "models/test_full_size.py": "networks at full size",
+    "models/test_full_size_xl.py": "networks at full size",
     "pipelines/test_any_config.py": "any JSON value in every config of a model",
     "studies/test_questions.py": "what the studies compute by hand",
     "tasks/test_resuming.py": "tasks that fill a table",

@@ -19,10 +19,12 @@ from jaxtyping import Float
 
 from emcid_jax.diffusion.euler import Euler, NoiseScales
 from emcid_jax.diffusion.schedule import (
+    STEPS_OFFSET,
     NoiseSchedule,
     TimestepSpacing,
     boolean,
     choice,
+    integer,
     spaced_timesteps,
     unsupported,
 )
@@ -230,14 +232,31 @@ def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm
     schedule = NoiseSchedule.from_dict(scheduler_config)
     if not 1 <= steps <= schedule.num_train_timesteps:
         raise unsupported("steps", steps, f"use 1 to {schedule.num_train_timesteps}")
-    spacing = choice(
-        scheduler_config,
-        "timestep_spacing",
-        "linspace" if name.startswith("Euler") else "leading",
-        ("leading", "linspace", "trailing"),
-    )
+    spacing = _spacing(scheduler_config)
     spaced_timesteps(schedule, steps, spacing)  # raises before anything is compiled
     return SAMPLERS[name](scheduler_config, schedule, steps, spacing)
+
+
+def require_nothing_overruled(scheduler_config: Mapping[str, Any]) -> None:
+    """Refuses a file of which `make_sampler` overrules a field.
+
+    `StableDiffusionXLPipeline` overrules none, so it would draw differently from that file.
+
+    Raises:
+        UserError: `leading` timesteps with another offset than 1, or DDIM that clips latents.
+    """
+    offset = integer(scheduler_config, "steps_offset", 0, 0, 10**6)
+    if _spacing(scheduler_config) == "leading" and offset != STEPS_OFFSET:
+        raise unsupported("steps_offset", offset, f"set it to {STEPS_OFFSET}, as SDXL does")
+    ddim = scheduler_config["_class_name"] == "DDIMScheduler"
+    if ddim and boolean(scheduler_config, "clip_sample", True):
+        raise unsupported("clip_sample", True, "set it to false, as SDXL does")
+
+
+def _spacing(config: Mapping[str, Any]) -> TimestepSpacing:
+    euler = config["_class_name"].startswith("Euler")
+    options = ("leading", "linspace", "trailing")
+    return choice(config, "timestep_spacing", "linspace" if euler else "leading", options)
 
 
 def _make_ddim(config: Mapping[str, Any], *common: Any) -> Ddim:

@@ -8,16 +8,18 @@ Such a file holds all parts under the names of the code they were trained with: 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.pipelines.published_configs import Version, default_configs
 from emcid_jax.runtime.errors import UserError
 
-Version = Literal[1, 2]
+__all__ = ["Place", "Version", "default_configs", "is_needed", "version_of"]
+
 Shape = tuple[int, ...]
 
-TEXT = {1: "cond_stage_model.transformer.", 2: "cond_stage_model.model."}
+TEXT: Mapping[Version, str] = {1: "cond_stage_model.transformer.", 2: "cond_stage_model.model."}
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 
@@ -187,86 +189,3 @@ def is_needed(key: str, version: Version, blocks: int) -> bool:
         return False
     before = f"{TEXT[2]}transformer.resblocks."
     return not (key.startswith(before) and int(key.removeprefix(before).split(".")[0]) >= blocks)
-
-
-def default_configs(version: Version, prediction_type: str) -> dict[str, dict[str, Any]]:
-    """The JSON files of the published diffusers folder of that version."""
-    velocity = prediction_type == "v_prediction"
-    sampler = "DDIMScheduler" if velocity and version == 2 else "PNDMScheduler"
-    return {
-        "text_encoder": _TEXT_CONFIG[version],
-        "unet": _UNET_CONFIG[version] | {"sample_size": 96 if velocity else 64},
-        "vae": _VAE_CONFIG | {"sample_size": 768 if velocity else 512},
-        "scheduler": _SCHEDULER_CONFIG
-        | {"_class_name": sampler, "prediction_type": prediction_type},
-    }
-
-
-_CLIP = {
-    "architectures": ["CLIPTextModel"],
-    "model_type": "clip_text_model",
-    "vocab_size": 49408,
-    "max_position_embeddings": 77,
-    "layer_norm_eps": 1e-5,
-    "bos_token_id": 0,
-    "eos_token_id": 2,
-    "pad_token_id": 1,
-}
-_TEXT_CONFIG: Mapping[Version, dict[str, Any]] = {
-    1: _CLIP
-    | {
-        "hidden_size": 768,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "hidden_act": "quick_gelu",
-        "projection_dim": 768,
-    },
-    2: _CLIP
-    | {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 23,
-        "num_attention_heads": 16,
-        "hidden_act": "gelu",
-        "projection_dim": 512,
-    },
-}
-_UNET = {
-    "_class_name": "UNet2DConditionModel",
-    "block_out_channels": [320, 640, 1280, 1280],
-    "down_block_types": [*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", *["CrossAttnUpBlock2D"] * 3],
-    "layers_per_block": 2,
-    "in_channels": 4,
-    "out_channels": 4,
-}
-_UNET_CONFIG: Mapping[Version, dict[str, Any]] = {
-    1: _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
-    2: _UNET
-    | {
-        "attention_head_dim": [5, 10, 20, 20],
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-    },
-}
-_VAE_CONFIG = {
-    "_class_name": "AutoencoderKL",
-    "block_out_channels": [128, 256, 512, 512],
-    "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4,
-    "layers_per_block": 2,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-}
-_SCHEDULER_CONFIG = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "num_train_timesteps": 1000,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-}

@@ -18,7 +18,7 @@ from diffusers import (
 )
 
 from emcid_jax.diffusion.euler import Euler
-from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler
+from emcid_jax.diffusion.samplers import Ddim, Pndm, make_sampler, require_nothing_overruled
 from emcid_jax.diffusion.sampling import sample
 from emcid_jax.runtime.errors import UserError
 
@@ -42,6 +42,15 @@ SCHEDULERS = {
     "PNDMScheduler": PNDMScheduler,
     "EulerDiscreteScheduler": EulerDiscreteScheduler,
     "EulerAncestralDiscreteScheduler": EulerAncestralDiscreteScheduler,
+}
+# The file of stabilityai/stable-diffusion-xl-base-1.0.
+SDXL = EULER | {
+    "interpolation_type": "linear",
+    "sample_max_value": 1.0,
+    "skip_prk_steps": True,
+    "timestep_spacing": "leading",
+    "trained_betas": None,
+    "use_karras_sigmas": False,
 }
 BASES = pytest.mark.parametrize(
     "base", [DDIM, PNDM, EULER, ANCESTRAL], ids=["ddim", "pndm", "euler", "ancestral"]
@@ -125,7 +134,8 @@ def relative_error(ours: list[np.ndarray], theirs: list[np.ndarray]) -> float:
 @pytest.mark.parametrize(
     ("base", "steps"),
     [(base, steps) for base in (DDIM, PNDM) for steps in (1, 2, 3, 4, 7, 20, 50)]
-    + [(base, steps) for base in (EULER, ANCESTRAL) for steps in (1, 3, 20)],
+    + [(base, steps) for base in (EULER, ANCESTRAL) for steps in (1, 3, 20)]
+    + [(SDXL, 30), (SDXL | {"_class_name": "DDIMScheduler"}, 30)],
     ids=lambda value: value if isinstance(value, int) else value["_class_name"],
 )
 def test_trajectory(base: dict[str, Any], prediction: str, steps: int) -> None:
@@ -248,6 +258,35 @@ def test_defaults_are_those_of_diffusers() -> None:
 def test_unsupported_values_are_named(base: dict[str, Any], field: str, value: object) -> None:
     with pytest.raises(UserError, match=re.escape(f"{field}={value!r} is not supported; ")):
         make_sampler(base | {field: value}, 10)
+
+
+@pytest.mark.parametrize("spacing", [None, "leading", "linspace", "trailing"])
+@pytest.mark.parametrize("offset", [None, 0, 1, 3])
+@BASES
+def test_files_that_sdxl_reads_as_we_do_are_accepted(
+    base: dict[str, Any], offset: int | None, spacing: str | None
+) -> None:
+    # SDXL's pipeline hands the file to its scheduler as it is.
+    given = {"steps_offset": offset, "timestep_spacing": spacing}
+    kept = {key: value for key, value in base.items() if key != "steps_offset"}
+    config = kept | {key: value for key, value in given.items() if value is not None}
+    scheduler = SCHEDULERS[config["_class_name"]].from_config(config)
+    scheduler.set_timesteps(8)
+    same = np.allclose(make_sampler(config, 8).rows().timestep, scheduler.timesteps, atol=1e-3)
+    if same:
+        require_nothing_overruled(config)
+    else:
+        with pytest.raises(UserError, match=f"steps_offset={offset or 0} .*; set it to 1, as SDXL"):
+            require_nothing_overruled(config)
+
+
+def test_clipped_latents_are_refused_where_sdxl_clips() -> None:
+    require_nothing_overruled(SDXL)
+    for clip in ({}, {"clip_sample": True}):
+        config = {"_class_name": "DDIMScheduler", "steps_offset": 1} | clip
+        assert DDIMScheduler.from_config(config).config["clip_sample"]
+        with pytest.raises(UserError, match=r"clip_sample=True .*; set it to false, as SDXL does"):
+            require_nothing_overruled(config)
 
 
 @pytest.mark.parametrize("steps", [0, 1001])

@@ -8,6 +8,7 @@ is not computed.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -48,8 +49,16 @@ class ClipTextConfig(BlockConfig):
     """Longest prompt in tokens."""
     eos_token_id: TokenId = 49407
     """End-of-text token whose state is pooled; 2 stands for the highest id of the prompt."""
-    projection_dim: Width = 512
-    """Width of the projected pooled state; without the projection it says nothing."""
+    projection_dim: Width = dataclasses.field(default=512, compare=False)
+    """Width of the projected pooled state. Of a model without projection it says nothing, so
+    configs that differ in it alone are equal."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], source: object = "config.json") -> ClipTextConfig:
+        """See `BlockConfig.from_dict`; a null `projection_dim` is one that is not there."""
+        unsaid = {"projection_dim"} if values.get("projection_dim") is None else set()
+        given = {key: value for key, value in values.items() if key not in unsaid}
+        return super().from_dict(given, source)
 
 
 def disk_name(stored: str) -> str:

@@ -410,9 +410,20 @@ def test_initial_weights_follow_clip():
         assert ours[name].std() == pytest.approx(spread, rel=0.08), name
 
 
+def test_width_of_no_projection_says_nothing():
+    # Stable Diffusion 1.4's file has none, that of 1.5 has 768.
+    plain = ClipTextConfig.from_dict(TINY)
+    for width in (768, None):
+        config = ClipTextConfig.from_dict(TINY | {"projection_dim": width})
+        assert (config, hash(config)) == (plain, hash(plain))
+        assert config.projection_dim == (width or 512)
+    assert transformers.CLIPTextConfig().projection_dim == 512
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"projection_dim": 0}, "projection_dim is 0"),
         ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
         ({"num_attention_heads": 5}, "not a multiple of num_attention_heads 5"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
