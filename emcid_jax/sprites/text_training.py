@@ -29,14 +29,14 @@ _WIDTHS = (12, 16, 24, 32)
 def tokenise(
     tokenizer: Any, captions: Sequence[Caption], max_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ids padded with the end token, length, first and last subject token of every caption."""
+    """Ids padded to `max_length`, length, first and last subject token of every caption."""
     coded = tokenizer(
         [caption.text for caption in captions],
         truncation=True,
         max_length=max_length,
         return_offsets_mapping=True,
     )
-    ids = np.full((len(captions), max_length), tokenizer.eos_token_id, np.int32)
+    ids = np.full((len(captions), max_length), tokenizer.pad_token_id, np.int32)
     lengths = np.array([len(row) for row in coded["input_ids"]])
     starts, subjects = np.zeros((2, len(captions)), np.int32)
     for row, caption in enumerate(captions):

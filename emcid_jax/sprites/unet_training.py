@@ -7,6 +7,7 @@ classifier-free guidance.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -22,7 +23,7 @@ from emcid_jax.models.image.unet import UNet2DCondition
 from emcid_jax.models.image.vae import AutoencoderKL
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.sprites.drawing import to_float
-from emcid_jax.sprites.training import Recipe, fit
+from emcid_jax.sprites.training import Batch, Recipe, fit
 
 _EMPTY_SHARE = 0.1
 _SNR_LIMIT = 5.0
@@ -76,32 +77,49 @@ def encode_texts(
 
 
 def train_unet(
-    model: UNet2DCondition, schedule: NoiseSchedule, data: UNetData, recipe: Recipe, folder: Path
+    model: UNet2DCondition,
+    schedule: NoiseSchedule,
+    params: Any,
+    batch_at: Callable[[int], Batch],
+    recipe: Recipe,
+    folder: Path,
 ) -> Any:
-    """Averaged parameters of the UNet."""
+    """Averaged parameters of the UNet, trained from `params`.
+
+    `batch_at(step)` gives means and deviations of latents, and a tuple of what the UNet reads
+    beside latents and timesteps.
+    """
     alphas = jnp.asarray(schedule.alphas_cumprod, jnp.float32)
 
-    def loss(params, batch, key):
-        mean, std, text = batch
+    def loss(params: Any, batch: Batch, key: Array) -> Array:
+        mean, std, condition = batch
         keys = jax.random.split(key, 3)
         latents = mean + std * jax.random.normal(keys[0], mean.shape)
         noise = jax.random.normal(keys[1], mean.shape)
         time = jax.random.randint(keys[2], (len(mean),), 0, len(alphas))
         alpha = alphas[time][:, None, None, None]
         noisy = jnp.sqrt(alpha) * latents + jnp.sqrt(1 - alpha) * noise
-        predicted = cast(Array, model.apply({"params": params}, noisy, time, text))
+        predicted = cast(Array, model.apply({"params": params}, noisy, time, *condition))
         snr = alpha / (1 - alpha)
         return jnp.mean(jnp.minimum(snr, _SNR_LIMIT) / snr * (predicted - noise) ** 2)
 
-    def batch_at(step: int):
+    return fit("unet", loss, params, batch_at, recipe, folder)
+
+
+def start_unet(model: UNet2DCondition, batch: Batch, seed: int) -> Any:
+    """Fresh parameters; `batch` is one of those that `train_unet` takes."""
+    mean, _, condition = jax.tree.map(lambda rows: jnp.asarray(rows[:1]), batch)
+    return model.init(jax.random.key(seed), mean, jnp.zeros((1,), jnp.int32), *condition)["params"]
+
+
+def caption_rows(data: UNetData, recipe: Recipe) -> Callable[[int], Batch]:
+    """Step -> a batch for `train_unet` of a UNet that reads one text encoder's states."""
+
+    def batch_at(step: int) -> Batch:
         rng = np.random.default_rng([recipe.seed, step])
         rows = rng.integers(len(data.mean), size=recipe.batch)
         text = data.text[rows]
         text[rng.random(recipe.batch) < _EMPTY_SHARE] = data.empty
-        return data.mean[rows], data.std[rows], text.astype(np.float32)
+        return data.mean[rows], data.std[rows], (text.astype(np.float32),)
 
-    mean, _, text = batch_at(0)
-    params = model.init(
-        jax.random.key(recipe.seed), mean[:1], jnp.zeros((1,), jnp.int32), text[:1]
-    )["params"]
-    return fit("unet", loss, params, batch_at, recipe, folder)
+    return batch_at

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
@@ -24,19 +23,25 @@ from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines.diffusers_layout import write_json
 from emcid_jax.pipelines.pipeline import make_pipeline, save_pipeline
-from emcid_jax.runtime.files import replacing
 from emcid_jax.sprites import judge_training as judges
 from emcid_jax.sprites import recipe as sizes
 from emcid_jax.sprites.captions import Caption, sample_captions
 from emcid_jax.sprites.catalogue import catalogue
-from emcid_jax.sprites.drawing import draw
+from emcid_jax.sprites.drawn_pictures import drawn_pictures
 from emcid_jax.sprites.factors import LABELS, label_array
 from emcid_jax.sprites.interchange import train_interchange
 from emcid_jax.sprites.recipe import SpriteRecipe
 from emcid_jax.sprites.text_training import tokenise, train_text_encoder
 from emcid_jax.sprites.tokenizer import train_tokenizer
 from emcid_jax.sprites.training import Recipe
-from emcid_jax.sprites.unet_training import UNetData, encode_images, encode_texts, train_unet
+from emcid_jax.sprites.unet_training import (
+    UNetData,
+    caption_rows,
+    encode_images,
+    encode_texts,
+    start_unet,
+    train_unet,
+)
 from emcid_jax.sprites.vae_training import train_vae
 from emcid_jax.workflow import workdir as folders
 
@@ -70,7 +75,7 @@ def _train(recipe: SpriteRecipe, workdir: Path) -> None:
         _make_tokenizer(workdir / "tokenizer")
     tokenizer = load_tokenizer(workdir / "tokenizer")
     captions = sample_captions(recipe.images, recipe.image_seed)
-    images = _pictures(captions, recipe.image_seed, workdir / "images.npy")
+    images = drawn_pictures(captions, recipe.image_seed, workdir / "images.npy")
 
     # Master weights stay float32; the text encoder runs in bfloat16, which halves its time.
     text_json = sizes.text_config(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
@@ -96,7 +101,9 @@ def _train(recipe: SpriteRecipe, workdir: Path) -> None:
     data = UNetData(mean * factor, std * factor, states, empty[0])
     unet = UNet2DCondition(UNetConfig.from_dict(sizes.unet_config()))
     schedule = NoiseSchedule.from_dict(sizes.scheduler_config())
-    unet_params = train_unet(unet, schedule, data, recipe.unet, workdir)
+    batch_at = caption_rows(data, recipe.unet)
+    start = start_unet(unet, batch_at(0), recipe.unet.seed)
+    unet_params = train_unet(unet, schedule, start, batch_at, recipe.unet, workdir)
 
     configs = {
         "text_encoder": text_json,
@@ -127,16 +134,6 @@ def _make_tokenizer(folder: Path) -> None:
     texts = [caption.text for caption in sample_captions(60_000, seed=1)]
     texts += 8 * [*world.objects, *aliases, *world.artists]
     train_tokenizer(texts, folder, vocab_size=sizes.VOCABULARY, max_length=sizes.MAX_LENGTH)
-
-
-def _pictures(captions: list[Caption], seed: int, path: Path) -> np.ndarray:
-    """The drawn pictures, memory-mapped from `path`; drawn first if the file is not there."""
-    if not path.exists():
-        rng = np.random.default_rng(seed)
-        rows = [draw(c.picture, rng) for c in tqdm(captions, desc="pictures", mininterval=5)]
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.stack(rows))
-    return np.load(path, mmap_mode="r")
 
 
 def _make_judges(
