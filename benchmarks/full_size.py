@@ -61,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _text(pipeline: Pipeline, pipe: Any, options: argparse.Namespace) -> Row:
     prompts = [f"{PROMPT}, number {i}" for i in range(32)]
-    ids = tokenize(pipeline.tokenizer, prompts)
+    ids = tokenize(pipeline.encoder.tokenizer, prompts)
     params = {"params": pipeline.params["text_encoder"]}
-    encode = jax.jit(lambda params, ids: pipeline.text.apply(params, ids).last_hidden_state)  # pyright: ignore[reportAttributeAccessIssue]
+    encoder: Any = pipeline.encoder.model
+    encode = jax.jit(lambda params, ids: encoder.apply(params, ids).last_hidden_state)
 
     def theirs() -> np.ndarray:
         with torch.no_grad():

@@ -34,9 +34,9 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> Measured:
 
     def ours() -> SecondMoments:
         steps = second_moment.accumulate(
-            pipeline.text,
+            pipeline.encoder.model,
             pipeline.params["text_encoder"],
-            tokenize(pipeline.tokenizer, captions),
+            tokenize(pipeline.encoder.tokenizer, captions),
             layers,
             batch=MomentConfig().batch,
         )
@@ -81,8 +81,8 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> Measured:
 
 def _padded_tokens(pipeline: Pipeline, captions: list[str]) -> int:
     """Tokens that our batches hold, padding and padded rows included."""
-    ids = tokenize(pipeline.tokenizer, captions)
-    config = pipeline.text.config
+    ids = tokenize(pipeline.encoder.tokenizer, captions)
+    config = pipeline.encoder.model.config
     lengths = np.asarray(end_positions(jnp.asarray(ids), config.eos_token_id)) + 1
     ids, lengths = canonical(ids, lengths, config.max_position_embeddings)
     return sum(batch.ids.size for batch in make_batches(ids, lengths, MomentConfig().batch, 1))

@@ -40,7 +40,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings, moments: SecondMo
 
     def ours(residual: Residual) -> WeightEdit:
         return stage_two.solve(
-            pipeline.text,
+            pipeline.encoder.model,
             pipeline.params["text_encoder"],
             memories,
             prompts,
@@ -71,7 +71,7 @@ def _memories(pipeline: Pipeline, edits: workload.Edits, block: int) -> np.ndarr
     """Clean states plus random offsets as long as Stage I's usual ones: half of |h0|."""
     ids, positions = edits.source_tokens.ids[:, 0], edits.source_tokens.positions[:, 0]
     params = {"params": pipeline.params["text_encoder"]}
-    output: Any = jax.jit(pipeline.text.apply)(params, ids)
+    output: Any = jax.jit(pipeline.encoder.model.apply)(params, ids)
     states = np.asarray(output.hidden[block])[np.arange(len(ids)), positions]
     offsets = np.random.default_rng(0).standard_normal(states.shape)
     lengths = np.linalg.norm(states, axis=1, keepdims=True)

@@ -53,7 +53,7 @@ def fill_bank(folder: Path, pipeline: Pipeline, count: int) -> None:
         for i, name in enumerate(names.artists[: count - objects])
     ]
     settings = StageOneConfig()
-    states = predicted_conflicts.clean_run(pipeline, requests, (settings.layer,)).states
+    states = predicted_conflicts.clean_run(pipeline.encoder, requests, (settings.layer,)).states
     model, rng = memories.model_hashes(pipeline), np.random.default_rng(0)
     nothing = np.zeros(4, np.float32)
     concepts = []

@@ -38,8 +38,8 @@ def edits(pipeline: Pipeline, count: int) -> Edits:
         requests,
         [_filled(request.source) for request in requests],
         [_filled(request.dests[0]) for request in requests],
-        spans.source_prompts(pipeline.tokenizer, requests),
-        spans.destination_prompts(pipeline.tokenizer, requests),
+        spans.source_prompts(pipeline.encoder.tokenizer, requests),
+        spans.destination_prompts(pipeline.encoder.tokenizer, requests),
     )
 
 
@@ -52,9 +52,9 @@ def moments(pipeline: Pipeline, count: int, file: Path | None) -> SecondMoments:
     """Second moments of the usual layers over `count` captions, or those in `file`."""
     if file is not None:
         return second_moment.read_moments(file)
-    ids = tokenize(pipeline.tokenizer, captions(count))
+    ids = tokenize(pipeline.encoder.tokenizer, captions(count))
     *_, last = second_moment.accumulate(
-        pipeline.text, pipeline.params["text_encoder"], ids, StageTwoConfig().layers
+        pipeline.encoder.model, pipeline.params["text_encoder"], ids, StageTwoConfig().layers
     )
     return second_moment.finish(last)
 

@@ -97,9 +97,9 @@ def second_moments(
 ) -> SecondMoments:
     """Second moments of the keys over captions, for the layers of `config`."""
     steps = second_moment.accumulate(
-        pipeline.text,
+        pipeline.encoder.model,
         pipeline.params["text_encoder"],
-        pipelines.tokenize(pipeline.tokenizer, captions),
+        pipelines.tokenize(pipeline.encoder.tokenizer, captions),
         config.layers,
     )
     return second_moment.finish(deque(steps, maxlen=1).pop())

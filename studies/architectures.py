@@ -113,10 +113,10 @@ def memories(
     pipeline: Pipeline, requests: Sequence[EditRequest], block: int, optimised: bool
 ) -> np.ndarray:
     """The destinations' own states at block L in prompt 0, or what text-only Stage I finds."""
-    wanted = spans.destination_prompts(pipeline.tokenizer, requests)
+    wanted = spans.destination_prompts(pipeline.encoder.tokenizer, requests)
     if not optimised:
         prompts = Prompts(wanted.ids[:, 0], wanted.positions[:, 0])
-        return text_states(pipeline, pipeline.params["text_encoder"], prompts, block).state
+        return text_states(pipeline.encoder, pipeline.params["text_encoder"], prompts, block).state
     config = StageOneConfig(
         layer=block,
         objective="text-only",
@@ -125,7 +125,7 @@ def memories(
         text_tokens=12,
         weight_decay=0.0,
     )
-    source = spans.source_prompts(pipeline.tokenizer, requests)
+    source = spans.source_prompts(pipeline.encoder.tokenizer, requests)
     mesh = parallel.make_mesh()
     inputs = preparation.prepare(pipeline, source, wanted, [0] * len(requests), None, config, mesh)
     return np.asarray(stage_one.optimise(pipeline, inputs, config, mesh).z)
@@ -138,7 +138,7 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
     for index, (one, moments) in enumerate(zip(case.encoders, case.moments, strict=True)):
         pipeline, pristine = one.pipeline, one.pipeline.params["text_encoder"]
         params = pristine
-        blocks = pipeline.text.config.num_hidden_layers
+        blocks = pipeline.encoder.model.config.num_hidden_layers
         block = blocks - 2 if asked.depth is None else round(asked.depth * (blocks - 1))
         if asked.only in (None, index):
             layers = tuple(range(round(asked.first * block), block + 1))
@@ -147,10 +147,10 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
                 pipeline, requests, known, layers
             )
             edit = stage_two.solve(
-                pipeline.text,
+                pipeline.encoder.model,
                 params,
                 memories(pipeline, requests, block, asked.stage_one),
-                SourcePrompts(*spans.source_prompts(pipeline.tokenizer, requests)),
+                SourcePrompts(*spans.source_prompts(pipeline.encoder.tokenizer, requests)),
                 known,
                 StageTwoConfig(layers=layers, preservation_weight=weight),
                 block=block,
@@ -158,11 +158,11 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
             weights.append(weight)
             params = stage_two.apply_edit(params, edit)
             reached.append(1 - edit.report.distance_after / edit.report.distance_before)
-        ids = tokenize(pipeline.tokenizer, [UNSEEN.format(name) for name in case.names])
-        features.append(end_features(pipeline, params, ids))
+        ids = tokenize(pipeline.encoder.tokenizer, [UNSEEN.format(name) for name in case.names])
+        features.append(end_features(pipeline.encoder, params, ids))
         first = asked.templates[0]
-        ids = tokenize(pipeline.tokenizer, [first.format(name) for name in case.names])
-        own.append([end_features(pipeline, p, ids) for p in (pristine, params)])
+        ids = tokenize(pipeline.encoder.tokenizer, [first.format(name) for name in case.names])
+        own.append([end_features(pipeline.encoder, p, ids) for p in (pristine, params)])
     before, after = (np.concatenate(parts, axis=1) for parts in zip(*own, strict=True))
     dests = [case.names.index(str(request.dest)) for request in requests]
     written = nearest(after[: len(requests)], before) == dests
@@ -187,7 +187,7 @@ def leverage(
 
     One edit alone misses the share lambda / (lambda + leverage) of what a layer is asked.
     """
-    keys = predicted_conflicts.clean_run(pipeline, requests, layers).keys
+    keys = predicted_conflicts.clean_run(pipeline.encoder, requests, layers).keys
     found = [
         np.square(moments.moment(layer).factor.whiten(keys[layer].T)).sum(axis=0)
         for layer in layers

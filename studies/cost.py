@@ -95,11 +95,11 @@ def stage_two_run(count: int, moments: Path) -> Prepared:
     pipeline = load_pipeline(model_folder(BUNDLED))
     requests = solver_table.make_world(pipeline).requests[:count]
     memories = solver_table.targets(pipeline, requests)
-    prompts = SourcePrompts(*spans.source_prompts(pipeline.tokenizer, requests))
+    prompts = SourcePrompts(*spans.source_prompts(pipeline.encoder.tokenizer, requests))
 
     def run() -> WeightEdit:
         return stage_two.solve(
-            pipeline.text,
+            pipeline.encoder.model,
             pipeline.params["text_encoder"],
             memories,
             prompts,
@@ -121,7 +121,8 @@ def report_run(count: int, moments: Path) -> Prepared:
     edit = concept_bank.solve(concepts, pipeline, found, config)
     keep, corpus = catalogue().objects, workload.captions(2000)
     return Prepared(
-        lambda: text_space.measure(concepts, pipeline, edit, found, config, keep, corpus), {}
+        lambda: text_space.measure(concepts, pipeline.encoder, edit, found, config, keep, corpus),
+        {},
     )
 
 

@@ -99,7 +99,7 @@ def operations(model: str) -> tuple[Operations, Sizes]:
         pipeline, 1, settings.image_steps, settings.image_guidance, mesh
     )
     moments = traced_programs.trace_moments(pipeline, layers, 16, mesh)
-    about = pipeline.text.config
+    about = pipeline.encoder.model.config
     return (
         Operations(
             stage_one_cost(pipeline, config)[0].flops,

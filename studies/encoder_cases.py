@@ -43,7 +43,7 @@ class Case(NamedTuple):
     @property
     def width(self) -> int:
         """Key dimensions of the encoder that has fewest."""
-        return min(one.pipeline.text.config.intermediate_size for one in self.encoders)
+        return min(one.pipeline.encoder.model.config.intermediate_size for one in self.encoders)
 
     def requests(
         self, count: int, templates: tuple[str, ...] = OBJECT_TEMPLATES
@@ -58,12 +58,16 @@ class Case(NamedTuple):
 def cut(encoder: Encoder) -> Pipeline:
     """The pipeline without the encoder's last block, as diffusers ships Stable Diffusion 2."""
     pipeline = encoder.pipeline
-    blocks = pipeline.text.config.num_hidden_layers - 1
-    config = dataclasses.replace(pipeline.text.config, num_hidden_layers=blocks)
+    blocks = pipeline.encoder.model.config.num_hidden_layers - 1
+    config = dataclasses.replace(pipeline.encoder.model.config, num_hidden_layers=blocks)
     text = dict(pipeline.params["text_encoder"]["text_model"])
     text["encoder"] = {f"layers.{i}": text["encoder"][f"layers.{i}"] for i in range(blocks)}
     params = pipeline.params | {"text_encoder": {"text_model": text}}
-    return dataclasses.replace(pipeline, text=pipeline.text.clone(config=config), params=params)
+    return dataclasses.replace(
+        pipeline,
+        texts={pipeline.encoder.name: pipeline.encoder.model.clone(config=config)},
+        params=params,
+    )
 
 
 def make_case(parts: Sequence[str], base: Pipeline, folder: Path) -> Case:
@@ -71,28 +75,29 @@ def make_case(parts: Sequence[str], base: Pipeline, folder: Path) -> Case:
     encoders = [small_encoders.train(part.removesuffix(" cut"), base, folder) for part in parts]
     if parts[0].endswith(" cut"):
         encoders = [Encoder(cut(one), {}) for one in encoders]
-    captions = small_encoders.captions(base.tokenizer, 3000, seed=1)
-    ids = tokenize(base.tokenizer, [caption.text for caption in captions])
-    classes, world = small_encoders.world_names(base.tokenizer), catalogue()
+    captions = small_encoders.captions(base.encoder.tokenizer, 3000, seed=1)
+    ids = tokenize(base.encoder.tokenizer, [caption.text for caption in captions])
+    classes, world = small_encoders.world_names(base.encoder.tokenizer), catalogue()
     names = [world.objects[i] for i in classes]
     moments = []
     for one in encoders:
-        layers = range(one.pipeline.text.config.num_hidden_layers)
+        layers = range(one.pipeline.encoder.model.config.num_hidden_layers)
         params = one.pipeline.params["text_encoder"]
-        *_, last = second_moment.accumulate(one.pipeline.text, params, ids, layers)
+        *_, last = second_moment.accumulate(one.pipeline.encoder.model, params, ids, layers)
         moments.append(second_moment.finish(last))
     clean = [
         end_features(
-            one.pipeline,
+            one.pipeline.encoder,
             one.pipeline.params["text_encoder"],
-            tokenize(base.tokenizer, [UNSEEN.format(name) for name in names]),
+            tokenize(base.encoder.tokenizer, [UNSEEN.format(name) for name in names]),
         )
         for one in encoders
     ]
     readout = encoders[0].readout
     if len(encoders) > 1 or not readout:
         features = [
-            end_features(one.pipeline, one.pipeline.params["text_encoder"], ids) for one in encoders
+            end_features(one.pipeline.encoder, one.pipeline.params["text_encoder"], ids)
+            for one in encoders
         ]
         labels = label_array([caption.picture for caption in captions])
         readout = fit_readout(np.concatenate(features, axis=1), labels)

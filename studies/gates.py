@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows: list[list[float]] = []
     for count in options.counts:
         chosen, began = requests[:count], time.process_time()
-        fitted = fit_gates(pipeline, chosen, (), measured, contexts=10, false_firing=1e-5)
+        fitted = fit_gates(pipeline.encoder, chosen, (), measured, contexts=10, false_firing=1e-5)
         spent = time.process_time() - began
         gates = Gates([one.source for one in chosen], fitted, measured.mean)
         opened = gates.open(_states(pipeline, gates.sources, SENTENCES, pool))
@@ -143,7 +143,7 @@ def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]
         tokens += len(part.text)
         for places, gates in zip(found, fits, strict=True):
             opened = np.zeros(len(part.text), bool)
-            spoken = recognise.own_rows(pipeline.tokenizer, gates.sources, part.recent)
+            spoken = recognise.own_rows(pipeline.encoder.tokenizer, gates.sources, part.recent)
             states = part.states - gates.mean.astype(np.float32)
             for gate in range(0, len(spoken), BATCH):
                 some = slice(gate, gate + BATCH)
@@ -192,7 +192,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 
 def _tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
-    text = exact(pipeline.text, dict(pipeline.params["text_encoder"]))
+    text = exact(pipeline.encoder.model, dict(pipeline.params["text_encoder"]))
 
     @jax.jit
     def encoded(ids: Array) -> Array:
@@ -200,9 +200,9 @@ def _tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
 
     parts = []
     for first in range(0, len(texts), BATCH):
-        ids = np.asarray(tokenize(pipeline.tokenizer, texts[first : first + BATCH]))
+        ids = np.asarray(tokenize(pipeline.encoder.tokenizer, texts[first : first + BATCH]))
         states = np.asarray(encoded(np.resize(ids, (BATCH, ids.shape[1]))))[: len(ids)]
-        ends = (ids == pipeline.tokenizer.eos_token_id).argmax(axis=1)
+        ends = (ids == pipeline.encoder.tokenizer.eos_token_id).argmax(axis=1)
         places = np.arange(ids.shape[1])
         row, place = np.nonzero((places > 0) & (places < ends[:, None]))
         padded = np.pad(ids, ((0, 0), (statistics.RECENT - 1, 0)))
@@ -216,8 +216,8 @@ def _states(
 ) -> Float[np.ndarray, "name context dim"]:
     """At the names' last tokens."""
     every = [tuple(templates)] * len(names)
-    prompts = contexts.name_prompts(pipeline.tokenizer, names, every, pool, CONTEXTS, names)
-    return name_states(pipeline.text, pipeline.params["text_encoder"], prompts, BLOCK)
+    prompts = contexts.name_prompts(pipeline.encoder.tokenizer, names, every, pool, CONTEXTS, names)
+    return name_states(pipeline.encoder.model, pipeline.params["text_encoder"], prompts, BLOCK)
 
 
 def _prompts(names: Sequence[str]) -> list[str]:
@@ -228,7 +228,7 @@ def _measured(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
     """The statistics of the default captions, from `path` or measured and kept there."""
     if not path.exists():
         config = MomentConfig()
-        found = statistics.measure(pipeline, find_captions(config), BLOCK, seed=config.seed)
+        found = statistics.measure(pipeline.encoder, find_captions(config), BLOCK, seed=config.seed)
         statistics.write_statistics(path, found)
     return statistics.read_statistics(path)
 

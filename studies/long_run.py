@@ -78,7 +78,7 @@ def write_round(
 ) -> None:
     """One more round: `requests` on top of what is written."""
     base = world.pipeline
-    pipeline = with_text_params(base, edited_params(base, now.deltas))
+    pipeline = with_text_params(base, {"text_encoder": edited_params(base, now.deltas)})
     params = pipeline.params["text_encoder"]
     memories = solver_table.targets(pipeline if way == "moving" else base, requests)
     config, protection = StageTwoConfig(), None
@@ -86,10 +86,10 @@ def write_round(
         config = dataclasses.replace(config, solver="ridge+preserve")
         protection = Protection(dict(now.kept), {})
     edit = stage_two.solve(
-        base.text,
+        base.encoder.model,
         params,
         memories,
-        SourcePrompts(*spans.source_prompts(base.tokenizer, requests)),
+        SourcePrompts(*spans.source_prompts(base.encoder.tokenizer, requests)),
         moments.lent_to(params_hash(params)),
         config,
         block=BLOCK,
@@ -99,9 +99,9 @@ def write_round(
         now.deltas[layer] = now.deltas.get(layer, 0) + delta
     now.rounds += 1
     if way == "told":
-        pipeline = with_text_params(base, edited_params(base, now.deltas))
+        pipeline = with_text_params(base, {"text_encoder": edited_params(base, now.deltas)})
         for layer, keys in predicted_conflicts.clean_run(
-            pipeline, requests, config.layers
+            pipeline.encoder, requests, config.layers
         ).keys.items():
             now.kept[layer] = now.kept.get(layer, 0) + keys.T @ keys
 

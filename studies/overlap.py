@@ -212,7 +212,9 @@ def images(study: Study) -> list[Row]:
     ):
         pipeline = study.pipeline
         if settings is not None:
-            pipeline = with_text_params(pipeline, study.edited(requests, **settings))
+            pipeline = with_text_params(
+                pipeline, {"text_encoder": study.edited(requests, **settings)}
+            )
         prompts = [UNSEEN.format(one) for one in [*stay, *apart]]
         drawn = generate(pipeline, prompts, range(len(prompts)), steps=15, guidance=4.0)
         chances = judge.classify(drawn)[OBJECT]

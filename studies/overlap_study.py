@@ -52,22 +52,22 @@ class Study(NamedTuple):
         """The text encoder's parameters after Stage II with these settings."""
         pipeline, config = self.pipeline, dataclasses.replace(StageTwoConfig(), **settings)
         edit = stage_two.solve(
-            pipeline.text,
+            pipeline.encoder.model,
             pipeline.params["text_encoder"],
             solver_table.targets(pipeline, requests),
-            SourcePrompts(*spans.source_prompts(pipeline.tokenizer, requests)),
+            SourcePrompts(*spans.source_prompts(pipeline.encoder.tokenizer, requests)),
             self.moments,
             config,
             block=solver_table.BLOCK,
             weights=np.array([request.weight for request in requests]),
-            protection=preservation.protect(pipeline, requests, config),
+            protection=preservation.protect(pipeline.encoder, requests, config),
         )
         return stage_two.apply_edit(pipeline.params["text_encoder"], edit)
 
     def features(self, params: Mapping[str, Any], names: Sequence[str]) -> np.ndarray:
         """Final features of names in the unseen template."""
-        ids = tokenize(self.pipeline.tokenizer, [UNSEEN.format(name) for name in names])
-        return end_features(self.pipeline, params, ids)
+        ids = tokenize(self.pipeline.encoder.tokenizer, [UNSEEN.format(name) for name in names])
+        return end_features(self.pipeline.encoder, params, ids)
 
     def read(self, features: np.ndarray) -> list[str]:
         """The object that each name's features read as."""
@@ -83,7 +83,7 @@ class Study(NamedTuple):
         """How alike keys are: cosines of keys whitened by C, mean over the layers."""
         layers = StageTwoConfig().layers
         asked = predicted_conflicts.kept_requests(sources, OBJECT_TEMPLATES)
-        keys = predicted_conflicts.clean_run(self.pipeline, asked, layers).keys
+        keys = predicted_conflicts.clean_run(self.pipeline.encoder, asked, layers).keys
         found = np.zeros((len(sources), len(sources)))
         for layer in layers:
             white = self.moments.moment(layer).factor.whiten(keys[layer].T).T
@@ -94,8 +94,8 @@ class Study(NamedTuple):
 def make_study(pipeline: Pipeline, moments: SecondMoments) -> Study:
     """Everything that does not depend on an edit."""
     objects = catalogue().objects
-    ids = tokenize(pipeline.tokenizer, [UNSEEN.format(name) for name in objects])
-    clean = end_features(pipeline, pipeline.params["text_encoder"], ids)
+    ids = tokenize(pipeline.encoder.tokenizer, [UNSEEN.format(name) for name in objects])
+    clean = end_features(pipeline.encoder, pipeline.params["text_encoder"], ids)
     words = collections.Counter(word for name in objects for word in name.lower().split())
     alone = [name for name in objects if all(words[word] == 1 for word in name.lower().split())]
     order = np.random.default_rng(0).permutation(len(alone))

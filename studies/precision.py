@@ -56,7 +56,7 @@ def _pair() -> tuple[Pipeline, Pipeline]:
 def _in(dtype: DTypeLike, pipeline: Pipeline) -> Pipeline:
     return dataclasses.replace(
         pipeline,
-        text=ClipTextModel(pipeline.text.config, dtype),
+        texts={name: model.clone(dtype=dtype) for name, model in pipeline.texts.items()},
         unet=UNet2DCondition(pipeline.unet.config, dtype),
         vae=AutoencoderKL(pipeline.vae.config, dtype),
     )
@@ -73,7 +73,7 @@ def _parts(pair: tuple[Pipeline, Pipeline]) -> Iterator[Result]:
     edits = workload.edits(exact, CONCEPTS)
     ids = jnp.asarray(edits.source_tokens.ids[:, 0])
     states = [
-        jax.jit(p.text.apply)({"params": p.params["text_encoder"]}, ids).last_hidden_state
+        jax.jit(p.encoder.model.apply)({"params": p.params["text_encoder"]}, ids).last_hidden_state
         for p in pair
     ]
     yield "text states", *_float32(states)

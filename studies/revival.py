@@ -110,7 +110,7 @@ def make_data(pipeline: Pipeline, names: Names, prior: bool) -> Data:
             others = (template.format(name) for name in names.prior[:NEW])
             pairs += [(caption, caption) for caption in others]
     wanted, _ = solver_table.states(pipeline, clean, [caption for _, caption in pairs])
-    ids = tokenize(pipeline.tokenizer, [caption for caption, _ in pairs])[:, :TOKENS]
+    ids = tokenize(pipeline.encoder.tokenizer, [caption for caption, _ in pairs])[:, :TOKENS]
     return Data(ids, wanted)
 
 
@@ -121,7 +121,7 @@ def fine_tune(
     optimiser = optax.adam(rate)
 
     def loss(params: Any, ids: Any, wanted: Any) -> Any:
-        out: Any = pipeline.text.apply({"params": params}, ids)
+        out: Any = pipeline.encoder.model.apply({"params": params}, ids)
         return jnp.square(out.pooled - wanted).mean()
 
     @jax.jit
@@ -219,7 +219,7 @@ def images(world: World, names: Names, params: Any) -> dict[str, float]:
     asked = [world.requests[i] for rows in chosen for i in rows]
     judge = load_judge(pipeline.folder / "judge")
     prompts = [mine.unseen.format(request.source) for request in asked]
-    edited = with_text_params(pipeline, params)
+    edited = with_text_params(pipeline, {"text_encoder": params})
     drawn = generate(edited, prompts, range(len(prompts)), steps=15, guidance=4.0)
     chances, rows = judge.classify(drawn)[OBJECT], np.arange(len(asked))
     source = chances[rows, [mine.names.index(request.source) for request in asked]]

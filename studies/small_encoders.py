@@ -97,9 +97,9 @@ def captions(tokenizer: Any, count: int, seed: int) -> list[Caption]:
 
 def train(name: str, base: Pipeline, folder: Path) -> Encoder:
     """The encoder `name` of `SHAPES`, trained up to its last step in `folder`."""
-    shape, tokenizer = SHAPES[name], base.tokenizer
+    shape, tokenizer = SHAPES[name], base.encoder.tokenizer
     about = sizes.text_config(
-        base.text.config.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id
+        base.encoder.model.config.vocab_size, tokenizer.bos_token_id, tokenizer.eos_token_id
     ) | {
         "hidden_size": shape.width,
         "num_hidden_layers": shape.blocks,

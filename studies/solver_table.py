@@ -152,14 +152,14 @@ def states(
 ) -> tuple[np.ndarray, list[np.ndarray]]:
     """Pooled states, and those of all tokens up to the end token; `params` None: the base's."""
     params = pipeline.params["text_encoder"] if params is None else params
-    ids = tokenize(pipeline.tokenizer, list(prompts))
-    ends = (ids == pipeline.tokenizer.eos_token_id).argmax(axis=1)
+    ids = tokenize(pipeline.encoder.tokenizer, list(prompts))
+    ends = (ids == pipeline.encoder.tokenizer.eos_token_id).argmax(axis=1)
     order = np.argsort(ends, kind="stable")
     rows: list[np.ndarray] = [np.empty(0)] * len(ids)
     for part in (order[i : i + BATCH] for i in range(0, len(ids), BATCH)):
         width = -(-(ends[part].max() + 1) // 4) * 4  # Attention is causal: the rest is not needed.
         padded = np.pad(ids[part, :width], ((0, BATCH - len(part)), (0, 0)), mode="edge")
-        last = np.asarray(_encode(pipeline.text, params, padded)[0])
+        last = np.asarray(_encode(pipeline.encoder.model, params, padded)[0])
         for row, found in zip(part, last, strict=False):
             rows[row] = found[: ends[row] + 1]
     return np.array([row[-1] for row in rows]), rows
@@ -173,13 +173,13 @@ def _encode(model: Any, params: Any, ids: Any) -> tuple[Any, Any]:
 
 def targets(pipeline: Pipeline, requests: Sequence[EditRequest]) -> np.ndarray:
     """The destination's own state at block L, in prompt 0."""
-    rectangle = spans.destination_prompts(pipeline.tokenizer, requests)
+    rectangle = spans.destination_prompts(pipeline.encoder.tokenizer, requests)
     ids, positions = rectangle.ids[:, 0], rectangle.positions[:, 0]
     width = positions.max() + 1
     padded = np.pad(ids[:, :width], ((0, -len(ids) % BATCH), (0, 0)), mode="edge")
     params = pipeline.params["text_encoder"]
     rows = [
-        np.asarray(_encode(pipeline.text, params, padded[i : i + BATCH])[1])
+        np.asarray(_encode(pipeline.encoder.model, params, padded[i : i + BATCH])[1])
         for i in range(0, len(padded), BATCH)
     ]
     return np.concatenate(rows)[np.arange(len(ids)), positions]
@@ -270,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = variants(world.protected)
     # Neither lambda nor the requests beyond their templates decide what is protected.
     protection = {
-        config.solver: preservation.protect(pipeline, world.requests, config)
+        config.solver: preservation.protect(pipeline.encoder, world.requests, config)
         for config in settings.values()
         if config.preservation_weight == LAMBDAS[0]
     }
@@ -281,14 +281,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(HEADER, flush=True)
     for count in options.counts:
         requests = world.requests[:count]
-        prompts = SourcePrompts(*spans.source_prompts(pipeline.tokenizer, requests))
+        prompts = SourcePrompts(*spans.source_prompts(pipeline.encoder.tokenizer, requests))
         memories = targets(pipeline, requests)
         for name, config in settings.items():
             if (count, name) in done:
                 print(line(count, name, done[count, name]), flush=True)
                 continue
             edit = stage_two.solve(
-                pipeline.text,
+                pipeline.encoder.model,
                 pipeline.params["text_encoder"],
                 memories,
                 prompts,

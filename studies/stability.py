@@ -179,8 +179,10 @@ def problems(pipeline: Pipeline, moments: second_moment.SecondMoments) -> dict[i
     requests = [EditRequest(name, "art", OBJECT_TEMPLATES) for name in names.objects[:950]]
     requests += [EditRequest(name, "art", ARTIST_TEMPLATES) for name in names.artists[:950]]
     order = np.random.default_rng(1).permutation(len(requests))
-    keys = predicted_conflicts.clean_run(pipeline, [requests[i] for i in order], LAYERS).keys
-    size = pipeline.text.config.hidden_size
+    keys = predicted_conflicts.clean_run(
+        pipeline.encoder, [requests[i] for i in order], LAYERS
+    ).keys
+    size = pipeline.encoder.model.config.hidden_size
     residuals = np.random.default_rng(0).standard_normal((max(COUNTS), size))
     return {layer: Problem(keys[layer], residuals, moments.moment(layer)) for layer in LAYERS}
 

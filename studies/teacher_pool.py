@@ -44,8 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     images = training_images.draw(pipeline, destinations, seeds, config)
     tokens = (
-        spans.source_prompts(pipeline.tokenizer, requests),
-        spans.destination_prompts(pipeline.tokenizer, requests),
+        spans.source_prompts(pipeline.encoder.tokenizer, requests),
+        spans.destination_prompts(pipeline.encoder.tokenizer, requests),
     )
     inputs = preparation.prepare(pipeline, *tokens, seeds, images, config, mesh)
 

@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     before, after = aice_images.scores(run, None), aice_images.scores(run, solved)
     found = text_space.measure(
         run.concepts,
-        run.job.pipeline,
+        run.job.pipeline.encoder,
         solved,
         run.moments,
         config,

@@ -163,12 +163,14 @@ def moments(rng: random.Random, place: Path, folder: Path) -> str:
 
 def model_config(rng: random.Random, place: Path, folder: Path) -> str:
     """A model's JSON files: parsed, put together, and its parts' weights looked at."""
-    from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+    from emcid_jax.pipelines.families import SD
     from emcid_jax.pipelines.pipeline import load_pipeline
 
     model = _linked(place / "model", folder / "model")
-    part = rng.choice((*CONFIG_FILES, "index"))
-    file = model / (f"{part}/{CONFIG_FILES[part]}" if part in CONFIG_FILES else "model_index.json")
+    part = rng.choice((*SD.config_files, "index"))
+    file = model / (
+        f"{part}/{SD.config_files[part]}" if part in SD.config_files else "model_index.json"
+    )
     before = json.loads(file.read_bytes())
     raw = _dumped(altered(rng, before))
     if rng.random() < 0.2:
@@ -178,7 +180,7 @@ def model_config(rng: random.Random, place: Path, folder: Path) -> str:
     pipeline = load_pipeline(model)
     said = json.loads(raw)
     configs = {
-        "text_encoder": pipeline.text.config,
+        "text_encoder": pipeline.encoder.model.config,
         "unet": pipeline.unet.config,
         "vae": pipeline.vae.config,
     }
@@ -195,7 +197,7 @@ def model_config(rng: random.Random, place: Path, folder: Path) -> str:
 def tokenizer(rng: random.Random, place: Path, folder: Path) -> str:
     """A tokenizer's files; what it makes of prompts is byte pair encoding done anew."""
     from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
-    from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+    from emcid_jax.pipelines.families import SD
     from emcid_jax.pipelines.pipeline import make_pipeline
 
     mine = folder / "tokenizer"
@@ -209,7 +211,7 @@ def tokenizer(rng: random.Random, place: Path, folder: Path) -> str:
     file.write_bytes(raw)
     read = load_tokenizer(mine)
     model = place / "model"
-    files = {part: model / part / name for part, name in CONFIG_FILES.items()}
+    files = {part: model / part / name for part, name in SD.config_files.items()}
     configs = {part: json.loads(path.read_bytes()) for part, path in files.items()}
     make_pipeline(configs, {}, read, model)  # Its parts must fit together.
     ids = tokenize(read, PROMPTS)

@@ -29,7 +29,8 @@ def make_model(folder: Path) -> None:
     from emcid_jax.models.text.tokenizer import load_tokenizer
     from emcid_jax.models.weights.params import abstract_params, to_hf
     from emcid_jax.pipelines.abstract import abstract_pipeline
-    from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES, write_configs, write_index
+    from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
+    from emcid_jax.pipelines.families import SD
     from emcid_jax.sprites.judge_training import judge_config
     from emcid_jax.sprites.tokenizer import train_tokenizer
 
@@ -44,7 +45,7 @@ def make_model(folder: Path) -> None:
         return {name: _drawn(rng, name, zeros.shape) for name, zeros in to_hf(drawn).items()}
 
     pipeline = abstract_pipeline(folder)
-    for part, file in WEIGHT_FILES.items():
+    for part, file in SD.weight_files.items():
         save_file(weights(pipeline.params[part]), folder / part / file, {"format": "pt"})
     sizes = {
         "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "image_size": 16,

@@ -26,6 +26,7 @@ from emcid_jax.config import Count, Positive, StageOneConfig
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import random_draws
 from emcid_jax.editing.stage_one.loss import Params, Sample, StageOneInputs
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import TextOutput
 from emcid_jax.pipelines.pipeline import Pipeline
 
@@ -123,7 +124,7 @@ def loss(
     error = jnp.square(features - inputs.target_features.reshape(len(flat), -1))
     total = config.text_loss_scale * objective.prompt_mean(error, mask).mean()
     if sample is not None:
-        states = student.last_hidden_state
+        states = Conditioning(student.last_hidden_state)
         predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, states)
         total += objective.prompt_mean(jnp.square(predicted - sample.target), mask).mean()
     return total

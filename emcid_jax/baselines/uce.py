@@ -147,9 +147,9 @@ def token_states(
     """
     names = list(dict.fromkeys(names))
     prompts = [name or " " for name in names]
-    ids = tokenize(pipeline.tokenizer, prompts)
-    ends = end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id)
-    states = encode_prompts(pipeline, prompts).astype(np.float64)
+    ids = tokenize(pipeline.encoder.tokenizer, prompts)
+    ends = end_positions(jnp.asarray(ids), pipeline.encoder.model.config.eos_token_id)
+    states = np.asarray(encode_prompts(pipeline, prompts).tokens).astype(np.float64)
     return {
         name: row[end - 1 :]
         for name, row, end in zip(names, states, np.asarray(ends).tolist(), strict=True)

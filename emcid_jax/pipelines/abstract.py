@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from emcid_jax.models.text.clip import ClipTextConfig
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.families import SD, read_family
 from emcid_jax.pipelines.ldm_keys import default_configs
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
 from emcid_jax.runtime.errors import UserError
@@ -60,6 +60,7 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
     Raises:
         UserError: a JSON file is missing, unreadable or of an unsupported model.
     """
+    family = SD
     if model in NAMES:
         folder, configs = Path(str(model)), default_configs(*NAMES[str(model)])  # type: ignore[arg-type]
     else:
@@ -69,11 +70,17 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
                 f"config.model.path is {str(model)!r}, no folder here; give a diffusers folder, of "
                 f"which the JSON files are enough, or one of {', '.join(NAMES)}"
             )
+        if (folder / "model_index.json").is_file():
+            index = read_json_object(folder / "model_index.json", "the model's index")
+            family = read_family(index, folder)
         configs = {
             part: read_json_object(folder / part / file, f"{file} of config.model.path")
-            for part, file in CONFIG_FILES.items()
+            for part, file in family.config_files.items()
         }
-    file = folder / "text_encoder" / CONFIG_FILES["text_encoder"]
-    positions = ClipTextConfig.from_dict(configs["text_encoder"], file).max_position_embeddings
-    empty = make_pipeline(configs, {}, NoTokenizer(positions), folder, dtype)
+    tokenizers = {}
+    for part, name in family.config_files.items():
+        if part in family.text_parts:
+            text = ClipTextConfig.from_dict(configs[part], folder / part / name)
+            tokenizers[part] = NoTokenizer(text.max_position_embeddings)
+    empty = make_pipeline(configs, {}, tokenizers, folder, dtype, family)
     return dataclasses.replace(empty, params=parameter_shapes(empty))

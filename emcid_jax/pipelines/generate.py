@@ -17,10 +17,12 @@ from emcid_jax.diffusion.euler import Euler
 from emcid_jax.diffusion.noise import NoiseSource, seeded_noise
 from emcid_jax.diffusion.samplers import Ddim, Pndm, Sampler, make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.image.unet import UNet2DCondition
 from emcid_jax.models.image.vae import AutoencoderKL
 from emcid_jax.models.text.clip import ClipTextModel
 from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.pipelines.families import Family
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
@@ -36,27 +38,59 @@ SLICE = 512 * 512
 
 def encode_prompts(
     pipeline: Pipeline, prompts: Sequence[str], params: Params | None = None
-) -> Float[np.ndarray, "prompt token dim"]:
-    """Text states after the final layer norm, on the host.
+) -> Conditioning:
+    """What the denoiser reads of every prompt, without sizes; NumPy arrays, axis 0 is the prompt.
 
     Args:
         pipeline: the model.
         prompts: texts; longer ones are cut to the tokenizer's `model_max_length`.
-        params: used in place of `pipeline.params` (the same tree of three parts).
+        params: used in place of `pipeline.params` (the same tree of parts).
 
     Raises:
         UserError: a state is not finite.
     """
     params = pipeline.params if params is None else params
-    ids = tokenize(pipeline.tokenizer, prompts)
+    ids = tuple(tokenize(tokenizer, prompts) for tokenizer in pipeline.tokenizers.values())
+    count = len(prompts)
     # Few sizes, so that few programs are compiled: 1, 2, 4, ... TEXT_BATCH.
-    size = min(TEXT_BATCH, 1 << max(len(ids) - 1, 0).bit_length())
-    padded = np.resize(ids, (parallel.padded_size(max(len(ids), 1), size), ids.shape[1]))
+    size = min(TEXT_BATCH, 1 << max(count - 1, 0).bit_length())
+    whole = parallel.padded_size(max(count, 1), size)
+    padded = [np.resize(rows, (whole, rows.shape[1])) for rows in ids]
+    encoders = tuple(params[name] for name in pipeline.texts)
+    static = {"texts": tuple(pipeline.texts.values()), "family": pipeline.family}
     chunks = [
-        np.asarray(_encode(params["text_encoder"], padded[i : i + size], text=pipeline.text))
-        for i in range(0, len(padded), size)
+        jax.tree.map(
+            np.asarray, _encode(encoders, tuple(x[i : i + size] for x in padded), **static)
+        )
+        for i in range(0, whole, size)
     ]
-    return require_finite(np.concatenate(chunks)[: len(ids)], "the text states", "prompt")
+    found = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *chunks)
+    for part in jax.tree.leaves(found):
+        require_finite(part, "the text states", "prompt")
+    return found
+
+
+def unguided(pipeline: Pipeline, negative: str, params: Params | None = None) -> Conditioning:
+    """What guidance leads away from: one row, of the prompt `negative`.
+
+    Of no prompt, `""`, it is zeros where the model was trained so (`empty_is_zero`).
+    """
+    found = encode_prompts(pipeline, [negative], params)
+    zero = pipeline.empty_is_zero and not negative
+    return jax.tree.map(np.zeros_like, found) if zero else found
+
+
+def time_ids(
+    pipeline: Pipeline, rows: int, size: tuple[int, int] | None = None
+) -> Float[np.ndarray, "row id"] | None:
+    """Size conditioning of uncropped pictures of `size` (height, width), by default the model's.
+
+    None for models that read none.
+    """
+    if not pipeline.family.joined:
+        return None
+    ids = [*(size or pipeline.image_size), 0, 0, *pipeline.image_size]
+    return np.tile(np.asarray(ids, np.float32), (rows, 1))
 
 
 def initial_noise(
@@ -78,6 +112,7 @@ def generate(
     batch: int = 16,
     mesh: Mesh | None = None,
     noise: NoiseSource = "numpy",
+    original_size: tuple[int, int] | None = None,
 ) -> UInt8[np.ndarray, "image height width 3"]:
     """Draws one image per prompt and seed; arguments as in `image_batches`."""
     batches = image_batches(
@@ -91,6 +126,7 @@ def generate(
         batch=batch,
         mesh=mesh,
         noise=noise,
+        original_size=original_size,
     )
     height, width = pipeline.image_size
     return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *batches])
@@ -108,6 +144,7 @@ def image_batches(
     batch: int = 16,
     mesh: Mesh | None = None,
     noise: NoiseSource = "numpy",
+    original_size: tuple[int, int] | None = None,
 ) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
     """Draws one image per prompt and seed, batch by batch and in order.
 
@@ -120,11 +157,13 @@ def image_batches(
         seeds: one per image.
         steps: denoising steps; PNDM calls the UNet once more.
         guidance: strength of classifier-free guidance; at 1 the negative prompt is not run.
-        negative: the prompt to guide away from.
-        params: used in place of `pipeline.params` (the same tree of three parts).
+        negative: the prompt to guide away from; `""` is none, see `unguided`.
+        params: used in place of `pipeline.params` (the same tree of parts).
         batch: images per call; rounded up to a multiple of the devices, the last one is padded.
         mesh: devices that share each batch; None computes where the parameters are.
         noise: who draws the noise of a seed, see `seeded_noise`.
+        original_size: height and width that models with size conditioning are told; default: those
+            of the image.
 
     Raises:
         UserError: the scheduler cannot take that many steps, or what is drawn is not finite.
@@ -134,13 +173,17 @@ def image_batches(
     sampler = make_sampler(pipeline.scheduler_config, steps)
     params = pipeline.params if params is None else params
     row = {prompt: i for i, prompt in enumerate(dict.fromkeys([negative, *prompts]))}
-    states = encode_prompts(pipeline, list(row), params)
-    rows = np.array([[row[negative], row[prompt]] for prompt in prompts]).reshape(-1, 2)
+    states, free = encode_prompts(pipeline, list(row), params), row[negative]
+    if pipeline.empty_is_zero and not negative:
+        free = len(row)
+        states = jax.tree.map(lambda part: np.pad(part, _one_row_more(part)), states)
+    rows = np.array([[free, row[prompt]] for prompt in prompts]).reshape(-1, 2)
     if guidance == 1.0:
         rows = rows[:, 1:]
+    states = states._replace(time_ids=time_ids(pipeline, len(row) + 1, original_size))
 
-    def chosen_states(index: Int[np.ndarray, " image"]) -> np.ndarray | Array:
-        chosen = states[rows[index]]
+    def chosen_states(index: Int[np.ndarray, " image"]) -> Conditioning:
+        chosen = jax.tree.map(lambda part: part[rows[index]], states)
         return parallel.place(chosen, parallel.sharded(mesh)) if mesh else chosen
 
     yield from batches_of_states(
@@ -158,7 +201,7 @@ def image_batches(
 
 def batches_of_states(
     pipeline: Pipeline,
-    states: Callable[[Int[np.ndarray, " image"]], np.ndarray | Array],
+    states: Callable[[Int[np.ndarray, " image"]], Conditioning],
     seeds: Sequence[int],
     *,
     sampler: Ddim | Pndm | Euler,
@@ -170,8 +213,8 @@ def batches_of_states(
 ) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
     """Draws one image per seed from text states, batch by batch and in order.
 
-    `states` gives those of some images, [image, text, token, dim] as `draw` reads them and split
-    over the mesh, if there is one; the other arguments are those of `image_batches`.
+    `states` gives those of some images, with leading axes (image, text) as `draw` reads them and
+    split over the mesh, if there is one; the other arguments are those of `image_batches`.
     """
     size = parallel.padded_size(min(batch, max(len(seeds), 1)), mesh.size if mesh else 1)
     models = {part: params[part] for part in ("unet", "vae")}
@@ -226,7 +269,7 @@ def _require_finite(finite: Finite, seeds: Sequence[int]) -> None:
 @functools.partial(jax.jit, static_argnames=("unet", "vae", "sampler", "mesh"))
 def draw(
     params: Params,
-    text: Float[Array, "image text token dim"],
+    text: Conditioning,
     noise: Float[Array, "image draw height width channel"],
     guidance: Float[Array, ""],
     *,
@@ -237,23 +280,23 @@ def draw(
 ) -> tuple[UInt8[Array, "image pixel_height pixel_width 3"], Finite]:
     """The one program of drawing: denoises, decodes, rounds to bytes as diffusers does.
 
-    `text` holds per image the negative and the positive prompt's states, or the positive's alone
-    for no guidance; `noise` the initial latents and what the sampler adds on the way. The images
-    are split over `mesh`, if one is given.
+    `text` holds per image (axes 0 and 1) the negative and the positive prompt's states, or the
+    positive's alone for no guidance; `noise` the initial latents and what the sampler adds on the
+    way. The images are split over `mesh`, if one is given.
     """
-    contexts = text.reshape(-1, *text.shape[2:])
+    contexts = jax.tree.map(lambda part: part.reshape(-1, *part.shape[2:]), text)
 
     def predict(latents: Array, timestep: Array) -> Array:
         timesteps = jnp.broadcast_to(timestep, len(latents))
-        output = unet.apply({"params": params["unet"]}, latents, timesteps, contexts)
+        output = unet.apply({"params": params["unet"]}, latents, timesteps, *contexts)
         return jnp.asarray(output, jnp.float32)
 
-    denoiser = guided(predict, guidance) if text.shape[1] == 2 else predict
+    denoiser = guided(predict, guidance) if text.tokens.shape[1] == 2 else predict
     fresh = noise[:, 1:] if sampler.fresh else None
     latents, finite = sample(denoiser, sampler, noise[:, 0], fresh)
     latents = latents / vae.config.scaling_factor
     images, pixels = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
-    drawn = images, Finite(finite_rows(text), finite.T, pixels)
+    drawn = images, Finite(_finite_texts(text), finite.T, pixels)
     return jax.lax.with_sharding_constraint(drawn, parallel.sharded(mesh)) if mesh else drawn
 
 
@@ -288,9 +331,25 @@ def _decode(
     return jax.tree.map(in_order, found)
 
 
-@functools.partial(jax.jit, static_argnames="text")
+def _one_row_more(rows: np.ndarray) -> list[tuple[int, int]]:
+    return [(0, 1)] + [(0, 0)] * (rows.ndim - 1)
+
+
+def _finite_texts(text: Conditioning) -> Bool[Array, " image"]:
+    parts = [finite_rows(part) for part in jax.tree.leaves(text)]
+    return functools.reduce(jnp.logical_and, parts)
+
+
+@functools.partial(jax.jit, static_argnames=("texts", "family"))
 def _encode(
-    params: Params, ids: Int[Array, "prompt token"], *, text: ClipTextModel
-) -> Float[Array, "prompt token dim"]:
-    output = text.apply({"params": params}, ids)
-    return output.last_hidden_state.astype(jnp.float32)  # pyright: ignore[reportAttributeAccessIssue]
+    params: tuple[Params, ...],
+    ids: tuple[Int[Array, "prompt token"], ...],
+    *,
+    texts: tuple[ClipTextModel, ...],
+    family: Family,
+) -> Conditioning:
+    outputs: list[Any] = [
+        text.apply({"params": own}, rows)
+        for text, own, rows in zip(texts, params, ids, strict=True)
+    ]
+    return family.condition(outputs)

@@ -1,4 +1,4 @@
-"""Whether the parts of a Stable Diffusion belong together, from their configs alone."""
+"""Whether the parts of a model belong together, from their configs alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emcid_jax.diffusion.schedule import NoiseSchedule
+from emcid_jax.models.image.conditioning import TIME_IDS
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.models.text.clip import ClipTextConfig
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.pipelines.families import Family
+from emcid_jax.runtime.errors import UserError, shown
 
 MOST_PIXELS = 8192
 """Along one side of an image."""
@@ -27,13 +29,14 @@ class _Field(NamedTuple):
 
 
 def require_fitting(
-    text: ClipTextConfig,
+    family: Family,
+    texts: Mapping[str, ClipTextConfig],
     unet: UNetConfig,
     vae: VaeConfig,
     schedule: NoiseSchedule,
     files: Mapping[str, Path],
 ) -> None:
-    """Holds the parts against each other; `files` are those of the configs, by part.
+    """Holds the parts against each other; `texts` and `files` go by part.
 
     A published combination of sizes whose scheduler predicts something else is warned about: a
     fine-tuned model may have been trained so.
@@ -46,8 +49,9 @@ def require_fitting(
     size = unet.sample_size if isinstance(unet.sample_size, int) else max(unet.sample_size)
     cross = _Field(files["unet"], "cross_attention_dim", unet.cross_attention_dim[0])
     latents = _Field(files["unet"], "in_channels", unet.in_channels)
-    width = _Field(files["text_encoder"], "hidden_size", text.hidden_size)
-    _require_equal(cross, width, same)
+    _require_equal(cross, _states(family, texts, files), same)
+    if family.joined:
+        _require_sizes(family, texts, unet, files)
     _require_equal(latents, _Field(files["vae"], "latent_channels", vae.latent_channels), only)
     _require_equal(latents, _Field(files["unet"], "out_channels", unet.out_channels), only)
     for name in ("in_channels", "out_channels"):
@@ -59,13 +63,49 @@ def require_fitting(
             f"{len(vae.block_out_channels)} entries, so images have {size * vae.downscale:,} "
             f"pixels along a side; at most {MOST_PIXELS:,} are drawn"
         )
-    if (text.hidden_size, size, schedule.prediction_type) == (1024, 96, "epsilon"):
+    widths = [text.hidden_size for text in texts.values()]
+    if (widths, size, schedule.prediction_type) == ([1024], 96, "epsilon"):
         said = _Field(files["scheduler"], "prediction_type", schedule.prediction_type)
         logging.warning(
             "%s, but %s: sample_size is 96, as in Stable Diffusion 2 of 768 pixels, which predicts "
             "v_prediction; set it if the pictures are noise",
             said,
             files["unet"],
+        )
+
+
+def _states(
+    family: Family, texts: Mapping[str, ClipTextConfig], files: Mapping[str, Path]
+) -> _Field:
+    """Width of the states that the denoiser reads."""
+    first, *others = family.text_parts
+    name = "hidden_size"
+    if others:
+        name += " and ".join(["", *(f"that of {files[part]}" for part in others)]) + ", together,"
+    return _Field(files[first], name, sum(texts[part].hidden_size for part in family.text_parts))
+
+
+def _require_sizes(
+    family: Family,
+    texts: Mapping[str, ClipTextConfig],
+    unet: UNetConfig,
+    files: Mapping[str, Path],
+) -> None:
+    """UserError unless the UNet reads the pooled state and as many sizes as there are."""
+    last = family.text_parts[-1]
+    if unet.addition_embed_type != "text_time":
+        raise UserError(
+            f"{files['unet']}: addition_embed_type is {shown(unet.addition_embed_type)}; a "
+            f"{family.pipeline_class} needs text_time"
+        )
+    pooled, each = texts[last].projection_dim, unet.addition_time_embed_dim
+    size = pooled + len(TIME_IDS) * each
+    if size != unet.projection_class_embeddings_input_dim:
+        raise UserError(
+            f"{files['unet']}: projection_class_embeddings_input_dim is "
+            f"{unet.projection_class_embeddings_input_dim}, but {files[last]}: projection_dim is "
+            f"{pooled} and {len(TIME_IDS)} sizes of addition_time_embed_dim {each} make {size}; "
+            "take both parts from one model"
         )
 
 

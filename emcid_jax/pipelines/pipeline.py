@@ -1,4 +1,4 @@
-"""A Stable Diffusion as one value, loaded from and saved to diffusers' folder format."""
+"""A text-to-image model as one value, loaded from and saved to diffusers' folder format."""
 
 from __future__ import annotations
 
@@ -15,20 +15,17 @@ from jax.typing import DTypeLike
 
 from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler
 from emcid_jax.diffusion.schedule import NoiseSchedule
+from emcid_jax.models.image.conditioning import TIME_IDS, Conditioning
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
 from emcid_jax.models.text import clip
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.encoder import FIRST, SECOND, TextEncoder
 from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
 from emcid_jax.models.weights import params as weights
-from emcid_jax.pipelines.diffusers_layout import (
-    CLASSES,
-    CONFIG_FILES,
-    WEIGHT_FILES,
-    write_configs,
-    write_index,
-)
+from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
+from emcid_jax.pipelines.families import SD, Family, read_family
 from emcid_jax.pipelines.part_checks import require_fitting
 from emcid_jax.runtime import checkpoints
 from emcid_jax.runtime.errors import UserError, shown
@@ -45,7 +42,7 @@ __all__ = [
 
 Params = dict[str, Any]
 
-RENAMES = {"text_encoder": clip.disk_name, "unet": None, "vae": rename_vae_key}
+RENAMES = {FIRST: clip.disk_name, SECOND: clip.disk_name, "unet": None, "vae": rename_vae_key}
 """Part -> name expected here of a tensor in any published layout, see `read_params`."""
 
 
@@ -53,19 +50,47 @@ RENAMES = {"text_encoder": clip.disk_name, "unet": None, "vae": rename_vae_key}
 class Pipeline:
     """A text-to-image model: modules, parameters and what surrounds them. Never mutated."""
 
-    text: ClipTextModel
+    family: Family
+    texts: Mapping[str, ClipTextModel]
+    """The text encoders by part, in the family's order."""
     unet: UNet2DCondition
     vae: AutoencoderKL
     params: Params
-    """`text_encoder`, `unet` and `vae`: each the inner tree, float32."""
+    """Every encoder's part, `unet` and `vae`: each the inner tree, float32."""
     schedule: NoiseSchedule
     configs: Mapping[str, Mapping[str, Any]]
-    """The folder's own JSON for `text_encoder`, `unet`, `vae` and `scheduler`."""
-    tokenizer: Tokenizer
+    """The folder's own JSON for every encoder, `unet`, `vae` and `scheduler`."""
+    tokenizers: Mapping[str, Tokenizer]
+    """By the encoder's part."""
     folder: Path
     """Where it was read from."""
     variant: str = ""
     """Which of its weight files, see `shards.weight_files`."""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Further keys of `model_index.json` that decide what is drawn."""
+
+    @property
+    def encoders(self) -> tuple[TextEncoder, ...]:
+        """The text encoders with all that belongs to each."""
+        return tuple(
+            TextEncoder(name, model, self.params[name], self.tokenizers[name])
+            for name, model in self.texts.items()
+        )
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The first text encoder: the only one of Stable Diffusion 1.x and 2.x."""
+        return self.encoders[0]
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the computation."""
+        return self.unet.dtype
+
+    @property
+    def empty_is_zero(self) -> bool:
+        """Whether guidance away from the empty prompt reads zeros in place of its states."""
+        return self.family.joined and bool(self.options.get("force_zeros_for_empty_prompt", True))
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -89,32 +114,47 @@ class Pipeline:
 def make_pipeline(
     configs: Mapping[str, Mapping[str, Any]],
     params: Params,
-    tokenizer: Tokenizer,
+    tokenizers: Tokenizer | Mapping[str, Tokenizer],
     folder: Path,
     dtype: DTypeLike = jnp.float32,
+    family: Family = SD,
+    options: Mapping[str, Any] | None = None,
 ) -> Pipeline:
     """Puts a pipeline together from parsed configs, see `Pipeline`; `dtype` is for computing.
+
+    `tokenizers` go by the encoder's part, or are one for all encoders.
 
     Raises:
         UserError: a config asks for something unsupported, or the parts do not fit together.
     """
-    files = {part: folder / part / name for part, name in CONFIG_FILES.items()}
-    text = ClipTextConfig.from_dict(configs["text_encoder"], files["text_encoder"])
+    files = {part: folder / part / name for part, name in family.config_files.items()}
     unet = UNetConfig.from_dict(configs["unet"], files["unet"])
     vae = VaeConfig.from_dict(configs["vae"], files["vae"])
     schedule = NoiseSchedule.from_dict(configs["scheduler"])
     make_sampler(configs["scheduler"], 1)  # refuses now what `generate` would refuse later
-    text = fitted(text, tokenizer, files["text_encoder"], folder / "tokenizer")
-    require_fitting(text, unet, vae, schedule, files)
+    if not isinstance(tokenizers, Mapping):
+        tokenizers = dict.fromkeys(family.text_parts, tokenizers)
+    texts = {}
+    for part in family.encoders:
+        config = ClipTextConfig.from_dict(configs[part.name], files[part.name])
+        texts[part.name] = fitted(
+            config, tokenizers[part.name], files[part.name], folder / part.tokenizer
+        )
+    require_fitting(family, texts, unet, vae, schedule, files)
     return Pipeline(
-        ClipTextModel(text, dtype),
+        family,
+        {
+            part.name: ClipTextModel(texts[part.name], dtype, projection=part.projection)
+            for part in family.encoders
+        },
         UNet2DCondition(unet, dtype),
         AutoencoderKL(vae, dtype),
         params,
         schedule,
         configs,
-        tokenizer,
+        tokenizers,
         folder,
+        options=options or {},
     )
 
 
@@ -124,7 +164,7 @@ def load_pipeline(
     variant: str = "",
     sharding: Sharding | None = None,
 ) -> Pipeline:
-    """Reads a Stable Diffusion 1.x or 2.x folder in diffusers' format.
+    """Reads a folder of Stable Diffusion 1.x, 2.x or XL in diffusers' format.
 
     Args:
         folder: holds `model_index.json` and a folder per component.
@@ -139,12 +179,8 @@ def load_pipeline(
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give a Stable Diffusion folder of diffusers")
     index = read_json_object(folder / "model_index.json", "the model's index")
-    if index.get("_class_name") != "StableDiffusionPipeline":
-        raise UserError(
-            f"{folder / 'model_index.json'}: _class_name={shown(index.get('_class_name'))} is not "
-            "supported; use a folder of a StableDiffusionPipeline"
-        )
-    for part, (library, name) in CLASSES.items():
+    family = read_family(index, folder)
+    for part, (library, name) in family.classes.items():
         found = index.get(part)
         if found != [library, name]:
             raise UserError(
@@ -152,7 +188,7 @@ def load_pipeline(
             )
     configs = {
         part: read_json_object(folder / part / file, f"the {part}'s config")
-        for part, file in CONFIG_FILES.items()
+        for part, file in family.config_files.items()
     }
     # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.
     name, written = _sampler_class(index, folder), configs["scheduler"].get("_class_name")
@@ -164,8 +200,9 @@ def load_pipeline(
             written,
         )
     configs["scheduler"] |= {"_class_name": name}
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    empty = make_pipeline(configs, {}, tokenizer, folder, dtype)
+    tokenizers = {part.name: load_tokenizer(folder / part.tokenizer) for part in family.encoders}
+    options = {name: index[name] for name, _ in family.options if name in index}
+    empty = make_pipeline(configs, {}, tokenizers, folder, dtype, family, options)
     if checkpoints.holds_weights(folder):  # see tasks/convert
         params = checkpoints.load_weights(folder, parameter_shapes(empty), sharding)
     else:
@@ -177,32 +214,35 @@ def load_pipeline(
 
 
 def save_pipeline(pipeline: Pipeline, folder: Path, dtype: DTypeLike = jnp.float32) -> None:
-    """Writes a folder that diffusers' `StableDiffusionPipeline` and `load_pipeline` read.
+    """Writes a folder that diffusers' pipeline of this family and `load_pipeline` read.
 
     Every file is written whole or not at all; `model_index.json` comes last. `dtype` is the type
     of the stored weights.
     """
-    for part, file in WEIGHT_FILES.items():
+    family = pipeline.family
+    for part, file in family.weight_files.items():
         weights.write_params(folder / part / file, pipeline.params[part], dtype)
-    write_configs(folder, pipeline.configs)
-    save_tokenizer(pipeline.tokenizer, folder / "tokenizer")
-    write_index(folder, pipeline.scheduler_config["_class_name"])
+    write_configs(folder, pipeline.configs, family)
+    for part in family.encoders:
+        save_tokenizer(pipeline.tokenizers[part.name], folder / part.tokenizer)
+    write_index(folder, pipeline.scheduler_config["_class_name"], family, pipeline.options)
 
 
-def with_text_params(pipeline: Pipeline, text_params: Params) -> Pipeline:
-    """The pipeline with another text encoder; everything else is shared, nothing is changed.
+def with_text_params(pipeline: Pipeline, edited: Mapping[str, Params]) -> Pipeline:
+    """The pipeline with other parameters of text encoders, by part; nothing given is changed.
 
-    Its MLPs may be wider: an edit may have added hidden units.
+    Their MLPs may be wider: an edit may have added hidden units.
     """
-    first = text_params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
-    params = pipeline.params | {"text_encoder": text_params}
-    if first.shape[1] == pipeline.text.config.intermediate_size:
-        return dataclasses.replace(pipeline, params=params)
-    width = {"intermediate_size": first.shape[1]}
-    wider = {**pipeline.configs["text_encoder"], **width}
-    configs = {**pipeline.configs, "text_encoder": wider}
-    text = pipeline.text.clone(config=dataclasses.replace(pipeline.text.config, **width))
-    return dataclasses.replace(pipeline, text=text, configs=configs, params=params)
+    texts, configs = dict(pipeline.texts), dict(pipeline.configs)
+    for name, params in edited.items():
+        first = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
+        width = {"intermediate_size": first.shape[1]}
+        config = texts[name].config
+        if width["intermediate_size"] != config.intermediate_size:
+            texts[name] = texts[name].clone(config=dataclasses.replace(config, **width))
+            configs[name] = {**configs[name], **width}
+    params = pipeline.params | dict(edited)
+    return dataclasses.replace(pipeline, texts=texts, configs=configs, params=params)
 
 
 def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
@@ -220,13 +260,29 @@ def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
 def parameter_shapes(pipeline: Pipeline) -> Params:
     """Shapes and types of all parameters, by part, as `jax.ShapeDtypeStruct`s."""
     height, width = pipeline.image_size
-    tokens = pipeline.tokenizer.model_max_length
     shape = jax.ShapeDtypeStruct
-    states = shape((1, tokens, pipeline.text.config.hidden_size), jnp.float32)
     latents = shape((1, *pipeline.latent_size), jnp.float32)
     images = shape((1, height, width, pipeline.vae.config.in_channels), jnp.float32)
-    return {
-        "text_encoder": weights.abstract_params(pipeline.text, shape((1, tokens), jnp.int32)),
-        "unet": weights.abstract_params(pipeline.unet, latents, shape((1,), jnp.int32), states),
+    texts = {
+        name: weights.abstract_params(model, shape((1, 2), jnp.int32))
+        for name, model in pipeline.texts.items()
+    }
+    read = conditioning_shapes(pipeline, 1)
+    return texts | {
+        "unet": weights.abstract_params(pipeline.unet, latents, shape((1,), jnp.int32), *read),
         "vae": weights.abstract_params(pipeline.vae, images),
     }
+
+
+def conditioning_shapes(pipeline: Pipeline, *rows: int) -> Conditioning:
+    """Shapes of what the denoiser reads, with leading axes `rows`."""
+    tokens = min(tokenizer.model_max_length for tokenizer in pipeline.tokenizers.values())
+    configs = [model.config for model in pipeline.texts.values()]
+
+    def shape(*sizes: int) -> Any:
+        return jax.ShapeDtypeStruct((*rows, *sizes), jnp.float32)
+
+    states = shape(tokens, sum(config.hidden_size for config in configs))
+    if not pipeline.family.joined:
+        return Conditioning(states)
+    return Conditioning(states, shape(configs[-1].projection_dim), shape(len(TIME_IDS)))

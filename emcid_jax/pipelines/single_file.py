@@ -25,12 +25,8 @@ from emcid_jax.models.text.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.weights import params
 from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tensor
 from emcid_jax.pipelines import ldm_keys
-from emcid_jax.pipelines.diffusers_layout import (
-    WEIGHT_FILES,
-    write_configs,
-    write_index,
-    write_json,
-)
+from emcid_jax.pipelines.diffusers_layout import write_configs, write_index, write_json
+from emcid_jax.pipelines.families import SD
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing, replacing_folder
 from emcid_jax.runtime.locks import held
@@ -174,7 +170,7 @@ def _write_parts(
 ) -> None:
     try:
         for part, sources in places.items():
-            _write_tensors(folder / part / WEIGHT_FILES[part], file, header, sources)
+            _write_tensors(folder / part / SD.weight_files[part], file, header, sources)
     except OSError as error:
         raise UserError(f"{file}: not convertible: {error}") from error
 

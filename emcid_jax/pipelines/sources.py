@@ -15,12 +15,13 @@ from emcid_jax.models.text.clip_vocabulary import clip_tokenizer
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.families import FAMILIES, SD, read_family
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.runtime.user_cache import cache_folder
 
-PARTS = ("text_encoder", "unet", "vae")
+PARTS = tuple(dict.fromkeys(part for family in FAMILIES.values() for part in family.weight_files))
+"""Folders that hold weights, of any family."""
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 # Owner and name, as the Hub allows them.
 _HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -93,7 +94,7 @@ def _from_hub(name: str, revision: str | None, variant: str) -> Path:
     """The snapshot of a Hub model; what the cache has is not fetched again."""
     weights = f"*{variant}*.safetensors" if variant else "*.safetensors"
     files = [f"{part}/{file}" for part in PARTS for file in (weights, "*.json")]
-    patterns = ["model_index.json", "tokenizer/*", "scheduler/*.json", *files]
+    patterns = ["model_index.json", "tokenizer/*", "tokenizer_2/*", "scheduler/*.json", *files]
     # Without a variant the others would be fetched too: twice the bytes.
     ignored = [] if variant else ["*.fp16*", "*.bf16*", "*.non_ema*"]
     folder = _snapshot(name, revision, patterns, ignored)
@@ -103,7 +104,8 @@ def _from_hub(name: str, revision: str | None, variant: str) -> Path:
             f"config.model.path is {name!r}, but the Hub's model{at} has no model_index.json, so "
             "it is no diffusers folder; give another id, or its single file as a local path"
         )
-    for part in PARTS:
+    index = read_json_object(folder / "model_index.json", "the model's index")
+    for part in read_family(index, folder).weight_files:
         if not any((folder / part).glob(weights)):
             raise UserError(
                 f"{name}{at}: {part} has no {weights}; choose another variant, or "
@@ -159,7 +161,7 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
     version = ldm_keys.version_of(header.shapes, file)
     beside = {
         part: read_json_object(path, f"{part} beside {file.name}")
-        for part, name in CONFIG_FILES.items()
+        for part, name in SD.config_files.items()
         if (path := file.parent / part / name).is_file()
     }
     if version == 2 and not prediction and "scheduler" not in beside:

@@ -14,7 +14,7 @@ from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.stage_one import loss
 from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.pipelines import generate
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.pipelines.pipeline import Pipeline, conditioning_shapes
 from emcid_jax.runtime import parallel
 
 
@@ -22,8 +22,8 @@ def stage_one_inputs(
     pipeline: Pipeline, concepts: int, prompts: int, config: StageOneConfig
 ) -> StageOneInputs:
     """What `prepare.prepare` returns for `concepts` requests of `prompts` templates."""
-    tokens = config.text_tokens or pipeline.tokenizer.model_max_length
-    dim, edited = pipeline.text.config.hidden_size, config.edited_tokens
+    tokens = config.text_tokens or pipeline.encoder.tokenizer.model_max_length
+    dim, edited = pipeline.encoder.model.config.hidden_size, config.edited_tokens
     images = loss.needs_images(config)
     teacher = config.objective not in ("sampled-noise", "text-only")
     latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)
@@ -55,8 +55,8 @@ def trace_moments(
     multiple of the devices.
     """
     params = _everywhere(pipeline.params["text_encoder"], mesh)
-    model = second_moment.exact(pipeline.text, params)
-    size, tokens = model.config.intermediate_size, pipeline.tokenizer.model_max_length
+    model = second_moment.exact(pipeline.encoder.model, params)
+    size, tokens = model.config.intermediate_size, pipeline.encoder.tokenizer.model_max_length
     captions = parallel.padded_size(captions, mesh.size)
 
     def split(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -74,14 +74,14 @@ def trace_sampling(
     sampler = make_sampler(pipeline.scheduler_config, steps)
     params = {name: _everywhere(pipeline.params[name], mesh) for name in ("unet", "vae")}
     prompts = 1 if guidance == 1.0 else 2
-    tokens, dim = pipeline.tokenizer.model_max_length, pipeline.text.config.hidden_size
+    text = conditioning_shapes(pipeline, images, prompts)
 
     def split(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=parallel.sharded(mesh))
 
     return generate.draw.trace(
         params,
-        split(images, prompts, tokens, dim),
+        jax.tree.map(lambda leaf: split(*leaf.shape), text),
         split(images, 1 + sampler.fresh, *pipeline.latent_size),
         jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
         unet=pipeline.unet,

@@ -198,7 +198,7 @@ def _conflicts(config: BankConfig, workdir: Path) -> None:
     with solvable(config, workdir, WRITES) as job:
         found = predicted_conflicts.predict(
             job.concepts,
-            job.pipeline,
+            job.pipeline.encoder,
             moments_of(job.moments),
             config.stage_two,
             config.keep,

@@ -18,7 +18,6 @@ from jaxtyping import Bool
 
 from emcid_jax.config import ModelConfig
 from emcid_jax.models.weights.params import hf_name, params_hash
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import checkpoints, parallel
@@ -27,7 +26,7 @@ from emcid_jax.runtime.files import replacing_folder
 from emcid_jax.workflow.inputs import require_model
 from emcid_jax.workflow.workdir import require_writable, write_json
 
-BESIDE = ("tokenizer", "judge", "image_tower")
+BESIDE = ("tokenizer", "tokenizer_2", "judge", "image_tower")
 """Folders of a model that are copied as they are."""
 
 
@@ -64,17 +63,19 @@ def run(config: ConvertConfig, workdir: Path) -> None:
     }
     wide = {part: jax.tree.map(lambda _: "float32", tree) for part, tree in params.items()}
     hashes = {part: params_hash(_cast(tree, wide[part])) for part, tree in params.items()}
+    configs = pipeline.family.config_files
     with replacing_folder(workdir) as staging:
         checkpoints.save_weights(staging, params, hashes)
-        for name in ("model_index.json", *(f"{part}/{x}" for part, x in CONFIG_FILES.items())):
+        for name in ("model_index.json", *(f"{part}/{file}" for part, file in configs.items())):
             (staging / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, staging / name)
         for name in BESIDE:
             if (source / name).is_dir():
                 shutil.copytree(source / name, staging / name)
-        said = staging / "text_encoder" / CONFIG_FILES["text_encoder"]
-        kinds = [leaf.dtype.name for leaf in jax.tree.leaves(params["text_encoder"])]
-        write_json(said, json.loads(said.read_text()) | {"dtype": commonest(kinds)})
+        for part in pipeline.family.text_parts:
+            said = staging / part / configs[part]
+            kinds = [leaf.dtype.name for leaf in jax.tree.leaves(params[part])]
+            write_json(said, json.loads(said.read_text()) | {"dtype": commonest(kinds)})
         again = load_pipeline(staging, sharding=everywhere).params
         for part, digest in hashes.items():
             if params_hash(again[part]) != digest:

@@ -67,7 +67,7 @@ def run(config: EditConfig, workdir: Path) -> None:
             edit(job, run)
         # As it was exported: what is measured is what the user gets.
         exported = read_text_params(job.pipeline, workdir / "text_encoder")
-        edited = with_text_params(job.pipeline, exported)
+        edited = with_text_params(job.pipeline, {"text_encoder": exported})
         finish(job, edited, run)
 
 

@@ -97,10 +97,12 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
     base = dataclasses.replace(config.base, evaluation=evaluation)
     job = edit_job.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
-    lasts = _lasts(config, job.pipeline.text.config.num_hidden_layers)
+    lasts = _lasts(config, job.pipeline.encoder.model.config.num_hidden_layers)
     with running(base.run, workdir, WRITES) as run:
         table = Table(workdir / "layer_ranges.json")
-        reader = make_reader(job.pipeline, job.requests, keep, config.template, config.keep_count)
+        reader = make_reader(
+            job.pipeline.encoder, job.requests, keep, config.template, config.keep_count
+        )
         judged_by = [keep, config.keep_count, config.template]
         for last in lasts:
             find = functools.cache(functools.partial(edit_job.find, _varied(job, last, last), run))

@@ -289,7 +289,7 @@ def _options(config: PlanConfig, target: Target) -> dict[str, Any]:
 
 
 def _require_layer(config: StageOneConfig, pipeline: Pipeline) -> None:
-    blocks = pipeline.text.config.num_hidden_layers
+    blocks = pipeline.encoder.model.config.num_hidden_layers
     if config.layer >= blocks:
         raise UserError(
             f"config.stage_one.layer is {config.layer}; {pipeline.folder} has blocks 0 to "

@@ -171,9 +171,8 @@ def _models(config: SampleConfig) -> dict[str, Pipeline]:
     pipeline = dataclasses.replace(pipeline, configs=configs)
     models = {"base": pipeline}
     if config.sampling.edited:
-        models["edited"] = with_text_params(
-            pipeline, read_edited(config.sampling.edited, pipeline, "config.sampling.edited")
-        )
+        edited = read_edited(config.sampling.edited, pipeline, "config.sampling.edited")
+        models["edited"] = with_text_params(pipeline, {"text_encoder": edited})
     return models
 
 

@@ -24,8 +24,10 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.statistics.retention import retention
 from emcid_jax.evaluation.text_space.measure import names_any
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
@@ -178,7 +180,7 @@ def _written(job: Job, moments: SecondMoments, run: Run) -> Pipeline:
     """The job's model with the job's requests in it."""
     found = edit_job.find_memories_of(job, run)
     # Those of the pristine model, of which an edited one knows nothing more.
-    lent = moments.lent_to(params_hash(job.pipeline.params["text_encoder"]))
+    lent = moments.lent_to(params_hash(job.pipeline.encoder.params))
     solved = edit_job.solve(job, found, lent)
     return stage_two.with_edit(job.pipeline, solved)
 
@@ -187,7 +189,7 @@ def _written(job: Job, moments: SecondMoments, run: Run) -> Pipeline:
 class _Gauge:
     """What is measured of every model, in final features of the text encoder."""
 
-    base: Pipeline
+    base: TextEncoder
     ids: np.ndarray
     """Every request's first prompt."""
     before: Float64[np.ndarray, "request dim"]
@@ -200,18 +202,18 @@ class _Gauge:
         corpus = np.array(find_other_captions(config.base.moments, config.captions))
         named = names_any(corpus.tolist(), [request.source for request in job.requests])
         source, dest = (part.ids[:, 0] for part in job.prompts)
-        clean = job.pipeline.params["text_encoder"]
+        base = job.pipeline.encoder
         return cls(
-            job.pipeline,
+            base,
             source,
-            end_features(job.pipeline, clean, source),
-            end_features(job.pipeline, clean, dest),
-            tokenize(job.pipeline.tokenizer, corpus[~named].tolist()),
+            end_features(base, base.params, source),
+            end_features(base, base.params, dest),
+            tokenize(base.tokenizer, corpus[~named].tolist()),
         )
 
     def left(self, pipeline: Pipeline) -> Float64[np.ndarray, " request"]:
         """Distance of each source to its destination at the end token, over that before."""
-        now = end_features(self.base, pipeline.params["text_encoder"], self.ids)
+        now = end_features(self.base, pipeline.encoder.params, self.ids)
         apart, first = (
             np.linalg.norm(self.wanted - states, axis=1) for states in (now, self.before)
         )
@@ -219,7 +221,7 @@ class _Gauge:
 
     def drift(self, pipeline: Pipeline) -> float:
         """Median of |F' - F| / |F| over the captions."""
-        before, after = (model.params["text_encoder"] for model in (self.base, pipeline))
+        before, after = self.base.params, pipeline.encoder.params
         captions = [Prompts.whole(self.captions)]
         (change,) = text_changes(self.base, before, after, captions, 0)
         return float(np.median(change.drift))

@@ -72,7 +72,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
             edit = concept_bank.solve(job.concepts, job.pipeline, moments, settings)
         with job.run.log.timed("text_space"):
             found = text_space.measure(
-                job.concepts, job.pipeline, edit, moments, settings, keep, corpus
+                job.concepts, job.pipeline.encoder, edit, moments, settings, keep, corpus
             )
         folders.write_json(workdir / "text_report.json", text_space.as_json(found))
         about = folders.read_config(workdir)["config"]

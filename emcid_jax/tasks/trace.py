@@ -96,18 +96,19 @@ def run(config: TraceConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     names = _chosen(config)
     pipeline = open_model(config.model)
-    blocks = pipeline.text.config.num_hidden_layers
+    blocks = pipeline.encoder.model.config.num_hidden_layers
     if max(config.windows) > blocks:
         raise UserError(
             f"config.windows has {max(config.windows)}, but the text encoder has {blocks} blocks"
         )
-    subjects = read_subjects(pipeline, names, config.templates)
+    subjects = read_subjects(pipeline.encoder, names, config.templates)
     swapped = None
     if config.corruption == "swap":
         subjects, swapped = with_partners(subjects, config.seed)
     with running(config.run, workdir, WRITES) as run:
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
-        traced = trace_runs.prepare(pipeline, subjects, corrupt if swapped is None else swapped)
+        corruption = corrupt if swapped is None else swapped
+        traced = trace_runs.prepare(pipeline.encoder, subjects, corruption)
         about = {"names": list(subjects.names), "corrupted": _plain(traced.nothing)}
         table = Table(workdir / "trace.json", blocks=blocks, **about)
         decides = [model_hashes(pipeline), subjects.ids.tolist(), about, _settings(config)]

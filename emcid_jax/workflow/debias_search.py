@@ -297,7 +297,7 @@ class Rounds:
 
     def _offset_images(self, number: int, pairs: Sequence[tuple[int, Factors]]) -> Any:
         search = self._search
-        prompts = spans.source_prompts(search.pipeline.tokenizer, search.requests)
+        prompts = spans.source_prompts(search.pipeline.encoder.tokenizer, search.requests)
         rows, offsets = [], []
         for i, factors in pairs:
             delta = mixing.mixed(search.memories[i], factors).delta

@@ -157,7 +157,7 @@ def find_memories_of(job: Job, run: Run) -> list[Memory]:
 
 def find_moments_of(job: Job, run: Run) -> Measured:
     """What Stage II reads, moments of every layer, from the workdir or found and filed there."""
-    every = tuple(range(job.pipeline.text.config.num_hidden_layers))
+    every = tuple(range(job.pipeline.encoder.model.config.num_hidden_layers))
     folder = moments_folder(run.workdir, job.model, job.captions, every)
     config = job.config
     return find_measured(

@@ -56,8 +56,8 @@ def read_prompts(
         config,
     )
     prompts = Prompts(
-        spans.source_prompts(pipeline.tokenizer, requests),
-        spans.destination_prompts(pipeline.tokenizer, requests),
+        spans.source_prompts(pipeline.encoder.tokenizer, requests),
+        spans.destination_prompts(pipeline.encoder.tokenizer, requests),
     )
     _check_lengths(pipeline, requests, prompts, config)
     return prompts
@@ -81,7 +81,7 @@ def find_memories(
     _require_single(requests)
     _check_lengths(pipeline, requests, prompts, config)  # An ablation's settings may be others.
     if not loss.needs_images(config):
-        prompts = without_padding(prompts, pipeline.tokenizer.eos_token_id, config)
+        prompts = without_padding(prompts, pipeline.encoder.tokenizer.eos_token_id, config)
     records = [bank.provenance(request, config, model) for request in requests]
     chunk = parallel.even_chunk(len(requests), run.config.save_every)
     asked = {"chunk": chunk, "devices": run.mesh.size, "concept_batch": config.concept_batch}
@@ -166,7 +166,7 @@ def _check_lengths(
     """UserError with a line for every request whose prompts `config` has no room for."""
     origins = [request.origin for request in requests]
     for part in prompts:
-        preparation.check_lengths(part, origins, pipeline.tokenizer.eos_token_id, config)
+        preparation.check_lengths(part, origins, pipeline.encoder.tokenizer.eos_token_id, config)
 
 
 def _require_single(requests: Sequence[EditRequest]) -> None:
@@ -225,7 +225,7 @@ def prepare_chunk(
     source, destination = (PromptRectangle(*(part[rows] for part in p)) for p in prompts)
     images = _images(pipeline, chunk, source.ids.shape[1], config, mesh)
     seeds = [request.seed for request in chunk]
-    behind = preparation.tokens_behind(prompts.source, pipeline.tokenizer.eos_token_id)
+    behind = preparation.tokens_behind(prompts.source, pipeline.encoder.tokenizer.eos_token_id)
     return preparation.prepare(pipeline, source, destination, seeds, images, config, mesh, behind)
 
 

@@ -95,7 +95,7 @@ def find_measured(
         return statistics.read_statistics(path)
     began = time.perf_counter()
     found = statistics.measure(
-        pipeline,
+        pipeline.encoder,
         captions,
         block,
         seed=config.seed,
@@ -125,10 +125,10 @@ def find_moments(
         moments = second_moment.read_moments(result)
         shutil.rmtree(folder / "progress", ignore_errors=True)  # As a kill may have left it.
         return moments
-    ids = tokenize(pipeline.tokenizer, captions)
+    ids = tokenize(pipeline.encoder.tokenizer, captions)
     start = _read_progress(folder / "progress")
     steps = second_moment.accumulate(
-        pipeline.text,
+        pipeline.encoder.model,
         pipeline.params["text_encoder"],
         ids,
         layers,

@@ -55,7 +55,7 @@ def require_model(config: ModelConfig) -> Path:
 
 def require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:
     """UserError unless the text encoder has all layers that `config` edits."""
-    blocks = pipeline.text.config.num_hidden_layers
+    blocks = pipeline.encoder.model.config.num_hidden_layers
     if config.layers[-1] >= blocks:
         raise UserError(
             f"config.stage_two.layers is {config.layers}, but the text encoder of "

@@ -55,12 +55,12 @@ def read_text_params(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
 
     UserError if it is one of another model.
     """
-    config = pipeline.text.config
+    config = pipeline.encoder.model.config
     about = folder / "config.json"
     if about.is_file():
         said = read_json_object(about, "text_encoder")
         width = said.get("intermediate_size", config.intermediate_size)
         config = dataclasses.replace(config, intermediate_size=width)
     ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
-    abstract = abstract_params(pipeline.text.clone(config=config), ids)
+    abstract = abstract_params(pipeline.encoder.model.clone(config=config), ids)
     return read_params(folder, abstract, disk_name)

@@ -37,8 +37,8 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 def prepared(pipeline: Pipeline, config: StageOneConfig) -> StageOneInputs:
     rng = np.random.default_rng(0)
     images = rng.uniform(-1, 1, (3, 1, 2, 16, 16, 3)).astype(np.float32)
-    source = spans.source_prompts(pipeline.tokenizer, REQUESTS)
-    destination = spans.destination_prompts(pipeline.tokenizer, REQUESTS)
+    source = spans.source_prompts(pipeline.encoder.tokenizer, REQUESTS)
+    destination = spans.destination_prompts(pipeline.encoder.tokenizer, REQUESTS)
     return preparation.prepare(pipeline, source, destination, [1, 2, 3], images, config)
 
 

@@ -75,8 +75,8 @@ def test_states_run_from_the_last_token_of_the_bare_name(pipeline: Pipeline) -> 
     found = uce.token_states(pipeline, names)
     for name in names:
         prompt = name or " "
-        tokens = pipeline.tokenizer([prompt])["input_ids"][0]  # start, name, end
-        whole = encode_prompts(pipeline, [prompt])[0]
+        tokens = pipeline.encoder.tokenizer([prompt])["input_ids"][0]  # start, name, end
+        whole = encode_prompts(pipeline, [prompt]).tokens[0]
         np.testing.assert_allclose(found[name], whole[len(tokens) - 2 :], atol=1e-5)
     assert len(found[""]) == 32
 

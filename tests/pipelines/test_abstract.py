@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import pytest
 
 from emcid_jax.pipelines.abstract import abstract_pipeline
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
 
 
 def json_only(source: Path, folder: Path) -> Path:
-    for part, file in CONFIG_FILES.items():
+    for part, file in SD.config_files.items():
         (folder / part).mkdir(parents=True)
         shutil.copy(source / part / file, folder / part / file)
     return folder
@@ -31,7 +31,7 @@ def test_json_files_are_enough(tiny_pipeline_folder: Path, tmp_path: Path) -> No
     )
     assert all(jax.tree.leaves(same))
     assert got.unet == loaded.unet
-    assert got.tokenizer.model_max_length == loaded.tokenizer.model_max_length
+    assert got.encoder.tokenizer.model_max_length == loaded.encoder.tokenizer.model_max_length
     assert got.image_size == loaded.image_size
 
 

@@ -20,7 +20,7 @@ from emcid_jax.models.scoring.clip_vision import ClipVisionConfig, ClipVisionMod
 from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline, make_pipeline, parameter_shapes
 from emcid_jax.runtime.errors import UserError
 
@@ -74,7 +74,7 @@ def require_one_line(make: Callable[[], object], name: str) -> object | None:
 def configs(tiny_pipeline_folder: Path) -> dict[str, dict[str, Any]]:
     return {
         part: json.loads((tiny_pipeline_folder / part / name).read_text())
-        for part, name in CONFIG_FILES.items()
+        for part, name in SD.config_files.items()
     }
 
 
@@ -83,7 +83,7 @@ def tokenizer(tiny_pipeline_folder: Path) -> Tokenizer:
     return load_tokenizer(tiny_pipeline_folder / "tokenizer")
 
 
-@pytest.mark.parametrize("part", CONFIG_FILES)
+@pytest.mark.parametrize("part", SD.config_files)
 @hypothesis.settings(max_examples=100)
 @given(st.data())
 def test_a_pipeline(
@@ -145,7 +145,7 @@ def test_a_tokenizer(
 
 
 @pytest.mark.parametrize(
-    "file", ["model_index.json", *(f"{part}/{name}" for part, name in CONFIG_FILES.items())]
+    "file", ["model_index.json", *(f"{part}/{name}" for part, name in SD.config_files.items())]
 )
 @pytest.mark.parametrize("content", ["", "{", "[]", "1", '{"a": NaN}', "[" * 100_000])
 def test_what_is_no_object(

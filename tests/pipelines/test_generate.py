@@ -93,7 +93,7 @@ def drawn_by_diffusers(folder: Path, noise: np.ndarray, output_type: str) -> np.
 
 
 def sampled_latents(pipeline: Pipeline, noise: np.ndarray) -> np.ndarray:
-    states = encode_prompts(pipeline, ["", *PROMPTS])
+    states = encode_prompts(pipeline, ["", *PROMPTS]).tokens
     pairs = jnp.asarray(states[[0, 1, 0, 2, 0, 3]])
 
     def predict(latents: jax.Array, timestep: jax.Array) -> jax.Array:
@@ -196,10 +196,14 @@ def test_text_states_are_those_of_transformers(
     oracle = load_diffusers(tiny_pipeline_folder)
     prompts = [*PROMPTS, "a red sports car " * 20]
     ids = oracle.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt")
-    np.testing.assert_array_equal(tokenize(pipeline.tokenizer, prompts), ids.input_ids.numpy())
+    np.testing.assert_array_equal(
+        tokenize(pipeline.encoder.tokenizer, prompts), ids.input_ids.numpy()
+    )
     with torch.no_grad():
         theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
-    np.testing.assert_allclose(encode_prompts(pipeline, prompts), theirs, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        encode_prompts(pipeline, prompts).tokens, theirs, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_an_image_depends_on_its_own_prompt_and_seed_only(pipeline: Pipeline) -> None:
@@ -223,7 +227,7 @@ def test_no_guidance_is_guidance_of_one(pipeline: Pipeline) -> None:
 
 def test_nothing_to_draw_is_no_images(pipeline: Pipeline) -> None:
     assert generate(pipeline, [], [], **SETTINGS).shape == (0, 16, 16, 3)
-    assert encode_prompts(pipeline, []).shape == (0, 32, 32)
+    assert encode_prompts(pipeline, []).tokens.shape == (0, 32, 32)
 
 
 def test_the_program_is_compiled_once_per_shape(pipeline: Pipeline) -> None:
@@ -234,9 +238,8 @@ def test_the_program_is_compiled_once_per_shape(pipeline: Pipeline) -> None:
     first = run(pipeline, 4.0, PROMPTS)
     assert first > 0
     assert run(pipeline, 7.5, ["a cat", "a nurse", "a nurse"]) == first
-    edited = with_text_params(
-        pipeline, jax.tree.map(lambda x: 2 * x, pipeline.params["text_encoder"])
-    )
+    twice = jax.tree.map(lambda x: 2 * x, pipeline.params["text_encoder"])
+    edited = with_text_params(pipeline, {"text_encoder": twice})
     assert run(edited, 4.0, PROMPTS) == first
 
 

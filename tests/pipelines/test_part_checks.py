@@ -10,7 +10,7 @@ from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.models.text.clip import ClipTextConfig
-from emcid_jax.pipelines.diffusers_layout import CONFIG_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.ldm_keys import default_configs
 from emcid_jax.pipelines.part_checks import require_fitting
 
@@ -29,11 +29,12 @@ def test_the_size_of_stable_diffusion_2_and_what_it_predicts(
 ) -> None:
     configs = default_configs(version, predicts)
     require_fitting(
-        ClipTextConfig.from_dict(configs["text_encoder"]),
+        SD,
+        {"text_encoder": ClipTextConfig.from_dict(configs["text_encoder"])},
         UNetConfig.from_dict({**configs["unet"], "sample_size": size}),
         VaeConfig.from_dict(configs["vae"]),
         NoiseSchedule.from_dict(configs["scheduler"]),
-        {part: Path(part) / name for part, name in CONFIG_FILES.items()},
+        {part: Path(part) / name for part, name in SD.config_files.items()},
     )
     said = "scheduler_config.json: prediction_type is epsilon, but unet/config.json: sample_size"
     assert (said in caplog.text) is warned

@@ -22,7 +22,7 @@ from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
-from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.single_file import source_hash
 from emcid_jax.pipelines.sources import find_model
@@ -45,7 +45,7 @@ def ldm_tensors(folder: Path, version: ldm_keys.Version) -> dict[str, np.ndarray
     }
     tensors: dict[str, np.ndarray] = {}
     stacks: dict[str, dict[int, np.ndarray]] = {}
-    for part, file in WEIGHT_FILES.items():
+    for part, file in SD.weight_files.items():
         for name, array in load_file(folder / part / file).items():
             key, third = locate[part](name)
             if third is not None:

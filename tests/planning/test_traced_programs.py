@@ -15,6 +15,7 @@ from emcid_jax.concepts.spans import destination_prompts, source_prompts
 from emcid_jax.config import Objective, StageOneConfig
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.stage_one import prepare as preparation
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import end_positions
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines import generate as generation
@@ -44,8 +45,8 @@ def test_stage_one_reads_these_shapes(
         text_tokens=tokens,
         edited_tokens=count,
     )
-    source = source_prompts(pipeline.tokenizer, REQUESTS)
-    destination = destination_prompts(pipeline.tokenizer, REQUESTS)
+    source = source_prompts(pipeline.encoder.tokenizer, REQUESTS)
+    destination = destination_prompts(pipeline.encoder.tokenizer, REQUESTS)
     images = None if objective == "text-only" else np.zeros((2, 2, 2, 16, 16, 3), np.float32)
     real = preparation.prepare(pipeline, source, destination, [1, 2], images, config)
     got = traced_programs.stage_one_inputs(abstract_pipeline(tiny_pipeline_folder), 2, 2, config)
@@ -62,8 +63,8 @@ def test_the_sampling_program_draws(tiny_pipeline_folder: Path) -> None:
         abstract_pipeline(tiny_pipeline_folder), 2, 3, 4.0, mesh
     )
     program = traced.lower().compile()
-    states = generation.encode_prompts(pipeline, ["", "a dog"])
-    text = np.stack([states, states])
+    states = generation.encode_prompts(pipeline, ["", "a dog"]).tokens
+    text = Conditioning(np.stack([states, states]))
     noise = generation.initial_noise(pipeline, [5, 6])[:, None]
     params = {name: pipeline.params[name] for name in ("unet", "vae")}
     params = jax.device_put(params, parallel.replicated(mesh))
@@ -81,8 +82,12 @@ def test_the_moments_program_adds(tiny_pipeline_folder: Path) -> None:
     mesh = parallel.make_mesh(jax.devices()[:2])
     traced = traced_programs.trace_moments(abstract_pipeline(tiny_pipeline_folder), (0, 2), 3, mesh)
     program = traced.lower().compile()
-    ids = tokenize(pipeline.tokenizer, ["a dog", "a photo of a cat in the snow", "the city", ""])
-    lengths = np.asarray(end_positions(jnp.asarray(ids), pipeline.tokenizer.eos_token_id)) + 1
+    ids = tokenize(
+        pipeline.encoder.tokenizer, ["a dog", "a photo of a cat in the snow", "the city", ""]
+    )
+    lengths = (
+        np.asarray(end_positions(jnp.asarray(ids), pipeline.encoder.tokenizer.eos_token_id)) + 1
+    )
     lengths[3] = 0  # padding, of which no token counts
     counts = (np.arange(32) < lengths[:, None]).astype(np.int32).ravel()
     places = np.tile(np.arange(64, dtype=np.int32), 2)  # every token of a device's two captions
@@ -92,12 +97,12 @@ def test_the_moments_program_adds(tiny_pipeline_folder: Path) -> None:
     got = program(params, *arrays)
     last = None
     for progress in second_moment.accumulate(
-        pipeline.text, pipeline.params["text_encoder"], ids[:3], (0, 2), mesh=mesh
+        pipeline.encoder.model, pipeline.params["text_encoder"], ids[:3], (0, 2), mesh=mesh
     ):
         last = progress
     assert last is not None
     ends = np.asarray(
-        second_moment.end_positions(jnp.asarray(ids), pipeline.tokenizer.eos_token_id)
+        second_moment.end_positions(jnp.asarray(ids), pipeline.encoder.tokenizer.eos_token_id)
     )
     np.testing.assert_array_equal(ends[:3] + 1, lengths[:3])
     for sums, layer in zip(got, (0, 2), strict=True):

@@ -63,7 +63,7 @@ def test_the_image_tower_finds_the_caption_of_a_picture(pipeline):
     config = json.loads((FOLDER / "image_tower" / "config.json").read_text())
     tower = clip_vision.ClipVisionModelWithProjection(ClipVisionConfig.from_dict(config))
     kernel = jax.ShapeDtypeStruct(
-        (pipeline.text.config.hidden_size, config["projection_dim"]), jnp.float32
+        (pipeline.encoder.model.config.hidden_size, config["projection_dim"]), jnp.float32
     )
     abstract = abstract_params(tower, jnp.zeros((1, 64, 64, 3)))
     params = read_params(
@@ -92,7 +92,7 @@ def test_a_name_can_be_exchanged_at_block_ten(pipeline):
     foreign = other.out.hidden[10][rows, other.last]
     hidden = own.out.hidden[10].at[rows, own.last].set(foreign)
     params = {"params": pipeline.params["text_encoder"]}
-    pooled = pipeline.text.apply(params, own.ids, hidden=hidden, start=11).pooled
+    pooled = pipeline.encoder.model.apply(params, own.ids, hidden=hidden, start=11).pooled
     to_own, to_other = (np.linalg.norm(pooled - part.out.pooled, axis=-1) for part in (own, other))
     assert np.mean(to_other < to_own) >= 0.95
 
@@ -123,9 +123,11 @@ class _Encoded(NamedTuple):
 
 
 def _encoded(pipeline, names) -> _Encoded:
-    ids = tokenize(pipeline.tokenizer, [f"a photo of {name}" for name in names])
-    last = (ids == pipeline.tokenizer.eos_token_id).argmax(-1) - 1
-    apply = jax.jit(lambda x: pipeline.text.apply({"params": pipeline.params["text_encoder"]}, x))
+    ids = tokenize(pipeline.encoder.tokenizer, [f"a photo of {name}" for name in names])
+    last = (ids == pipeline.encoder.tokenizer.eos_token_id).argmax(-1) - 1
+    apply = jax.jit(
+        lambda x: pipeline.encoder.model.apply({"params": pipeline.params["text_encoder"]}, x)
+    )
     return _Encoded(jnp.asarray(ids), last, apply(ids))
 
 

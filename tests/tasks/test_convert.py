@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.export import text_encoder
-from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime import checkpoints, parallel
 from emcid_jax.runtime.errors import UserError
@@ -78,7 +78,10 @@ def test_the_stored_type_is_that_of_the_variant_that_is_read(
 def test_every_tensor_keeps_its_stored_type(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     source, folder = tmp_path / "source", tmp_path / "converted"
     shutil.copytree(tiny_pipeline_folder, source)
-    for part, name in WEIGHT_FILES.items():  # The first tensor of each part is in half precision.
+    for (
+        part,
+        name,
+    ) in SD.weight_files.items():  # The first tensor of each part is in half precision.
         arrays = load_file(source / part / name)
         first = min(arrays)
         save_file(arrays | {first: arrays[first].astype(np.float16)}, source / part / name)

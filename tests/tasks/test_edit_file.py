@@ -21,7 +21,7 @@ from emcid_jax.editing.export import edit_file, stored_weights
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.pipelines import ldm_keys
-from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
@@ -118,7 +118,7 @@ def write_single_file(folder: Path, path: Path) -> None:
     unet = UNetConfig.from_dict(json.loads((folder / "unet/config.json").read_text()))
     vae = VaeConfig.from_dict(json.loads((folder / "vae/config.json").read_text()))
     arrays: dict[str, np.ndarray] = {}
-    for part, file in WEIGHT_FILES.items():
+    for part, file in SD.weight_files.items():
         for name, array in load_file(folder / part / file).items():
             if part == "text_encoder":
                 key = ldm_keys.locate_text(

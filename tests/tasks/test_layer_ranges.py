@@ -78,7 +78,7 @@ def test_every_range_once(
     edited, report = edit_job.written(job, run)
     row = rows[1]
     assert row["left"] == pytest.approx(report.distance_after / report.distance_before, rel=1e-4)
-    reader = make_reader(job.pipeline, job.requests, config.keep, "the {}")
+    reader = make_reader(job.pipeline.encoder, job.requests, config.keep, "the {}")
     read = reader.read(edited.params["text_encoder"])
     for name, value in read._asdict().items():
         assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-7), name

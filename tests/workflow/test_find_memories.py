@@ -77,7 +77,7 @@ def test_memories_by_text_alone_need_no_padding(
     ]
     config = StageOneConfig(layer=1, steps=4, objective="text-only", edited_tokens=count)
     prompts = read_prompts(pipeline, requests, config)
-    end = pipeline.tokenizer.eos_token_id
+    end = pipeline.encoder.tokenizer.eos_token_id
     full = prompts.source.ids.shape[-1]
     rows = np.concatenate([part.ids.reshape(-1, full) for part in prompts])
     longest = max(row.tolist().index(end) for row in rows)

@@ -21,7 +21,7 @@ from emcid_jax.editing.export.edit_file import read_edit
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.pipelines import ldm_keys
-from emcid_jax.pipelines.diffusers_layout import WEIGHT_FILES
+from emcid_jax.pipelines.families import SD
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import bank, edit
 from emcid_jax.workflow import edit_job
@@ -38,7 +38,7 @@ def half(tiny_pipeline_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_pipeline_folder, snapshot)
     (root / "refs").mkdir()
     (root / "refs" / "v1").write_text(COMMIT)
-    for part, name in WEIGHT_FILES.items():
+    for part, name in SD.weight_files.items():
         file = snapshot / part / name
         tensors = {key: array.astype(np.float16) for key, array in load_file(file).items()}
         save_file(tensors, file.with_suffix(".fp16.safetensors"))
@@ -53,7 +53,7 @@ def single(half: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "single"
     shutil.copytree(half, folder, ignore=shutil.ignore_patterns("*.safetensors", "model_index*"))
     tensors: dict[str, np.ndarray] = {}
-    for part, name in WEIGHT_FILES.items():
+    for part, name in SD.weight_files.items():
         for key, array in load_file((half / part / name).with_suffix(".fp16.safetensors")).items():
             if part == "text_encoder":
                 place = ldm_keys.locate_text(f"text_model.{key.removeprefix('text_model.')}", 1, ())
@@ -98,10 +98,10 @@ def test_a_job_is_that_of_the_same_weights_wherever_they_lie(
     folder = edit_job.prepare(of_model(config, path=str(half), variant="fp16"))
     file = edit_job.prepare(of_model(config, path=str(single)))
     assert hub.inputs == folder.inputs  # so that a run goes on when its model has moved
-    for part in WEIGHT_FILES:
+    for part in SD.weight_files:
         assert hub.model[part] == folder.model[part] == file.model[part]
     plain = edit_job.prepare(of_model(config, path=str(half)))
-    assert all(plain.model[part] != hub.model[part] for part in WEIGHT_FILES)
+    assert all(plain.model[part] != hub.model[part] for part in SD.weight_files)
     with pytest.raises(UserError, match="at revision v2: no such folder here"):
         edit_job.prepare(of_model(config, path=NAME, revision="v2"))
 

@@ -254,19 +254,20 @@ def solve_relative(
     requests = [concept.request for concept in active]
     if isinstance(moments, UnitStatistics) or config.solver == "units":
         return _solve_units(active, records, pipeline, moments, config)
-    prompts = spans.source_prompts(pipeline.tokenizer, requests)
+    encoder = pipeline.encoder
+    prompts = spans.source_prompts(encoder.tokenizer, requests)
     counts = [memories.edited_tokens(record.provenance) for record in records]
     targets = [target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]
     return stage_two.solve(
-        pipeline.text,
-        pipeline.params["text_encoder"],
+        encoder.model,
+        encoder.params,
         np.concatenate([z.reshape(count, -1) for z, count in zip(targets, counts, strict=True)]),
-        edited_tokens.rows(prompts, pipeline.tokenizer.eos_token_id, counts),
+        edited_tokens.rows(prompts, encoder.tokenizer.eos_token_id, counts),
         moments,
         config,
         block=common_block(records),
         weights=np.repeat([request.weight for request in requests], counts),
-        protection=preservation.protect(pipeline, requests, config),
+        protection=preservation.protect(encoder, requests, config),
     )
 
 
@@ -287,7 +288,7 @@ def _solve_units(
     if len({offset.shape for offset in offsets}) > 1:
         raise UserError("memories have offsets of several tokens; units take one token each")
     return units.solve(
-        pipeline,
+        pipeline.encoder,
         [concept.request for concept in active],
         np.stack(offsets),
         statistics,

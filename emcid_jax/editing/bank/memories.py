@@ -117,7 +117,7 @@ def model_hashes(pipeline: Pipeline) -> dict[str, str]:
     return hashes | {
         "tokenizer": tokenizer_hash(pipeline.folder),
         "scheduler": hash_of(dict(pipeline.scheduler_config)),
-        "dtype": jnp.dtype(pipeline.text.dtype).name,
+        "dtype": jnp.dtype(pipeline.dtype).name,
     }
 
 

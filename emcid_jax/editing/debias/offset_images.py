@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.pipelines.generate import batches_of_states, encode_prompts
 from emcid_jax.pipelines.pipeline import Params, Pipeline
@@ -51,11 +52,12 @@ def offset_batches(
     everywhere, split = parallel.replicated(mesh), parallel.sharded(mesh)
     encoder = parallel.place(pipeline.params["text_encoder"], everywhere)
     negatives = 1 if guidance != 1.0 else 0
-    free = parallel.place(encode_prompts(pipeline, [""])[:negatives], everywhere)
+    free = parallel.place(encode_prompts(pipeline, [""]).tokens[:negatives], everywhere)
 
-    def states(index: Int[np.ndarray, " image"]) -> Array:
+    def states(index: Int[np.ndarray, " image"]) -> Conditioning:
         rows = parallel.place((ids[index], positions[index], offsets[index]), split)
-        return _offset_states(encoder, free, *rows, text=pipeline.text, block=block)
+        text = pipeline.encoder.model
+        return Conditioning(_offset_states(encoder, free, *rows, text=text, block=block))
 
     yield from batches_of_states(
         pipeline,

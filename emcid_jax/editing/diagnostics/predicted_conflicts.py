@@ -26,7 +26,7 @@ from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.encoder.blockwise import Blocks, SourcePrompts, prompt_means, split_prompts
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
 from emcid_jax.editing.stage_two import preservation, solve
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import make_mesh
 
@@ -91,7 +91,7 @@ class CleanRun:
 
 def predict(
     concepts: ConceptBank,
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     moments: SecondMoments,
     config: StageTwoConfig,
     keep: Sequence[str] = (),
@@ -100,7 +100,7 @@ def predict(
 
     Args:
         concepts: the bank; those of strength 0 are left out.
-        pipeline: the base model.
+        encoder: the base model's text encoder.
         moments: its second moments, with the layers of `config`.
         config: Stage II's settings.
         keep: names that the edit should not change, in the templates of the bank's first request.
@@ -118,9 +118,9 @@ def predict(
         [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
     )
     # Apart, for the requests' shapes are those that the solve compiles.
-    runs = [clean_run(pipeline, part, config.layers) for part in (requests, kept) if part]
+    runs = [clean_run(encoder, part, config.layers) for part in (requests, kept) if part]
     states = np.concatenate([run.states for run in runs])
-    protection = preservation.protect(pipeline, requests, config)
+    protection = preservation.protect(encoder, requests, config)
     strength = solve.effective_strength(config)
     weights = np.array([request.weight for request in requests])
     count, layers = len(requests), len(config.layers)
@@ -186,14 +186,13 @@ def _alike(cosines: Float64[np.ndarray, "row row"]) -> Int[np.ndarray, " row"]:
 
 
 def clean_run(
-    pipeline: Pipeline, requests: Sequence[EditRequest], layers: Sequence[int]
+    encoder: TextEncoder, requests: Sequence[EditRequest], layers: Sequence[int]
 ) -> CleanRun:
     """Keys of `layers` and states after the last of them, of every request's source prompts."""
-    rectangle = spans.source_prompts(pipeline.tokenizer, requests)
+    rectangle = spans.source_prompts(encoder.tokenizer, requests)
     prompts = SourcePrompts(*rectangle)
     mesh = make_mesh()
-    params = pipeline.params["text_encoder"]
-    blocks = Blocks(exact(pipeline.text, params), params, mesh)
+    blocks = Blocks(exact(encoder.model, encoder.params), encoder.params, mesh)
     chunks = split_prompts(prompts, mesh)
     keys, runs = {}, []
     for layer in range(layers[-1] + 1):

@@ -13,7 +13,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.editing.bank.concepts import ConceptBank, common_block, target
 from emcid_jax.editing.encoder.whole_prompts import Prompts, TextChange, text_changes
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime.errors import UserError
 
 
@@ -60,7 +60,7 @@ class Question:
     """Which of these is a request's."""
 
 
-def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
+def question(concepts: ConceptBank, encoder: TextEncoder) -> Question:
     """The prompts to run, whatever the edit.
 
     Raises:
@@ -71,16 +71,16 @@ def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
         raise UserError("the bank has no concept of strength > 0; add one")
     records = [concepts.records[concept.memory] for concept in active]
     strengths = tuple(concept.strength for concept in active)
-    dim = pipeline.text.config.hidden_size  # Other edited tokens than the subject come after it.
+    dim = encoder.model.config.hidden_size  # Other edited tokens than the subject come after it.
     targets, starts = (
         np.stack([target(r.memory, s)[:dim] for r, s in zip(records, part, strict=True)])
         for part in (strengths, [0.0] * len(records))
     )
     offsets = targets - starts
     requests = tuple(concept.request for concept in active)
-    source = spans.source_prompts(pipeline.tokenizer, requests)
+    source = spans.source_prompts(encoder.tokenizer, requests)
     owner, prompt = np.nonzero(source.mask)
-    destinations = spans.destination_prompts(pipeline.tokenizer, requests).ids[:, 0]
+    destinations = spans.destination_prompts(encoder.tokenizer, requests).ids[:, 0]
     ids, wanted = np.unique(destinations, axis=0, return_inverse=True)
     return Question(
         requests,
@@ -97,21 +97,21 @@ def question(concepts: ConceptBank, pipeline: Pipeline) -> Question:
 
 
 def reach(
-    concepts: ConceptBank, pipeline: Pipeline, edited: Mapping[str, Any]
+    concepts: ConceptBank, encoder: TextEncoder, edited: Mapping[str, Any]
 ) -> tuple[Reach, ...]:
     """Every concept of strength > 0, in the bank's order.
 
     Args:
         concepts: the bank; its memories may be of a relative of the model.
-        pipeline: the pristine model.
-        edited: parameters of its text encoder with the edit in them.
+        encoder: the pristine text encoder.
+        edited: its parameters with the edit in them.
 
     Raises:
         UserError: what `question` raises.
     """
-    asked, base = question(concepts, pipeline), pipeline.params["text_encoder"]
+    asked = question(concepts, encoder)
     sets = asked.source, asked.destination
-    return answer(asked, *text_changes(pipeline, base, edited, sets, asked.block))
+    return answer(asked, *text_changes(encoder, encoder.params, edited, sets, asked.block))
 
 
 def answer(asked: Question, source: TextChange, destination: TextChange) -> tuple[Reach, ...]:

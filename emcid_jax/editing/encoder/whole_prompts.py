@@ -21,7 +21,7 @@ from jaxtyping import Float, Float64, Int
 from emcid_jax.editing.encoder.blockwise import ROW_STEP, Blocks, Chunk
 from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime.parallel import even_chunk, make_mesh, padded_size, place, sharded
 
 ROWS = 256
@@ -72,28 +72,28 @@ class Part(NamedTuple):
 
 
 def text_states(
-    pipeline: Pipeline, params: Mapping[str, Any], prompts: Prompts, block: int
+    encoder: TextEncoder, params: Mapping[str, Any], prompts: Prompts, block: int
 ) -> TextStates:
-    """Every prompt through the text encoder of `pipeline`'s kind with `params`.
+    """Every prompt through a text encoder of this kind with `params`.
 
     `block` is the one after which the state at the position is wanted.
     """
-    model = exact(pipeline.text, dict(params))
-    blocks, states = Blocks(model, params, make_mesh()), _no_states(pipeline, prompts)
+    model = exact(encoder.model, dict(params))
+    blocks, states = Blocks(model, params, make_mesh()), _no_states(encoder, prompts)
     for part in _parts(model, prompts):
         _run(blocks, part, block, states)
     return states
 
 
 def end_features(
-    pipeline: Pipeline, params: Mapping[str, Any], ids: Int[np.ndarray, "prompt token"]
+    encoder: TextEncoder, params: Mapping[str, Any], ids: Int[np.ndarray, "prompt token"]
 ) -> Float64[np.ndarray, "prompt dim"]:
     """Final features of prompts at their end tokens, as `text_states` gives them."""
-    return text_states(pipeline, params, Prompts.whole(ids), 0).pooled
+    return text_states(encoder, params, Prompts.whole(ids), 0).pooled
 
 
 def text_changes(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     before: Mapping[str, Any],
     after: Mapping[str, Any],
     sets: Sequence[Prompts],
@@ -104,9 +104,9 @@ def text_changes(
     `block` is the one after which the states at the positions are wanted.
     """
     together = Prompts(*map(np.concatenate, zip(*sets, strict=True)))
-    model, mesh = exact(pipeline.text, dict(before)), make_mesh()
+    model, mesh = exact(encoder.model, dict(before)), make_mesh()
     both = [Blocks(model, params, mesh) for params in (before, after)]
-    empty = (_no_states(pipeline, together) for _ in both)
+    empty = (_no_states(encoder, together) for _ in both)
     whole = TextChange(*empty, drift=np.zeros(len(together.ids)))
     for part in _parts(model, together):
         old, new = (
@@ -123,8 +123,8 @@ def text_changes(
     return [jax.tree.map(operator.itemgetter(some), whole) for some in rows]
 
 
-def _no_states(pipeline: Pipeline, prompts: Prompts) -> TextStates:
-    shape = len(prompts.ids), pipeline.text.config.hidden_size
+def _no_states(encoder: TextEncoder, prompts: Prompts) -> TextStates:
+    shape = len(prompts.ids), encoder.model.config.hidden_size
     return TextStates(np.zeros(shape), np.zeros(shape))
 
 

@@ -58,13 +58,13 @@ class Ported(NamedTuple):
 
 def compare(base: Pipeline, derived: Pipeline) -> Difference:
     """Where the text encoders differ. UserError if one cannot be derived from the other."""
-    if base.text.config != derived.text.config:
+    if base.encoder.model.config != derived.encoder.model.config:
         raise UserError(
             f"{derived.folder}: its text encoder is of another kind than that of {base.folder}; "
             "add the requests to a new bank with this model"
         )
     old, new = (p.params["text_encoder"]["text_model"] for p in (base, derived))
-    blocks = range(base.text.config.num_hidden_layers)
+    blocks = range(base.encoder.model.config.num_hidden_layers)
     return Difference(
         memories.tokenizer_hash(base.folder) != memories.tokenizer_hash(derived.folder),
         _differ(old["embeddings"], new["embeddings"]),
@@ -114,7 +114,7 @@ def port(
         content, report = edit_file.pack(solved.deltas, solved.units), solved.report
     how = "solved" if moments else "applied"
     edited = apply(derived, content, report)
-    reached = reach(concepts, derived, edited)
+    reached = reach(concepts, derived.encoder, edited)
     return Ported(how, difference, content, report, moments, reached)
 
 

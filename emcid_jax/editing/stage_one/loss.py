@@ -26,6 +26,7 @@ from jaxtyping import Float, Int, UInt32
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.stage_one import prompt_end
 from emcid_jax.editing.stage_one.prompt_end import Before
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.pipelines.pipeline import Pipeline
 
@@ -122,7 +123,7 @@ def text_model(pipeline: Pipeline) -> ClipTextModel:
 
     It is a small part of the work, and a memory is a state of it that Stage II must reproduce.
     """
-    return ClipTextModel(pipeline.text.config, jnp.float32)
+    return ClipTextModel(pipeline.encoder.model.config, jnp.float32)
 
 
 def student_text(
@@ -184,11 +185,11 @@ def make_sample(
         target = pipeline.schedule.training_target(latents, noise, timesteps)
         return Sample(noisy, timesteps, target)
     assert inputs.teacher_text is not None
-    target = predict(pipeline, params, noisy, timesteps, _fold(inputs.teacher_text))
+    target = predict(pipeline, params, noisy, timesteps, Conditioning(_fold(inputs.teacher_text)))
     if config.objective == "esd":
         assert inputs.empty_text is not None
         empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
-        free = predict(pipeline, params, noisy, timesteps, empty)
+        free = predict(pipeline, params, noisy, timesteps, Conditioning(empty))
         target = free - config.esd_guidance * (target - free)
     return Sample(noisy, timesteps, target)
 
@@ -224,7 +225,7 @@ def loss(
         student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
         if rematerialise:
             student_unet = jax.checkpoint(student_unet, policy=_is_kept)
-        error = student_unet(student.last_hidden_state) - sample.target
+        error = student_unet(Conditioning(student.last_hidden_state)) - sample.target
         noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
     offsets, states = by_token(delta, config), by_token(inputs.h0, config)
@@ -257,10 +258,10 @@ def predict(
     params: Params,
     noisy: Float[Array, "row height width channel"],
     timesteps: Int[Array, " row"],
-    text: Float[Array, "row token dim"],
+    text: Conditioning,
 ) -> Float[Array, "row height width channel"]:
     """What the UNet with `params` predicts on noisy latents, reading `text`; float32."""
-    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, text)
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, *text)
     return cast(Array, predicted).astype(jnp.float32)
 
 

@@ -54,7 +54,7 @@ def prepare(
     Raises:
         UserError: the layer is not one of the model's blocks, or what is computed is not finite.
     """
-    blocks = pipeline.text.config.num_hidden_layers
+    blocks = pipeline.encoder.model.config.num_hidden_layers
     if not 0 <= config.layer < blocks:
         raise UserError(
             f"stage_one.layer={config.layer}: the text encoder has blocks 0 to {blocks - 1}"
@@ -66,12 +66,12 @@ def prepare(
     text = parallel.place(pipeline.params["text_encoder"], everywhere)
     encode = functools.partial(_encode, loss.text_model(pipeline), text, config.layer)
 
-    end, edited = pipeline.tokenizer.eos_token_id, config.edited_tokens
+    end, edited = pipeline.encoder.tokenizer.eos_token_id, config.edited_tokens
     position = edited_tokens.positions(source, end, edited)
     hidden, source_last, _ = _per_prompt(encode, (source_ids, position), mesh, "source text states")
     empty_text = None
     if config.objective == "esd":
-        empty = np.asarray(tokenize(pipeline.tokenizer, [""]))[None, :, :tokens]
+        empty = np.asarray(tokenize(pipeline.encoder.tokenizer, [""]))[None, :, :tokens]
         ends = np.ones((1, 1), np.int32)
         nothing = PromptRectangle(empty, ends, ends > 0)
         places = edited_tokens.positions(nothing, end, edited)

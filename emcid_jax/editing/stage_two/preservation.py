@@ -27,7 +27,8 @@ from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import exact
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.runtime.errors import UserError
 
 
@@ -75,7 +76,7 @@ def resolved(config: StageTwoConfig) -> StageTwoConfig:
 
 
 def protect(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     config: StageTwoConfig,
     mesh: Mesh | None = None,
@@ -108,13 +109,13 @@ def protect(
         sorted({template for request in requests for template in request.templates})
     )
     return Protection(
-        _kept(pipeline, names, templates, config, mesh) if names else {},
-        _held(pipeline, config.layers),
+        _kept(encoder, names, templates, config, mesh) if names else {},
+        _held(encoder, config.layers),
     )
 
 
 def _kept(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     names: Sequence[str],
     templates: Sequence[str],
     config: StageTwoConfig,
@@ -123,9 +124,9 @@ def _kept(
     """The second moments of the concepts' prompts, not divided by the number of tokens."""
     prompts = [fill(template, name).prompt for name in names for template in templates]
     steps = second_moment.accumulate(
-        pipeline.text,
-        pipeline.params["text_encoder"],
-        tokenize(pipeline.tokenizer, prompts),
+        encoder.model,
+        encoder.params,
+        tokenize(encoder.tokenizer, prompts),
         config.layers,
         mesh=mesh,
     )
@@ -134,11 +135,11 @@ def _kept(
     return {layer: scale * total for layer, total in sums.items()}
 
 
-def _held(pipeline: Pipeline, layers: Sequence[int]) -> dict[int, Float[np.ndarray, "token key"]]:
+def _held(encoder: TextEncoder, layers: Sequence[int]) -> dict[int, Float[np.ndarray, "token key"]]:
     """Keys of the empty prompt as the UNet sees it: padding included."""
-    params = pipeline.params["text_encoder"]
+    params = encoder.params
     with jax.default_matmul_precision("highest"):
-        out = jax.jit(exact(pipeline.text, params).apply)(
-            {"params": params}, tokenize(pipeline.tokenizer, [""])
+        out = jax.jit(exact(encoder.model, params).apply)(
+            {"params": params}, tokenize(encoder.tokenizer, [""])
         )
     return {layer: np.asarray(out.keys[layer][0]) for layer in layers}

@@ -221,7 +221,8 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
 
 def with_edit(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
     """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
-    return with_text_params(pipeline, apply_edit(pipeline.params["text_encoder"], edit))
+    encoder = pipeline.encoder
+    return with_text_params(pipeline, {encoder.name: apply_edit(encoder.params, edit)})
 
 
 def layer_solver(

@@ -24,7 +24,7 @@ from emcid_jax.editing.units import gates, recognise
 from emcid_jax.editing.units.names import Names, Strangers, find_names
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.editing.units.told import mistaken, shared
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 
 FLOOR = 0.65
 """Lowest threshold."""
@@ -46,7 +46,7 @@ class FittedGates:
 
 
 def fit_gates(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     keep: Sequence[str],
     statistics: UnitStatistics,
@@ -57,7 +57,7 @@ def fit_gates(
     """A gate for every request.
 
     Args:
-        pipeline: the base model.
+        encoder: the base model's text encoder.
         requests: what is edited.
         keep: names that no gate may answer to.
         statistics: of the block that gets the units.
@@ -68,8 +68,8 @@ def fit_gates(
         UserError: a source that does not fit the model.
     """
     space = gates.metric(statistics)
-    names = find_names(pipeline, requests, keep, statistics, space, contexts)
-    others = _others(pipeline, names, statistics, space)
+    names = find_names(encoder, requests, keep, statistics, space, contexts)
+    others = _others(encoder, names, statistics, space)
     parts = [
         slice(begin, min(begin + gates.CHUNK, names.sources))
         for begin in range(0, names.sources, gates.CHUNK)
@@ -139,13 +139,13 @@ class _Fitted(NamedTuple):
 
 
 def _others(
-    pipeline: Pipeline, names: Names, statistics: UnitStatistics, space: gates.Metric
+    encoder: TextEncoder, names: Names, statistics: UnitStatistics, space: gates.Metric
 ) -> _Others:
     seen, held_out = (
         space.whiten(statistics.reference[None, half::2].astype(np.float32))[0] for half in (0, 1)
     )
     sources = names.texts[: names.sources]
-    spoken = recognise.own_rows(pipeline.tokenizer, sources, statistics.recent)
+    spoken = recognise.own_rows(encoder.tokenizer, sources, statistics.recent)
     spoken_seen, spoken = ([rows[rows % 2 == i] // 2 for rows in spoken] for i in (0, 1))
     rows, owner = names.rows()
     order = np.argsort(owner, kind="stable")

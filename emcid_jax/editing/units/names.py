@@ -15,7 +15,7 @@ from emcid_jax.editing.units.gates import Metric
 from emcid_jax.editing.units.states import name_states
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.editing.units.strangers import strangers
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 
 SHOWN = 4
 """Contexts of a name that the gates of other names are held against."""
@@ -51,7 +51,7 @@ class Names(NamedTuple):
 
 
 def find_names(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     keep: Sequence[str],
     statistics: UnitStatistics,
@@ -74,16 +74,16 @@ def find_names(
     asked = [(request.source, request.templates, request.origin) for request in requests]
     asked += [about for key, about in others.items() if key and key not in sources]
     texts, templates, origins = (list(part) for part in zip(*asked, strict=True))
-    prompts = name_prompts(pipeline.tokenizer, texts, templates, statistics.pool, contexts, origins)
+    prompts = name_prompts(encoder.tokenizer, texts, templates, statistics.pool, contexts, origins)
     count = len(requests)
     own = NamePrompts(*(part[:count] for part in prompts))
 
     def encoded(asked: NamePrompts) -> Float[np.ndarray, "name context dim"]:
-        params = pipeline.params["text_encoder"]
-        return space.whiten(name_states(pipeline.text, params, asked, statistics.block))
+        params = encoder.params
+        return space.whiten(name_states(encoder.model, params, asked, statistics.block))
 
     def drawn(number: int) -> Strangers:
-        found, mask = strangers(pipeline.tokenizer, texts[:count], own, number)
+        found, mask = strangers(encoder.tokenizer, texts[:count], own, number)
         states = np.zeros((*mask.shape, len(space.mean)), np.float32)
         some = mask.any(axis=1)
         states[some] = encoded(NamePrompts(*(part[some] for part in found)))

@@ -16,13 +16,13 @@ from emcid_jax.editing.stage_two.preservation import resolved
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.editing.units.fit import fit_gates
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 
 
 def solve(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     offsets: Float[np.ndarray, "request dim"],
     statistics: UnitStatistics,
@@ -33,7 +33,7 @@ def solve(
     """Two hidden units per request: its gate, and its offset as the answer.
 
     Args:
-        pipeline: the base model.
+        encoder: the base model's text encoder.
         requests: what is edited.
         offsets: what Stage I found for each, times its strength.
         statistics: of this encoder and block.
@@ -43,7 +43,7 @@ def solve(
     Raises:
         UserError: statistics, block or offsets that do not fit, or a name that does not.
     """
-    _check(pipeline, requests, offsets, statistics, config, block)
+    _check(encoder, requests, offsets, statistics, config, block)
     config = resolved(config)
     edited = {normalised(request.source) for request in requests}
     keep = [name for name in config.preserve if normalised(name) not in edited]
@@ -52,7 +52,7 @@ def solve(
             "%d concepts to keep are edited and so not kept", len(config.preserve) - len(keep)
         )
     found = fit_gates(
-        pipeline,
+        encoder,
         requests,
         keep,
         statistics,
@@ -86,7 +86,7 @@ def _rms(rows: Float[np.ndarray, "request dim"]) -> float:
 
 
 def _check(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     offsets: Float64[np.ndarray, "request dim"] | Float[np.ndarray, "request dim"],
     statistics: UnitStatistics,
@@ -99,11 +99,9 @@ def _check(
             f"config.stage_two.layers is {config.layers}; units stand in one block, that of the "
             f"memories: give ({block},)"
         )
-    if statistics.block != block or statistics.model_hash != params_hash(
-        pipeline.params["text_encoder"]
-    ):
+    if statistics.block != block or statistics.model_hash != params_hash(encoder.params):
         raise UserError("statistics of units are of another model or block; measure them again")
-    size = pipeline.text.config.hidden_size
+    size = encoder.model.config.hidden_size
     if offsets.shape != (len(requests), size):
         raise UserError(
             f"memories have offsets of shape {offsets.shape}; units take one token each: set "

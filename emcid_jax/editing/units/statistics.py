@@ -26,8 +26,9 @@ from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units.contexts import beginnings, name_prompts
 from emcid_jax.editing.units.states import fc1_inputs, name_states
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import (
@@ -74,7 +75,7 @@ class UnitStatistics:
 
 
 def measure(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     captions: Sequence[str],
     block: int,
     *,
@@ -87,14 +88,14 @@ def measure(
 
     UserError if the encoder has no such block or there is no caption.
     """
-    model, params = pipeline.text, pipeline.params["text_encoder"]
+    model, params = encoder.model, encoder.params
     depth, dim = model.config.num_hidden_layers, model.config.hidden_size
     if not 0 <= block < depth:
         raise UserError(f"config.stage_two.layers is ({block},); blocks are 0 to {depth - 1}")
     if not captions:
         raise UserError("config.moments.captions holds no caption; give at least one")
     mesh = make_mesh() if mesh is None else mesh
-    ids = tokenize(pipeline.tokenizer, captions)
+    ids = tokenize(encoder.tokenizer, captions)
     lengths = np.asarray(end_positions(jnp.asarray(ids), model.config.eos_token_id)) + 1
     ids, lengths = canonical(ids, lengths, model.config.max_position_embeddings)
     batches = make_batches(ids, lengths, padded_size(batch, mesh.size), mesh.size)
@@ -123,7 +124,7 @@ def measure(
         len(captions),
         mean,
         square / count - np.outer(mean, mean),
-        _within(pipeline, captions, pool, block, seed, mesh),
+        _within(encoder, captions, pool, block, seed, mesh),
         np.concatenate(reference),
         np.concatenate(recent),
         pool,
@@ -171,7 +172,7 @@ _ARRAYS = ("mean", "covariance", "within", "reference", "recent")
 
 
 def _within(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     captions: Sequence[str],
     pool: Sequence[str],
     block: int,
@@ -182,14 +183,14 @@ def _within(
     if not names:
         raise UserError("config.moments.captions holds no plain word; give captions in words")
     prompts = name_prompts(
-        pipeline.tokenizer,
+        encoder.tokenizer,
         names,
         [()] * len(names),
         pool,
         PHRASE_CONTEXTS,
         [f"captions: {name}" for name in names],
     )
-    states = name_states(pipeline.text, pipeline.params["text_encoder"], prompts, block, mesh)
+    states = name_states(encoder.model, encoder.params, prompts, block, mesh)
     states = states.astype(np.float64)
     apart = (states - states.mean(axis=1, keepdims=True)).reshape(-1, states.shape[-1])
     return apart.T @ apart / (len(names) * max(1, states.shape[1] - 1))

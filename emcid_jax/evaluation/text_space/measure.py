@@ -25,7 +25,8 @@ from emcid_jax.editing.encoder.whole_prompts import Prompts, TextChange, text_ch
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 
 WORST = 20
 """Captions named in a report."""
@@ -103,7 +104,7 @@ class TextSpace:
 
 def measure(
     concepts: ConceptBank,
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     edit: WeightEdit,
     moments: SecondMoments,
     config: StageTwoConfig,
@@ -114,7 +115,7 @@ def measure(
 
     Args:
         concepts: the bank that it is of.
-        pipeline: the pristine model.
+        encoder: the pristine text encoder.
         edit: what `concepts.solve` gave.
         moments: the second moments used.
         config: Stage II's settings used.
@@ -124,22 +125,22 @@ def measure(
     Raises:
         UserError: an empty bank, or a name that has no place in a prompt.
     """
-    base = pipeline.params["text_encoder"]
-    edited = solve.apply_edit(base, edit)
+    edited = solve.apply_edit(encoder.params, edit)
     sources = {normalised(concept.request.source) for concept in concepts.active}
     keep = [name for name in dict.fromkeys(keep) if normalised(name) not in sources]
-    asked = question(concepts, pipeline)
+    asked = question(concepts, encoder)
     requests = kept_requests(keep, asked.requests[0].templates)
-    neighbours = spans.source_prompts(pipeline.tokenizer, requests)
+    neighbours = spans.source_prompts(encoder.tokenizer, requests)
     sets = (
         asked.source,
         asked.destination,
         Prompts(neighbours.ids[neighbours.mask], neighbours.positions[neighbours.mask]),
-        Prompts.whole(tokenize(pipeline.tokenizer, captions)),
+        Prompts.whole(tokenize(encoder.tokenizer, captions)),
     )
-    source, destination, others, corpus = text_changes(pipeline, base, edited, sets, asked.block)
+    changes = text_changes(encoder, encoder.params, edited, sets, asked.block)
+    source, destination, others, corpus = changes
     reached = answer(asked, source, destination)
-    prediction = predicted_conflicts.predict(concepts, pipeline, moments, config, keep)
+    prediction = predicted_conflicts.predict(concepts, encoder, moments, config, keep)
     kept = _kept(keep, others, prediction)
     drift = corpus.drift
     named = names_any(captions, sorted(sources))

@@ -17,7 +17,8 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import fill
 from emcid_jax.editing.encoder.whole_prompts import end_features
 from emcid_jax.evaluation.statistics.evenly import evenly
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 
 
 class Readings(NamedTuple):
@@ -44,8 +45,8 @@ class Readings(NamedTuple):
 class Reader:
     """Names in a template, and how the clean model reads them."""
 
-    pipeline: Pipeline
-    """The clean model."""
+    encoder: TextEncoder
+    """The clean one."""
     names: tuple[str, ...]
     """All that a prompt may read as."""
     ids: Int[np.ndarray, "name token"]
@@ -58,7 +59,7 @@ class Reader:
     def read(self, edited: Mapping[str, Any]) -> Readings:
         """What the text encoder with parameters `edited` makes of the names."""
         rows = np.concatenate([self.sources, self.kept])
-        states = end_features(self.pipeline, edited, self.ids[rows])
+        states = end_features(self.encoder, edited, self.ids[rows])
         found, count = nearest(states, self.clean), len(self.sources)
         wanted = self.clean[self.destinations]
         apart, before = (
@@ -76,7 +77,7 @@ class Reader:
 
 
 def make_reader(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     keep: Sequence[str],
     template: str,
@@ -85,7 +86,7 @@ def make_reader(
     """A reader of the requests' names and of those in `keep` that no request edits.
 
     Args:
-        pipeline: the clean model.
+        encoder: the clean text encoder.
         requests: of one destination each; an empty one is the empty prompt.
         keep: names that the edit should not change; all of them can be read.
         template: holds one {}.
@@ -100,7 +101,7 @@ def make_reader(
             places[normalised(name)] = len(names)
             names.append(name)
     ids = tokenize(
-        pipeline.tokenizer, [fill(template, name).prompt if name else "" for name in names]
+        encoder.tokenizer, [fill(template, name).prompt if name else "" for name in names]
     )
     edited = {normalised(name) for name in sources}
     kept = list(dict.fromkeys(normalised(name) for name in keep))
@@ -109,9 +110,9 @@ def make_reader(
     def rows(chosen: Sequence[str]) -> np.ndarray:
         return np.array([places[normalised(name)] for name in chosen], np.int64)
 
-    clean = end_features(pipeline, pipeline.params["text_encoder"], ids)
+    clean = end_features(encoder, encoder.params, ids)
     parts = rows(sources), rows(destinations), rows(kept)
-    return Reader(pipeline, tuple(names), ids, clean, *parts)
+    return Reader(encoder, tuple(names), ids, clean, *parts)
 
 
 def nearest(

@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.templates import fill
 from emcid_jax.models.text.clip import end_positions
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.runtime.errors import UserError
 
 
@@ -27,12 +28,12 @@ class Subjects(NamedTuple):
     """One past the last subject token."""
 
 
-def read_subjects(pipeline: Pipeline, names: Sequence[str], templates: Sequence[str]) -> Subjects:
+def read_subjects(encoder: TextEncoder, names: Sequence[str], templates: Sequence[str]) -> Subjects:
     """Every name in every template. UserError for one that has no place in a prompt."""
-    tokenizer = pipeline.tokenizer
+    tokenizer = encoder.tokenizer
     filled = [[fill(template, name) for template in templates] for name in names]
     ids = tokenize(tokenizer, [one.prompt for row in filled for one in row])
-    last = int(end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id).max())
+    last = int(end_positions(jnp.asarray(ids), encoder.model.config.eos_token_id).max())
     places = np.array(
         [
             [spans.subject_span(tokenizer, one.prompt, name, one.start) for one in row]

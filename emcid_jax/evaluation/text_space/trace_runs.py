@@ -17,7 +17,7 @@ from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.evaluation.text_space.trace_prompts import Subjects
 from emcid_jax.evaluation.text_space.trace_scores import Finals, Recovery, recovery
 from emcid_jax.models.text.clip import ClipTextModel
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime import parallel
 
 Hidden = Float[np.ndarray, "name template token dim"]
@@ -45,7 +45,7 @@ class Traced(NamedTuple):
 
 
 def prepare(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     subjects: Subjects,
     corruption: Corrupt | Int[np.ndarray, "name template token"],
 ) -> Traced:
@@ -54,9 +54,8 @@ def prepare(
     `corruption` changes the input of block 0, as `trace_prompts.with_noise` does, or is the token
     ids of other prompts.
     """
-    base = pipeline.params["text_encoder"]
-    model = exact(pipeline.text, base)
-    params = parallel.place(base, parallel.replicated(parallel.make_mesh()))
+    model = exact(encoder.model, encoder.params)
+    params = parallel.place(encoder.params, parallel.replicated(parallel.make_mesh()))
     table, shape = params["text_model"]["embeddings"], subjects.ends.shape
 
     def embedded(ids: np.ndarray) -> np.ndarray:
@@ -65,7 +64,7 @@ def prepare(
 
     clean_input = embedded(subjects.ids)
     if callable(corruption):
-        corrupted_input = corruption(clean_input, subjects, base)
+        corrupted_input = corruption(clean_input, subjects, encoder.params)
     else:
         corrupted_input = embedded(corruption)
     places = _rows(subjects.ids), _rows(subjects.ends - 1)

@@ -146,9 +146,9 @@ def test_solve_is_stage_two_on_the_requests_with_targets_at_their_strength(
     memories = [memory(request.seed) for request in REQUESTS]
     targets = np.array([m.z for m in memories], np.float64)
     targets[0] = (memories[0].z - memories[0].delta) + 0.25 * memories[0].delta
-    prompts = spans.source_prompts(pipeline.tokenizer, REQUESTS)
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, REQUESTS)
     wanted = stage_two.solve(
-        pipeline.text,
+        pipeline.encoder.model,
         pipeline.params["text_encoder"],
         targets,
         SourcePrompts(*prompts),

@@ -27,8 +27,8 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 @pytest.mark.parametrize("guidance", [3.0, 1.0])
 def test_no_offset_draws_what_generate_draws(pipeline: Pipeline, guidance: float) -> None:
-    ids = np.asarray(tokenize(pipeline.tokenizer, PROMPTS))
-    width = pipeline.text.config.hidden_size
+    ids = np.asarray(tokenize(pipeline.encoder.tokenizer, PROMPTS))
+    width = pipeline.encoder.model.config.hidden_size
     mesh = make_mesh()
     common = {"steps": 2, "guidance": guidance, "batch": 2, "mesh": mesh}
     found = offset_images.offset_batches(
@@ -46,19 +46,19 @@ def test_no_offset_draws_what_generate_draws(pipeline: Pipeline, guidance: float
 
 
 def test_an_offset_goes_through_the_blocks_above_it(pipeline: Pipeline) -> None:
-    ids = jnp.asarray(tokenize(pipeline.tokenizer, PROMPTS))
+    ids = jnp.asarray(tokenize(pipeline.encoder.tokenizer, PROMPTS))
     positions = np.array([2, 1, 1])
-    offsets = np.random.default_rng(0).normal(size=(3, pipeline.text.config.hidden_size))
+    offsets = np.random.default_rng(0).normal(size=(3, pipeline.encoder.model.config.hidden_size))
     text = {"params": pipeline.params["text_encoder"]}
     free = jnp.full((1, *ids.shape[1:], offsets.shape[1]), 7.0)
     found = offset_images._offset_states(
         text["params"], free, ids, jnp.asarray(positions), jnp.float32(offsets),
-        text=pipeline.text, block=BLOCK,
+        text=pipeline.encoder.model, block=BLOCK,
     )  # fmt: skip
-    clean = cast(TextOutput, pipeline.text.apply(text, ids))
+    clean = cast(TextOutput, pipeline.encoder.model.apply(text, ids))
     hidden = np.array(clean.hidden[BLOCK])
     hidden[np.arange(3), positions] += offsets
-    wanted = pipeline.text.apply(text, ids, hidden=jnp.asarray(hidden), start=BLOCK + 1)
+    wanted = pipeline.encoder.model.apply(text, ids, hidden=jnp.asarray(hidden), start=BLOCK + 1)
     states = cast(TextOutput, wanted).last_hidden_state
     np.testing.assert_array_equal(found[:, 0], np.full_like(states, 7.0))
     np.testing.assert_allclose(found[:, 1], states, atol=1e-5)

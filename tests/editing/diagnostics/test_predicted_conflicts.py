@@ -38,8 +38,8 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 def states(pipeline: Pipeline, params: dict, requests: list[EditRequest]) -> np.ndarray:
     """Output of block L at the subject of prompt 0, by the plain encoder."""
-    prompts = spans.source_prompts(pipeline.tokenizer, requests)
-    out = pipeline.text.apply({"params": params}, jnp.asarray(prompts.ids[:, 0]))
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, requests)
+    out = pipeline.encoder.model.apply({"params": params}, jnp.asarray(prompts.ids[:, 0]))
     hidden = np.asarray(out.hidden[BLOCK], np.float64)
     return hidden[np.arange(len(requests)), prompts.positions[:, 0]]
 
@@ -76,7 +76,7 @@ def test_with_one_layer_the_prediction_is_what_the_solve_does(
     scaled = tuple(dataclasses.replace(c, strength=strength) for c in concepts.concepts)
     concepts = dataclasses.replace(concepts, concepts=scaled)
     statistics = moments(pipeline, (BLOCK,))
-    found = predicted_conflicts.predict(concepts, pipeline, statistics, config, KEEP)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config, KEEP)
 
     base = pipeline.params["text_encoder"]
     edited = apply_edit(base, concept_bank.solve(concepts, pipeline, statistics, config))
@@ -101,11 +101,11 @@ def test_neighbours_are_nearest_in_the_metric_of_the_second_moment(
 ) -> None:
     config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
-    found = predicted_conflicts.predict(concepts, pipeline, statistics, config, KEEP)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config, KEEP)
     requests = [c.request for c in concepts.concepts]
     kept = [EditRequest(name, "goldfish", TEMPLATES) for name in KEEP]
-    prompts = spans.source_prompts(pipeline.tokenizer, [*requests, *kept])
-    out = pipeline.text.apply(
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, [*requests, *kept])
+    out = pipeline.encoder.model.apply(
         {"params": pipeline.params["text_encoder"]}, jnp.asarray(prompts.ids[:, 0])
     )
     total = 0.0
@@ -126,9 +126,9 @@ def test_later_layers_are_asked_for_what_earlier_ones_leave(
 ) -> None:
     config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
-    found = predicted_conflicts.predict(concepts, pipeline, statistics, config)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config)
     requests = [c.request for c in concepts.concepts]
-    keys = predicted_conflicts.clean_run(pipeline, requests, (0, BLOCK)).keys
+    keys = predicted_conflicts.clean_run(pipeline.encoder, requests, (0, BLOCK)).keys
     offsets = np.array([concepts.records[c.memory].memory.delta for c in concepts.concepts], "f8")
     weights = np.diag([request.weight for request in requests])
     left = offsets

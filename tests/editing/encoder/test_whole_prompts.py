@@ -23,20 +23,21 @@ def test_states_and_drift_are_those_of_whole_prompts(
     pipeline = load_pipeline(tiny_pipeline_folder)
     base = pipeline.params["text_encoder"]
     other = jax.tree.map(lambda leaf: leaf * 1.1, base)
-    ids = tokenize(pipeline.tokenizer, PROMPTS)
+    ids = tokenize(pipeline.encoder.tokenizer, PROMPTS)
     positions = np.array([1, 2, 5, 1, 1])
     prompts = Prompts(ids, positions)
-    found = whole_prompts.text_states(pipeline, other, prompts, 1)
+    found = whole_prompts.text_states(pipeline.encoder, other, prompts, 1)
     sets = [Prompts(*(part[some] for part in prompts)) for some in (slice(2), slice(2, None))]
-    split = whole_prompts.text_changes(pipeline, base, other, sets, 1)
+    split = whole_prompts.text_changes(pipeline.encoder, base, other, sets, 1)
     assert [len(part.drift) for part in split] == [2, 3]
     change = jax.tree.map(lambda *parts: np.concatenate(parts), *split)
     with jax.default_matmul_precision("highest"):
         old, new = (
-            pipeline.text.apply({"params": params}, jnp.asarray(ids)) for params in (base, other)
+            pipeline.encoder.model.apply({"params": params}, jnp.asarray(ids))
+            for params in (base, other)
         )
     for i, prompt in enumerate(PROMPTS):
-        end = ids[i].tolist().index(pipeline.tokenizer.eos_token_id)
+        end = ids[i].tolist().index(pipeline.encoder.tokenizer.eos_token_id)
         before, after = (
             np.asarray(out.last_hidden_state[i, : end + 1], np.float64) for out in (old, new)
         )

@@ -243,11 +243,11 @@ def test_a_copy_is_a_whole_edited_model_that_diffusers_draws_with(
     with torch.no_grad():
         theirs = oracle.text_encoder(ids.input_ids).last_hidden_state.numpy()
     tokens = jnp.asarray(ids.input_ids.numpy(), jnp.int32)
-    found = ours.text.apply({"params": ours.params["text_encoder"]}, tokens)
+    found = ours.encoder.model.apply({"params": ours.params["text_encoder"]}, tokens)
     hidden = np.asarray(found.last_hidden_state)
     assert np.abs(hidden - theirs).max() <= 1e-5 * np.abs(theirs).max()
     base = load_pipeline(source)
-    plain = base.text.apply({"params": base.params["text_encoder"]}, tokens)
+    plain = base.encoder.model.apply({"params": base.params["text_encoder"]}, tokens)
     assert np.abs(hidden - np.asarray(plain.last_hidden_state)).max() > 0.01
 
     with pytest.raises(UserError, match="is there already"):

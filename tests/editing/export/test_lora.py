@@ -41,7 +41,7 @@ def test_diffusers_computes_the_hidden_states_of_the_edited_weights(
 
     path = tmp_path / "lora.safetensors"
     lora.write_lora(path, content, rank)
-    ids = torch.from_numpy(tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])).long()
+    ids = torch.from_numpy(tokenize(pipeline.encoder.tokenizer, ["a photo of a dog", "art"])).long()
     with torch.no_grad():
         plain = StableDiffusionPipeline.from_pretrained(pipeline.folder, safety_checker=None)
         base = plain.text_encoder(ids).last_hidden_state
@@ -73,7 +73,7 @@ def test_layers_of_different_ranks_are_all_added_at_full_strength(
         for layer, rank in ((0, 1), (1, 6), (3, 6))
     }
     lora.write_lora(tmp_path / "lora.safetensors", pack(deltas), 0)
-    ids = torch.from_numpy(tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])).long()
+    ids = torch.from_numpy(tokenize(pipeline.encoder.tokenizer, ["a photo of a dog", "art"])).long()
     plain = StableDiffusionPipeline.from_pretrained(pipeline.folder, safety_checker=None)
     plain.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
     edited = CLIPTextModel.from_pretrained(pipeline.folder / "text_encoder")

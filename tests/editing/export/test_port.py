@@ -37,9 +37,9 @@ REQUESTS = [
 
 def states(pipeline: Pipeline, params: dict) -> np.ndarray:
     """Output of block L at the subjects of all prompts, by the plain encoder."""
-    prompts = spans.source_prompts(pipeline.tokenizer, REQUESTS)
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, REQUESTS)
     ids = prompts.ids.reshape(-1, prompts.ids.shape[-1])
-    out = pipeline.text.apply({"params": params}, jnp.asarray(ids))
+    out = pipeline.encoder.model.apply({"params": params}, jnp.asarray(ids))
     found = np.asarray(out.hidden[BLOCK], np.float64)
     return found[np.arange(len(ids)), prompts.positions.reshape(-1)].reshape(3, 2, -1)
 
@@ -81,7 +81,9 @@ def derived(base: Pipeline, block: int) -> Pipeline:
         lambda leaf: leaf + 0.05 * rng.standard_normal(leaf.shape).astype(np.float32),
         encoder[f"layers.{block}"],
     )
-    return with_text_params(base, {"text_model": text["text_model"] | {"encoder": encoder}})
+    return with_text_params(
+        base, {"text_encoder": {"text_model": text["text_model"] | {"encoder": encoder}}}
+    )
 
 
 def refuse(_: Pipeline) -> SecondMoments:
@@ -115,7 +117,7 @@ def test_a_model_that_differs_below_is_solved_anew_and_meets_the_targets(
     assert found.how == "solved"
     text = other.params["text_encoder"]
     as_it_is = portability.apply(other, edit[0], found.report)
-    worse = {one.source: one.left for one in reach(concepts, other, as_it_is)}
+    worse = {one.source: one.left for one in reach(concepts, other.encoder, as_it_is)}
     alone = [one for one in found.reached if one.elsewhere is None]  # One prompt: met exactly.
     assert len(alone) == 2
     assert all(one.left < 0.05 < worse[one.source] for one in alone)
@@ -145,8 +147,10 @@ def test_a_model_that_differs_below_is_solved_anew_and_meets_the_targets(
 def test_what_does_not_belong_together_is_refused(
     base: Pipeline, concepts: ConceptBank, edit: tuple[EditFile, dict]
 ) -> None:
-    config = dataclasses.replace(base.text.config, num_hidden_layers=3)
-    smaller = dataclasses.replace(base, text=base.text.clone(config=config))
+    config = dataclasses.replace(base.encoder.model.config, num_hidden_layers=3)
+    smaller = dataclasses.replace(
+        base, texts={"text_encoder": base.encoder.model.clone(config=config)}
+    )
     with pytest.raises(UserError, match="of another kind"):
         portability.port(concepts, base, smaller, CONFIG, moments, edit)
     with pytest.raises(UserError, match="found with another text_encoder"):

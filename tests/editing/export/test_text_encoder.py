@@ -56,14 +56,16 @@ def test_transformers_loads_the_folder_and_agrees(
 ) -> None:
     target = tmp_path / "text_encoder"
     text_encoder.write_text_encoder(target, edited, pipeline.folder / "text_encoder")
-    ids = tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])
+    ids = tokenize(pipeline.encoder.tokenizer, ["a photo of a dog", "art"])
     oracle = CLIPTextModel.from_pretrained(target).eval()
     with torch.no_grad():
         wanted = oracle(torch.from_numpy(ids.astype(np.int64))).last_hidden_state.numpy()
-    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids))
+    ours = pipeline.encoder.model.apply({"params": edited}, jnp.asarray(ids))
     difference = np.abs(np.asarray(ours.last_hidden_state) - wanted)
     assert difference.max() <= 1e-5 * np.abs(wanted).max()
-    base = pipeline.text.apply({"params": pipeline.params["text_encoder"]}, jnp.asarray(ids))
+    base = pipeline.encoder.model.apply(
+        {"params": pipeline.params["text_encoder"]}, jnp.asarray(ids)
+    )
     assert np.abs(np.asarray(base.last_hidden_state) - wanted).max() > 0.01
 
 
@@ -210,9 +212,9 @@ def test_the_clip_file_has_the_names_that_comfyui_knows_and_transformers_reads_i
     (tmp_path / "config.json").write_text(json.dumps(config | {"dtype": "float32"}))
     path.rename(tmp_path / "model.safetensors")
     oracle = CLIPTextModel.from_pretrained(tmp_path).eval()
-    ids = tokenize(pipeline.tokenizer, ["a photo of a dog", "art"])
+    ids = tokenize(pipeline.encoder.tokenizer, ["a photo of a dog", "art"])
     with torch.no_grad():
         wanted = oracle(torch.from_numpy(ids.astype(np.int64))).last_hidden_state.numpy()
-    ours = pipeline.text.apply({"params": edited}, jnp.asarray(ids))
+    ours = pipeline.encoder.model.apply({"params": edited}, jnp.asarray(ids))
     bar = 1e-4 if dtype == "source" else 0.02
     np.testing.assert_allclose(ours.last_hidden_state, wanted, rtol=bar, atol=bar)

@@ -38,15 +38,15 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 def places(pipeline: Pipeline, request: EditRequest, count: int) -> tuple[np.ndarray, list[int]]:
     """Ids of its prompt, padded as the pipeline does, and its edited tokens, by searching."""
     prompt = request.templates[0].format(request.source)
-    ids = pipeline.tokenizer(prompt, padding="max_length").input_ids
-    end = ids.index(pipeline.tokenizer.eos_token_id)
-    _, stop = spans.subject_span(pipeline.tokenizer, prompt, request.source)
+    ids = pipeline.encoder.tokenizer(prompt, padding="max_length").input_ids
+    end = ids.index(pipeline.encoder.tokenizer.eos_token_id)
+    _, stop = spans.subject_span(pipeline.encoder.tokenizer, prompt, request.source)
     return np.array(ids), [stop - 1, *range(end, end + count - 1)]
 
 
 def test_rows_are_subject_end_and_padding(pipeline: Pipeline) -> None:
-    prompts = spans.source_prompts(pipeline.tokenizer, REQUESTS)
-    rows = edited_tokens.rows(prompts, pipeline.tokenizer.eos_token_id, COUNTS)
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, REQUESTS)
+    rows = edited_tokens.rows(prompts, pipeline.encoder.tokenizer.eos_token_id, COUNTS)
     wanted = [
         (*places(pipeline, request, count)[0].tolist(), place)
         for request, count in zip(REQUESTS, COUNTS, strict=True)
@@ -60,11 +60,13 @@ def test_rows_are_subject_end_and_padding(pipeline: Pipeline) -> None:
 
 def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
     """Memories of one, four and two tokens in one solve that hardly preserves anything."""
-    dim, params = pipeline.text.config.hidden_size, pipeline.params["text_encoder"]
+    dim, params = pipeline.encoder.model.config.hidden_size, pipeline.params["text_encoder"]
     rng, records, targets = np.random.default_rng(0), [], []
     for request, count in zip(REQUESTS, COUNTS, strict=True):
         ids, tokens = places(pipeline, request, count)
-        hidden = pipeline.text.apply({"params": params}, jnp.asarray(ids[None])).hidden[BLOCK]
+        hidden = pipeline.encoder.model.apply({"params": params}, jnp.asarray(ids[None])).hidden[
+            BLOCK
+        ]
         delta = 0.3 * rng.standard_normal((count, dim)).astype(np.float32)
         targets.append(np.asarray(hidden)[0, tokens] + delta)
         about = memories.provenance(
@@ -86,11 +88,13 @@ def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
     edited = stage_two.apply_edit(params, solved)
     for request, count, wanted in zip(REQUESTS, COUNTS, targets, strict=True):
         ids, tokens = places(pipeline, request, count)
-        hidden = pipeline.text.apply({"params": edited}, jnp.asarray(ids[None])).hidden[BLOCK]
+        hidden = pipeline.encoder.model.apply({"params": edited}, jnp.asarray(ids[None])).hidden[
+            BLOCK
+        ]
         np.testing.assert_allclose(np.asarray(hidden)[0, tokens], wanted, atol=1e-3)
 
     # A report is about the subject.
-    for found in reach(concepts, pipeline, edited):
+    for found in reach(concepts, pipeline.encoder, edited):
         count = COUNTS[[request.source for request in REQUESTS].index(found.source)]
         memory = next(r.memory for r in records if r.memory.delta.size == count * dim)
         assert found.left < 1e-3

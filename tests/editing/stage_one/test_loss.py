@@ -75,7 +75,7 @@ def oracle(tiny_pipeline_folder):
 @pytest.fixture(scope="module")
 def prompts(pipeline):
     def rectangle(texts):
-        rows = np.stack([tokenize(pipeline.tokenizer, row) for row in texts])
+        rows = np.stack([tokenize(pipeline.encoder.tokenizer, row) for row in texts])
         return PromptRectangle(rows, POSITION, MASK)
 
     return rectangle(PROMPTS), rectangle(DESTINATIONS)
@@ -90,7 +90,7 @@ def random_draw(pipeline):
 
 def edited(pipeline, ids, position, count):
     """The subject, the end and padding, by looking for the end token."""
-    end = ids.tolist().index(pipeline.tokenizer.eos_token_id)
+    end = ids.tolist().index(pipeline.encoder.tokenizer.eos_token_id)
     return [int(position), *range(end, end + count - 1)]
 
 
@@ -98,7 +98,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     """One concept by the released procedure's formulas, prompt by prompt; draw in NHWC."""
     alphas = torch.as_tensor(pipeline.schedule.alphas_cumprod)
     velocity = pipeline.schedule.prediction_type == "v_prediction"
-    empty_ids = tokenize(pipeline.tokenizer, [""])[0, : source.shape[-1]]
+    empty_ids = tokenize(pipeline.encoder.tokenizer, [""])[0, : source.shape[-1]]
     noise_losses, text_losses = [], []
     for prompt in np.flatnonzero(mask):
         count = config.edited_tokens

@@ -35,7 +35,7 @@ def pipeline(tiny_pipeline_folder):
 @pytest.fixture(scope="module")
 def prompts(pipeline):
     readers = (source_prompts, destination_prompts)
-    return tuple(read(pipeline.tokenizer, REQUESTS) for read in readers)
+    return tuple(read(pipeline.encoder.tokenizer, REQUESTS) for read in readers)
 
 
 def test_inputs_equal_pytorch(pipeline, prompts, tiny_pipeline_folder):
@@ -73,7 +73,7 @@ def test_unknown_layer_is_named(pipeline, prompts):
 
 
 def test_prompts_that_text_tokens_would_cut_are_named(pipeline, prompts):
-    source, end = prompts[0], pipeline.tokenizer.eos_token_id
+    source, end = prompts[0], pipeline.encoder.tokenizer.eos_token_id
     lengths = ((source.ids == end).argmax(-1) + 1).max(-1).tolist()
     origins = ["a.csv:1", "a.csv:2", "a.csv:3"]
     longest = max(lengths)
@@ -92,7 +92,7 @@ def test_prompts_that_text_tokens_would_cut_are_named(pipeline, prompts):
 
 
 def test_prompts_without_room_for_the_edited_padding_are_named(pipeline, prompts):
-    source, end = prompts[0], pipeline.tokenizer.eos_token_id
+    source, end = prompts[0], pipeline.encoder.tokenizer.eos_token_id
     lengths = ((source.ids == end).argmax(-1) + 1).max(-1).tolist()
     origins, longest = ["a.csv:1", "a.csv:2", "a.csv:3"], max(lengths)
     first = origins[lengths.index(longest)]

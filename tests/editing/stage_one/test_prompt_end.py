@@ -30,7 +30,9 @@ def pipeline(tiny_pipeline_folder):
 
 def test_the_ends_of_prompts_give_the_loss_and_gradient_of_whole_prompts(pipeline, monkeypatch):
     monkeypatch.setattr(loss, "runs_ends", lambda config, blocks: True)
-    prompts = [make(pipeline.tokenizer, REQUESTS) for make in (source_prompts, destination_prompts)]
+    prompts = [
+        make(pipeline.encoder.tokenizer, REQUESTS) for make in (source_prompts, destination_prompts)
+    ]
     inputs = prepare(pipeline, *prompts, [0, 1], None, CONFIG)
     assert inputs.behind.shape[2] < inputs.hidden.shape[2]
     whole = inputs._replace(earlier=None, ends=None, behind=None)

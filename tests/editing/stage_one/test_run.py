@@ -54,8 +54,8 @@ def result(pipeline, inputs):
 
 
 def prepare(pipeline, requests, images, config=CONFIG):
-    source = source_prompts(pipeline.tokenizer, requests)
-    destination = destination_prompts(pipeline.tokenizer, requests)
+    source = source_prompts(pipeline.encoder.tokenizer, requests)
+    destination = destination_prompts(pipeline.encoder.tokenizer, requests)
     seeds = [request.seed for request in requests]
     return preparation.prepare(pipeline, source, destination, seeds, images, config)
 

@@ -37,9 +37,9 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 def keys_of(pipeline: Pipeline, prompt: str, layer: int) -> np.ndarray:
     """Keys from the start token to the first end token, by one plain forward pass."""
-    ids = jnp.asarray(tokenize(pipeline.tokenizer, [prompt]))
-    out: Any = pipeline.text.apply({"params": pipeline.params["text_encoder"]}, ids)
-    last = ids[0].tolist().index(pipeline.tokenizer.eos_token_id)
+    ids = jnp.asarray(tokenize(pipeline.encoder.tokenizer, [prompt]))
+    out: Any = pipeline.encoder.model.apply({"params": pipeline.params["text_encoder"]}, ids)
+    last = ids[0].tolist().index(pipeline.encoder.tokenizer.eos_token_id)
     return np.asarray(out.keys[layer], np.float64)[0, : last + 1]
 
 
@@ -54,7 +54,7 @@ def assert_close(found: np.ndarray, wanted: np.ndarray) -> None:
 
 def test_kept_keys_are_those_of_every_token_of_the_prompts(pipeline: Pipeline) -> None:
     """The requests' three templates; a name counts as often as one edit, however many they are."""
-    found = protect(pipeline, REQUESTS, dataclasses.replace(KEEP, protected_weight=7.0))
+    found = protect(pipeline.encoder, REQUESTS, dataclasses.replace(KEEP, protected_weight=7.0))
     assert found is not None
     assert set(found.kept) == {1, 2}
     templates = ("a photo of {}", "an image of {}", "{}")
@@ -63,25 +63,25 @@ def test_kept_keys_are_those_of_every_token_of_the_prompts(pipeline: Pipeline) -
         assert_close(kept, 7 / 3 * summed(pipeline, prompts, layer))
 
     own = dataclasses.replace(KEEP, preserve_templates=("{} at work",), protected_weight=1.0)
-    found = protect(pipeline, REQUESTS, own)
+    found = protect(pipeline.encoder, REQUESTS, own)
     assert found is not None
     assert_close(found.kept[2], summed(pipeline, ["nurse at work", "the snow at work"], 2))
 
 
 def test_held_keys_are_the_empty_prompts_with_its_padding(pipeline: Pipeline) -> None:
-    found = protect(pipeline, REQUESTS, StageTwoConfig(layers=(0, 3), solver="nullspace"))
+    found = protect(pipeline.encoder, REQUESTS, StageTwoConfig(layers=(0, 3), solver="nullspace"))
     assert found is not None
     assert set(found.held) == {0, 3}
     assert not found.kept
-    ids = jnp.asarray(tokenize(pipeline.tokenizer, [""]))
-    out: Any = pipeline.text.apply({"params": pipeline.params["text_encoder"]}, ids)
+    ids = jnp.asarray(tokenize(pipeline.encoder.tokenizer, [""]))
+    out: Any = pipeline.encoder.model.apply({"params": pipeline.params["text_encoder"]}, ids)
     for layer, keys in found.held.items():
         assert keys.shape == (ids.shape[1], 64)
         assert_close(keys, np.asarray(out.keys[layer][0]))
 
 
 def test_ridge_protects_nothing(pipeline: Pipeline) -> None:
-    assert protect(pipeline, REQUESTS, StageTwoConfig()) is None
+    assert protect(pipeline.encoder, REQUESTS, StageTwoConfig()) is None
 
 
 def test_names_from_a_file_join_the_others(tmp_path: Path, pipeline: Pipeline) -> None:
@@ -93,7 +93,7 @@ def test_names_from_a_file_join_the_others(tmp_path: Path, pipeline: Pipeline) -
     assert resolved(resolved(both)) == resolved(both)
     # Neither order nor repetition is seen in the weights.
     other = dataclasses.replace(KEEP, preserve=("tench", "the  snow", "nurse"))
-    one, two = protect(pipeline, REQUESTS, both), protect(pipeline, REQUESTS, other)
+    one, two = protect(pipeline.encoder, REQUESTS, both), protect(pipeline.encoder, REQUESTS, other)
     assert one is not None
     assert two is not None
     np.testing.assert_array_equal(one.kept[1], two.kept[1])
@@ -102,7 +102,10 @@ def test_names_from_a_file_join_the_others(tmp_path: Path, pipeline: Pipeline) -
 def test_edited_concepts_are_not_kept(pipeline: Pipeline, caplog: pytest.LogCaptureFixture) -> None:
     asked = dataclasses.replace(KEEP, preserve=("Dog", "nurse", "the snow"))
     with caplog.at_level(logging.WARNING):
-        found, plain = protect(pipeline, REQUESTS, asked), protect(pipeline, REQUESTS, KEEP)
+        found, plain = (
+            protect(pipeline.encoder, REQUESTS, asked),
+            protect(pipeline.encoder, REQUESTS, KEEP),
+        )
     assert found is not None
     assert plain is not None
     np.testing.assert_array_equal(found.kept[1], plain.kept[1])

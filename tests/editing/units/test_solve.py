@@ -68,8 +68,8 @@ def edited(pipeline, solved):
 
 def states(pipeline, prompts, block=BLOCK):
     """Output of a block, and final states."""
-    ids = tokenize(pipeline.tokenizer, prompts)
-    out = jax.jit(pipeline.text.apply)({"params": pipeline.params["text_encoder"]}, ids)
+    ids = tokenize(pipeline.encoder.tokenizer, prompts)
+    out = jax.jit(pipeline.encoder.model.apply)({"params": pipeline.params["text_encoder"]}, ids)
     return np.asarray(out.hidden[block]), np.asarray(out.last_hidden_state)
 
 
@@ -79,7 +79,7 @@ def test_a_unit_adds_its_offset_at_its_name_and_nothing_elsewhere(pipeline, edit
         for sentence in [*TEMPLATES, *SENTENCES]:
             before, after = sentence.split("{}")
             source = concept.request.source
-            place = len(pipeline.tokenizer([before + source])["input_ids"][0]) - 2
+            place = len(pipeline.encoder.tokenizer([before + source])["input_ids"][0]) - 2
             prompt = [before + source + after]
             change = states(edited, prompt)[0] - states(pipeline, prompt)[0]
             np.testing.assert_allclose(change[0, place], delta, atol=0.02 * np.abs(delta).max())
@@ -100,7 +100,7 @@ def test_a_name_that_ends_in_a_piece_is_not_any_word_that_ends_so(pipeline, meas
     one = random_bank(asked, start, memories.model_hashes(pipeline), BLOCK)
     alone = stage_two.with_edit(pipeline, concept_bank.solve(one, pipeline, measured, CONFIG))
     for word in ("grunter", "character", "porter", "counter", "chapter", "shorter"):
-        assert pipeline.tokenizer.tokenize(word)[-1] == "ter</w>"
+        assert pipeline.encoder.tokenizer.tokenize(word)[-1] == "ter</w>"
         prompts = [sentence.replace("{}", word) for sentence in [*TEMPLATES, *SENTENCES]]
         change = np.abs(states(alone, prompts)[0] - states(pipeline, prompts)[0]).max(axis=(1, 2))
         assert (change > 1).all() if word == "grunter" else (change < 1e-5).all(), word
@@ -150,11 +150,11 @@ def test_half_precision_flips_no_gate(pipeline, edited, solved, bank, dtype):
     """
     names = [c.request.source for c in bank.concepts] + ["violin", "tench", "snow", "photo"]
     prompts = [s.replace("{}", name) for s in [*TEMPLATES, *SENTENCES] for name in names]
-    ids = tokenize(pipeline.tokenizer, prompts)
+    ids = tokenize(pipeline.encoder.tokenizer, prompts)
     params = edited.params["text_encoder"]
     opened = []
     for kind in (jnp.float32, jnp.dtype(dtype)):
-        model = edited.text.clone(dtype=jnp.float32 if kind == jnp.float16 else kind)
+        model = edited.encoder.model.clone(dtype=jnp.float32 if kind == jnp.float16 else kind)
         stored = jax.tree.map(lambda leaf, kind=kind: leaf.astype(kind), params)
         keys = jax.jit(model.apply)({"params": stored}, ids).keys[BLOCK]
         units = np.asarray(keys, np.float32)[..., -solved.units.width :]
@@ -202,7 +202,7 @@ def test_transformers_loads_the_wider_encoder(pipeline, edited, tmp_path):
     assert model.config.intermediate_size == WIDTHS[1] + 6
     prompts = ["the old goldfish in the snow", "a photo of a cat"]
     with torch.no_grad():
-        wanted = model(torch.as_tensor(tokenize(pipeline.tokenizer, prompts)))
+        wanted = model(torch.as_tensor(tokenize(pipeline.encoder.tokenizer, prompts)))
     found = states(edited, prompts)[1]
     np.testing.assert_allclose(found, wanted.last_hidden_state.numpy(), rtol=1e-4, atol=1e-4)
     again = read_text_params(pipeline, folder)

@@ -52,8 +52,8 @@ def oracle(pipeline, ids) -> np.ndarray:
 
 
 def test_mean_covariance_and_reference_are_those_of_every_token(pipeline, found):
-    ids = tokenize(pipeline.tokenizer, CAPTIONS)
-    ends = np.asarray(end_positions(jnp.asarray(ids), pipeline.text.config.eos_token_id))
+    ids = tokenize(pipeline.encoder.tokenizer, CAPTIONS)
+    ends = np.asarray(end_positions(jnp.asarray(ids), pipeline.encoder.model.config.eos_token_id))
     states = oracle(pipeline, ids)
     rows = np.concatenate([one[: end + 1] for one, end in zip(states, ends, strict=True)])
     np.testing.assert_allclose(found.mean, rows.mean(0), rtol=1e-4, atol=1e-5)
@@ -105,7 +105,7 @@ def test_contexts_depend_on_the_name_alone():
 
 
 def test_prompts_have_the_tokens_of_the_whole_text(pipeline):
-    tokenizer = pipeline.tokenizer
+    tokenizer = pipeline.encoder.tokenizer
     names = ["red fox", "jeweler's loupe", "H. R. (Hans Ruedi) Giger", "ten-gallon hat, 2"]
     pool = contexts.beginnings(CAPTIONS, 30, 4)
     own = [("a photo of {} here", "{}")] * 3 + [("{}",)]
@@ -131,12 +131,12 @@ def test_prompts_have_the_tokens_of_the_whole_text(pipeline):
 
 def test_names_are_recognised_where_they_stand(pipeline):
     def recent(text: str) -> list[int]:
-        ids = pipeline.tokenizer([text])["input_ids"][0][:-1]
+        ids = pipeline.encoder.tokenizer([text])["input_ids"][0][:-1]
         return ([0] * statistics.RECENT + ids)[-statistics.RECENT :]
 
     texts = ["a red fox", "a fox", "two foxs", "a red fox runs", "an owl"]
     rows = np.array([recent(text) for text in texts], np.int32)
-    own = recognise.own_rows(pipeline.tokenizer, ["red fox", "fox", "owl", "cat"], rows)
+    own = recognise.own_rows(pipeline.encoder.tokenizer, ["red fox", "fox", "owl", "cat"], rows)
     assert [one.tolist() for one in own] == [[0], [0, 1, 2], [4], []]
 
 

@@ -48,7 +48,9 @@ def base(tiny_pipeline_folder: Path) -> Pipeline:
 
 @pytest.fixture(scope="module")
 def edited(base: Pipeline) -> Pipeline:
-    return with_text_params(base, jax.tree.map(lambda x: 3.0 * x, base.params["text_encoder"]))
+    return with_text_params(
+        base, {"text_encoder": jax.tree.map(lambda x: 3.0 * x, base.params["text_encoder"])}
+    )
 
 
 def test_scores_are_those_of_drawing_directly(

@@ -62,7 +62,9 @@ def base(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_figures_are_those_of_drawing_directly(
     base: Pipeline, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edited = with_text_params(base, jax.tree.map(lambda x: 3.0 * x, base.params["text_encoder"]))
+    edited = with_text_params(
+        base, {"text_encoder": jax.tree.map(lambda x: 3.0 * x, base.params["text_encoder"])}
+    )
     captions = [
         QualityCaption(text, seed, sprite.real)
         for seed, (text, sprite) in enumerate(

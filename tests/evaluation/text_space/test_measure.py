@@ -46,8 +46,8 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 def measured(pipeline: Pipeline) -> tuple[TextSpace, WeightEdit]:
     requests = [EditRequest(name, "goldfish", TEMPLATES) for name in NAMES]
     model, rng = memories.model_hashes(pipeline), np.random.default_rng(0)
-    prompts = spans.source_prompts(pipeline.tokenizer, requests)
-    out = pipeline.text.apply(
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, requests)
+    out = pipeline.encoder.model.apply(
         {"params": pipeline.params["text_encoder"]}, jnp.asarray(prompts.ids[:, 0])
     )
     start = np.asarray(out.hidden[2])[np.arange(3), prompts.positions[:, 0]]
@@ -66,7 +66,7 @@ def measured(pipeline: Pipeline) -> tuple[TextSpace, WeightEdit]:
     about = MomentProvenance(params_hash(pipeline.params["text_encoder"]), "", 1, (2,))
     moments = SecondMoments({2: samples.T @ samples / 400}, 400, about)
     edit = concept_bank.solve(concepts, pipeline, moments, CONFIG)
-    found = text_space.measure(concepts, pipeline, edit, moments, CONFIG, KEEP, CAPTIONS)
+    found = text_space.measure(concepts, pipeline.encoder, edit, moments, CONFIG, KEEP, CAPTIONS)
     return found, edit
 
 
@@ -76,10 +76,10 @@ def test_what_is_measured(pipeline: Pipeline, measured: tuple[TextSpace, WeightE
     assert set(kept) == {"cat", "beach", "a male doctor"}  # SNOW is edited.
     base = pipeline.params["text_encoder"]
     requests = [EditRequest(name, "x", TEMPLATES) for name in kept]
-    prompts = spans.source_prompts(pipeline.tokenizer, requests)
+    prompts = spans.source_prompts(pipeline.encoder.tokenizer, requests)
     for i, name in enumerate(kept):
         old, new = (
-            pipeline.text.apply({"params": params}, jnp.asarray(prompts.ids[i]))
+            pipeline.encoder.model.apply({"params": params}, jnp.asarray(prompts.ids[i]))
             for params in (base, apply_edit(base, edit))
         )
         at = np.arange(2), prompts.positions[i]

@@ -23,7 +23,7 @@ def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
 
 def test_names_read_as_the_nearest_clean_ones(pipeline: Pipeline) -> None:
     requests = [EditRequest("dog", "city", ("{}",)), EditRequest("shark", "goldfish", ("{}",))]
-    reader = nearest_name.make_reader(pipeline, requests, KEEP, "a picture of {}")
+    reader = nearest_name.make_reader(pipeline.encoder, requests, KEEP, "a picture of {}")
     assert reader.names == ("dog", "shark", "city", "goldfish", *KEEP[:1], *KEEP[2:-1])
     assert [reader.names[i] for i in reader.kept] == ["cat", *KEEP[2:]]  # The dog is edited.
     params = pipeline.params["text_encoder"]
@@ -37,8 +37,8 @@ def test_names_read_as_the_nearest_clean_ones(pipeline: Pipeline) -> None:
     )
     found = reader.read(other)
     prompts = [f"a picture of {name}" for name in reader.names]
-    ids = jnp.asarray(tokenize(pipeline.tokenizer, prompts))
-    forward = jax.jit(lambda one: pipeline.text.apply({"params": one}, ids).pooled)
+    ids = jnp.asarray(tokenize(pipeline.encoder.tokenizer, prompts))
+    forward = jax.jit(lambda one: pipeline.encoder.model.apply({"params": one}, ids).pooled)
     clean, edited = (
         dict(zip(reader.names, np.asarray(forward(one)), strict=True)) for one in (params, other)
     )
@@ -63,7 +63,7 @@ def test_names_read_as_the_nearest_clean_ones(pipeline: Pipeline) -> None:
 
 def test_kept_names_are_spread_over_the_list(pipeline: Pipeline) -> None:
     requests = [EditRequest("dog", "", ("{}",), task="erase")]
-    reader = nearest_name.make_reader(pipeline, requests, KEEP, "a picture of {}", 3)
+    reader = nearest_name.make_reader(pipeline.encoder, requests, KEEP, "a picture of {}", 3)
     assert [reader.names[i] for i in reader.kept] == ["cat", "beach", "goldfish"]
     assert reader.names[reader.destinations[0]] == ""
-    assert (reader.ids[reader.destinations[0]][1:] == pipeline.tokenizer.eos_token_id).all()
+    assert (reader.ids[reader.destinations[0]][1:] == pipeline.encoder.tokenizer.eos_token_id).all()

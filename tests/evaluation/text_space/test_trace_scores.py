@@ -51,13 +51,13 @@ def test_windows_are_whole() -> None:
 
 
 def test_noise_stands_at_the_subject_and_nowhere_else(pipeline: Pipeline) -> None:
-    subjects = trace_prompts.read_subjects(pipeline, NAMES, TEMPLATES)
+    subjects = trace_prompts.read_subjects(pipeline.encoder, NAMES, TEMPLATES)
     params = pipeline.params["text_encoder"]
     hidden = np.zeros((*subjects.ids.shape, 32), np.float32)
     noise = trace_prompts.with_noise(hidden, subjects, params, 2.0, seed=5)
     where = np.abs(noise).max(-1) > 0
     decoded = [
-        pipeline.tokenizer.decode(ids[mask]).strip()
+        pipeline.encoder.tokenizer.decode(ids[mask]).strip()
         for rows, masks in zip(subjects.ids, where, strict=True)
         for ids, mask in zip(rows, masks, strict=True)
     ]
@@ -70,7 +70,7 @@ def test_noise_stands_at_the_subject_and_nowhere_else(pipeline: Pipeline) -> Non
 
 
 def test_partners_have_as_many_tokens(pipeline: Pipeline) -> None:
-    subjects = trace_prompts.read_subjects(pipeline, NAMES, TEMPLATES)
+    subjects = trace_prompts.read_subjects(pipeline.encoder, NAMES, TEMPLATES)
     lengths = (subjects.ends - subjects.starts)[:, 0]
     mine, swapped = trace_prompts.with_partners(subjects, 0)
     assert set(mine.names) == {
@@ -83,17 +83,19 @@ def test_partners_have_as_many_tokens(pipeline: Pipeline) -> None:
     assert not differs[~inside].any()
     assert differs.any(-1).all()
     with pytest.raises(UserError, match="no two names have equally many tokens"):
-        trace_prompts.with_partners(trace_prompts.read_subjects(pipeline, NAMES[1:3], TEMPLATES), 0)
+        trace_prompts.with_partners(
+            trace_prompts.read_subjects(pipeline.encoder, NAMES[1:3], TEMPLATES), 0
+        )
 
 
 def test_traced_names_are_means_over_prompts(pipeline: Pipeline) -> None:
-    subjects = trace_prompts.read_subjects(pipeline, NAMES, TEMPLATES)
+    subjects = trace_prompts.read_subjects(pipeline.encoder, NAMES, TEMPLATES)
     mine, swapped = trace_prompts.with_partners(subjects, 0)
-    traced = trace_runs.prepare(pipeline, mine, swapped)
+    traced = trace_runs.prepare(pipeline.encoder, mine, swapped)
     assert traced.nothing.end.value == traced.nothing.subject.value == 0
     found = trace_runs.measure(traced, "mlp", range(1, 3))
     # The same, prompt for prompt.
-    params, model = pipeline.params["text_encoder"], pipeline.text
+    params, model = pipeline.params["text_encoder"], pipeline.encoder.model
     ids = jnp.asarray(mine.ids.reshape(-1, mine.ids.shape[-1]))
     position = jnp.asarray(mine.ends.reshape(-1) - 1)
     inputs = [
