@@ -98,7 +98,7 @@ def _require_sizes(
             f"{files['unet']}: addition_embed_type is {shown(unet.addition_embed_type)}; a "
             f"{family.pipeline_class} needs text_time"
         )
-    pooled, each = texts[last].projection_dim, unet.addition_time_embed_dim
+    pooled, each = texts[last].projection_dim, unet.addition_time_embed_dim or 0
     size = pooled + len(TIME_IDS) * each
     if size != unet.projection_class_embeddings_input_dim:
         raise UserError(

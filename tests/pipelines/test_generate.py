@@ -18,6 +18,7 @@ import torch
 from emcid_jax.diffusion.noise import seeded_noise
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.diffusion.sampling import guided, sample
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.pipelines import generate as generation
 from emcid_jax.pipelines.generate import (
     draw,
@@ -253,7 +254,7 @@ def test_a_mesh_splits_the_batch_and_changes_nothing(pipeline: Pipeline) -> None
     models = {part: pipeline.params[part] for part in ("unet", "vae")}
     compiled = draw.lower(
         jax.device_put(models, parallel.replicated(mesh)),
-        jax.device_put(np.zeros((4, 2, 32, 32), np.float32), split),
+        jax.device_put(Conditioning(np.zeros((4, 2, 32, 32), np.float32)), split),
         jax.device_put(np.zeros((4, 1, 8, 8, 4), np.float32), split),
         jnp.float32(4.0),
         unet=pipeline.unet,
@@ -319,7 +320,7 @@ def test_what_is_drawn_lies_split_and_each_device_does_its_share(
         generate(pipeline, prompts, seeds, mesh=mesh, **SETTINGS)
     (_, _, whole), ((models, text, noise, _), images, share) = calls
     split = parallel.sharded(mesh)
-    for array in (text, noise, images):
+    for array in (text.tokens, noise, images):
         assert array.sharding.is_equivalent_to(split, array.ndim)
         assert {len(shard.data) for shard in array.addressable_shards} == {1}
         assert len({shard.device for shard in array.addressable_shards}) == 4
