@@ -7,7 +7,7 @@ never changed: `apply` gives another one.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -26,12 +26,14 @@ from emcid_jax.config import (
     StageTwoConfig,
 )
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.export import text_encoder as exports
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
+from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines import pipeline as pipelines
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
@@ -94,40 +96,46 @@ def run_stage_one(
 
 def second_moments(
     pipeline: Pipeline, captions: Sequence[str], config: StageTwoConfig = STAGE_TWO
-) -> SecondMoments:
-    """Second moments of the keys over captions, for the layers of `config`."""
-    steps = second_moment.accumulate(
-        pipeline.encoder.model,
-        pipeline.params["text_encoder"],
-        pipelines.tokenize(pipeline.encoder.tokenizer, captions),
-        config.layers,
-    )
-    return second_moment.finish(deque(steps, maxlen=1).pop())
+) -> dict[str, SecondMoments]:
+    """Second moments of the keys over captions, for the layers of `config`; by text encoder."""
+    found = {}
+    for encoder in pipeline.encoders:
+        ids = tokenize(encoder.tokenizer, captions)
+        layers = config.of(encoder.name).layers
+        steps = second_moment.accumulate(encoder.model, encoder.params, ids, layers)
+        found[encoder.name] = second_moment.finish(deque(steps, maxlen=1).pop())
+    return found
 
 
 def solve(
     bank: ConceptBank,
     pipeline: Pipeline,
-    moments: SecondMoments,
+    moments: Mapping[str, SecondMoments],
     config: StageTwoConfig = STAGE_TWO,
-) -> WeightEdit:
-    """Stage II over the whole bank, from pristine weights; see `concepts.solve`."""
-    return concept_bank.solve(bank, pipeline, moments, config)
+) -> dict[str, WeightEdit]:
+    """Stage II over the whole bank, from pristine weights, by text encoder; see `bank.solve`."""
+    return bank_solve.solve(bank, pipeline, moments, config)
 
 
-def apply(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
-    """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
+def apply(pipeline: Pipeline, edit: Mapping[str, WeightEdit]) -> Pipeline:
+    """The pipeline with the edit in its text encoders; `pipeline` stays as it is."""
     return stage_two.with_edit(pipeline, edit)
 
 
-def export(edited: Pipeline, folder: Path | str, dtype: ExportDtype = "source") -> None:
-    """Writes the text encoder as the drop-in `text_encoder` folder of a diffusers model.
+def export(
+    edited: Pipeline,
+    folder: Path | str,
+    dtype: ExportDtype = "source",
+    encoder: str = "text_encoder",
+) -> None:
+    """Writes a text encoder as the drop-in `text_encoder` (or `text_encoder_2`) folder of a
+    diffusers model; `encoder` says which.
 
     An earlier one is replaced. UserError, with nothing changed, if anything in `folder` was not
     written by this program, or `folder` lies in a model's.
     """
     exports.write_text_encoder(
-        Path(folder), edited.params["text_encoder"], edited.folder / "text_encoder", dtype,
+        Path(folder), edited.params[encoder], edited.folder / encoder, dtype,
         edited.variant,
     )  # fmt: skip
 

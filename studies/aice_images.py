@@ -13,6 +13,7 @@ from typing import NamedTuple
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.bank.memories import hash_of
@@ -92,7 +93,7 @@ def kept_names(plan: AicePlan) -> tuple[str, ...]:
 def solve(run: Edited, config: StageTwoConfig) -> WeightEdit:
     """Stage II of all requests."""
     solved = preservation.resolved(config)
-    return concept_bank.solve(run.concepts, run.job.pipeline, run.moments, solved)
+    return bank_solve.solve(run.concepts, run.job.pipeline, run.moments, solved)
 
 
 def scores(run: Edited, solved: WeightEdit | None) -> Scores:

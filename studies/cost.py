@@ -23,6 +23,7 @@ from benchmarks import machine, thousand, workload
 from emcid_jax.concepts import spans
 from emcid_jax.config import Objective, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.encoder.blockwise import SourcePrompts
 from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -118,7 +119,7 @@ def report_run(count: int, moments: Path) -> Prepared:
     with tempfile.TemporaryDirectory() as name:
         thousand.fill_bank(Path(name), pipeline, count)
         concepts = concept_bank.open_bank(Path(name))
-    edit = concept_bank.solve(concepts, pipeline, found, config)
+    edit = bank_solve.solve(concepts, pipeline, found, config)
     keep, corpus = catalogue().objects, workload.captions(2000)
     return Prepared(
         lambda: text_space.measure(concepts, pipeline.encoder, edit, found, config, keep, corpus),

@@ -28,6 +28,7 @@ from emcid_jax.editing.stage_one import random_draws
 from emcid_jax.editing.stage_one.loss import Params, Sample, StageOneInputs
 from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import TextOutput
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline
 
 Part = Literal["text_encoder", "cross_attention"]
@@ -117,11 +118,12 @@ def loss(
 ) -> Float[Array, ""]:
     """Stage I's noise and text loss of the model with `params`, mean over the requests."""
     mask = inputs.prompt_mask
-    flat = inputs.source_ids.reshape(-1, inputs.source_ids.shape[-1])
-    text = objective.text_model(pipeline)
-    student = cast(TextOutput, text.apply({"params": params["text_encoder"]}, flat))
+    own = inputs.encoders[FIRST]
+    flat = own.source_ids.reshape(-1, own.source_ids.shape[-1])
+    text = objective.text_models(pipeline)[FIRST]
+    student = cast(TextOutput, text.apply({"params": params[FIRST]}, flat))
     features = objective.text_features(student, inputs.position.reshape(len(flat), -1))
-    error = jnp.square(features - inputs.target_features.reshape(len(flat), -1))
+    error = jnp.square(features - own.target_features.reshape(len(flat), -1))
     total = config.text_loss_scale * objective.prompt_mean(error, mask).mean()
     if sample is not None:
         states = Conditioning(student.last_hidden_state)

@@ -12,6 +12,8 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import Range
 
 Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
+EncoderName = Literal["text_encoder", "text_encoder_2"]
+Encoders = Literal["all", "text_encoder", "text_encoder_2"]
 ImageSource = Literal["destination", "source", "files"]
 Residual = Literal["memit", "released"]
 SolveOn = Literal["host", "device"]
@@ -67,6 +69,10 @@ class StageOneConfig:
 
     layer: CountOrZero = 10
     """Block L whose output receives the offsets."""
+    second_layer: CountOrZero = 30
+    """The same in the second text encoder, of models that have one."""
+    encoders: Encoders = "all"
+    """Which text encoders are edited, of models with two."""
     steps: Count = 100
     """Adam steps per concept."""
     learning_rate: Positive = 0.2
@@ -77,6 +83,8 @@ class StageOneConfig:
     """Weight of |delta| / |h0|^2."""
     text_loss_scale: NotNegative = 0.01
     """Weight of the text alignment: of pooled features or, if several, edited tokens' states."""
+    pooled_text_loss: bool = True
+    """Whether the second text encoder takes part in the text alignment, of models that have one."""
     objective: Objective = "ablate-dest"
     """Target of the noise loss; `text-only` drops it."""
     esd_guidance: float = 1.0
@@ -120,10 +128,15 @@ class StageTwoConfig:
 
     layers: tuple[CountOrZero, ...] = tuple(range(11))
     """Edited blocks, ascending; the last must be Stage I's `layer`."""
+    second_layers: tuple[CountOrZero, ...] = tuple(range(26, 31))
+    """The same in the second text encoder, of models that have one; the last must be Stage I's
+    `second_layer`."""
     residual: Residual = "memit"
     """Residual convention."""
     preservation_weight: Positive = 4000.0
     """lambda (mom2_update_weight)."""
+    second_preservation_weight: NotNegative = 0.0
+    """lambda in the second text encoder; 0: the same."""
     edit_weight: Annotated[float, Range(0.0, 1.0, open=True)] = 0.5
     """alpha; lambda_eff = lambda (1 - alpha) / alpha; at 1 nothing would be preserved."""
     solve_on: SolveOn = "host"
@@ -147,6 +160,13 @@ class StageTwoConfig:
     """`units`: beginnings of captions that a name's gate is fitted on, beside its templates."""
     false_firing: Annotated[float, Range(0.0, 0.01)] = 1e-5
     """`units`: share of the captions' tokens at which one gate may answer to something else."""
+
+    def of(self, encoder: str) -> StageTwoConfig:
+        """The settings of a text encoder by its part's name, in the fields of the first."""
+        if encoder != "text_encoder_2":
+            return self
+        weight = self.second_preservation_weight or self.preservation_weight
+        return dataclasses.replace(self, layers=self.second_layers, preservation_weight=weight)
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""

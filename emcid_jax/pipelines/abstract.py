@@ -35,6 +35,7 @@ class NoTokenizer:
     model_max_length: int
     bos_token_id: int = 0
     eos_token_id: int = 0
+    pad_token_id: int = 0
     backend_tokenizer: Any = None
 
     def __len__(self) -> int:

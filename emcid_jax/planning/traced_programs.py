@@ -10,9 +10,10 @@ from jax.sharding import Mesh
 
 from emcid_jax.config import StageOneConfig
 from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.stage_one import loss
-from emcid_jax.editing.stage_one.loss import StageOneInputs
+from emcid_jax.editing.stage_one.loss import EncoderInputs, StageOneInputs
 from emcid_jax.pipelines import generate
 from emcid_jax.pipelines.pipeline import Pipeline, conditioning_shapes
 from emcid_jax.runtime import parallel
@@ -22,25 +23,39 @@ def stage_one_inputs(
     pipeline: Pipeline, concepts: int, prompts: int, config: StageOneConfig
 ) -> StageOneInputs:
     """What `prepare.prepare` returns for `concepts` requests of `prompts` templates."""
+    where = sites(config, pipeline.texts)
     tokens = config.text_tokens or pipeline.encoder.tokenizer.model_max_length
-    dim, edited = pipeline.encoder.model.config.hidden_size, config.edited_tokens
-    images = loss.needs_images(config)
+    edited, images = config.edited_tokens, loss.needs_images(config)
     teacher = config.objective not in ("sampled-noise", "text-only")
     latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)
 
     def shape(*sizes: int, dtype: Any = jnp.float32) -> Any:
         return jax.ShapeDtypeStruct(sizes, dtype)
 
+    def read(*rows: int) -> Any:
+        """What the UNet reads, without sizes and of `tokens` tokens."""
+        whole = conditioning_shapes(pipeline, *rows)
+        cut = shape(*rows, tokens, whole.tokens.shape[-1])
+        return whole._replace(tokens=cut, time_ids=None)
+
+    encoders = {}
+    for name, model in pipeline.texts.items():
+        if images or name in [site.encoder for site in where]:
+            dim = model.config.hidden_size
+            feature = model.config.projection_dim if model.projection and edited == 1 else dim
+            encoders[name] = EncoderInputs(
+                source_ids=shape(concepts, prompts, tokens, dtype=jnp.int32),
+                hidden=shape(concepts, prompts, tokens, dim),
+                target_features=shape(concepts, prompts, edited * feature),
+            )
     return StageOneInputs(
-        source_ids=shape(concepts, prompts, tokens, dtype=jnp.int32),
+        encoders=encoders,
         position=shape(concepts, prompts, edited, dtype=jnp.int32),
         prompt_mask=shape(concepts, prompts),
-        hidden=shape(concepts, prompts, tokens, dim),
-        h0=shape(concepts, edited * dim),
-        target_features=shape(concepts, prompts, edited * dim),
+        h0=shape(concepts, edited * sum(site.width for site in where)),
         seeds=shape(concepts, 2, dtype=jnp.uint32),
-        teacher_text=shape(concepts, prompts, tokens, dim) if teacher else None,
-        empty_text=shape(concepts, tokens, dim) if config.objective == "esd" else None,
+        teacher=read(concepts, prompts) if teacher else None,
+        empty=read(concepts) if config.objective == "esd" else None,
         latent_mean=shape(*latents) if images else None,
         latent_std=shape(*latents) if images else None,
     )

@@ -89,12 +89,12 @@ def _varied(base: EditConfig, variant: str) -> EditConfig:
 
 def _measure(job: Job, run: Run) -> dict[str, Any]:
     """The benchmark's aggregates and how far Stage II came, for one job."""
-    edited, report = edit_job.written(job, run)
+    edited, reports = edit_job.written(job, run)
     folder = run.workdir / f"count-{len(job.requests)}"
     result = edit_job.judged(job, edited, folder, run)
     return {
         "aice": {name: metric._asdict() for name, metric in result.metrics.items()},
-        "reached": [report.distance_before, report.distance_after],
+        "reached": list(edit_job.distance(reports)),
         "images": result.images,
     }
 

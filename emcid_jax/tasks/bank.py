@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from emcid_jax.config import (
+    EncoderName,
     ModelConfig,
     MomentConfig,
     NotNegative,
@@ -41,7 +42,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
 from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.find_moments import moments_of, require_linear
-from emcid_jax.workflow.inputs import read_requests
+from emcid_jax.workflow.inputs import encoder_of, read_requests
 from emcid_jax.workflow.port_bank import port
 from emcid_jax.workflow.workdir import running
 from emcid_jax.workflow.write_edit import write_edit
@@ -73,6 +74,8 @@ class BankConfig:
     """`strength`: share of the offset that is written; 0 leaves a concept out of the edit."""
     keep: tuple[str, ...] = ()
     """`conflicts`: names that the edit should not change."""
+    encoder: EncoderName = "text_encoder"
+    """`conflicts`: which text encoder is looked at, of models with two."""
     requests: RequestsConfig = RequestsConfig()
     """`add`: what is added. `show`, `remove`, `strength`: the concepts meant, by file."""
     model: ModelConfig = ModelConfig()
@@ -110,6 +113,7 @@ WRITES = (
     "metrics.jsonl",
     "edit.safetensors",
     "text_encoder",
+    "text_encoder_2",
     "conflicts.json",
     "conflicts.html",
     "port.json",
@@ -179,7 +183,7 @@ def _add(config: BankConfig, workdir: Path) -> None:
 def _solve(config: BankConfig, workdir: Path) -> None:
     text_encoder.require_replaceable(workdir / "text_encoder")
     with solvable(config, workdir, WRITES) as job:
-        report = write_edit(
+        reports = write_edit(
             job.concepts,
             job.pipeline,
             job.model,
@@ -188,19 +192,21 @@ def _solve(config: BankConfig, workdir: Path) -> None:
             config.model.export_dtype,
             job.run,
         )
-    show(
-        f"wrote {len(job.concepts.active)} concepts into {workdir}; distance to the targets "
-        f"{report.distance_before:.4g} -> {report.distance_after:.4g}"
-    )
+    for name, report in reports.items():
+        show(
+            f"wrote {len(job.concepts.active)} concepts into {workdir / name}; distance to the "
+            f"targets {report.distance_before:.4g} -> {report.distance_after:.4g}"
+        )
 
 
 def _conflicts(config: BankConfig, workdir: Path) -> None:
     with solvable(config, workdir, WRITES) as job:
         found = predicted_conflicts.predict(
             job.concepts,
-            job.pipeline.encoder,
-            moments_of(job.moments),
-            config.stage_two,
+            encoder_of(job.pipeline, config.encoder),
+            job.where,
+            moments_of(job.moments[config.encoder]),
+            config.stage_two.of(config.encoder),
             config.keep,
         )
         folders.write_json(workdir / "conflicts.json", prediction_json(found))

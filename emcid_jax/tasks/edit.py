@@ -13,6 +13,7 @@ import numpy as np
 from emcid_jax.config import EditConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -27,7 +28,7 @@ from emcid_jax.workflow import debias_search, edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job, prepare, records_of
 from emcid_jax.workflow.find_memories import find_memories
-from emcid_jax.workflow.find_moments import Measured, find_measured
+from emcid_jax.workflow.find_moments import Measured, edited_layers, find_measured
 from emcid_jax.workflow.open_model import read_text_params
 from emcid_jax.workflow.workdir import Run, running
 from emcid_jax.workflow.write_edit import write_edit
@@ -40,6 +41,7 @@ WRITES = (
     "debias.json",
     "edit.safetensors",
     "text_encoder",
+    "text_encoder_2",
     "report.html",
     "bank",
     "moments",
@@ -63,18 +65,20 @@ def run(config: EditConfig, workdir: Path) -> None:
         folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
         folders.write_config(workdir, config, job.inputs, environment.describe())
         run.log.write("prepare", time.perf_counter() - began)
-        if not all((workdir / name).exists() for name in ("text_encoder", "edit.safetensors")):
+        exported = [site.encoder for site in job.sites]
+        if not all((workdir / name).exists() for name in (*exported, "edit.safetensors")):
             edit(job, run)
         # As it was exported: what is measured is what the user gets.
-        exported = read_text_params(job.pipeline, workdir / "text_encoder")
-        edited = with_text_params(job.pipeline, {"text_encoder": exported})
+        params = {name: read_text_params(job.pipeline, workdir / name, name) for name in exported}
+        edited = with_text_params(job.pipeline, params)
         finish(job, edited, run)
 
 
 def edit(job: Job, run: Run) -> None:
     """Both stages and the exports; edit.safetensors appears last, when all is done."""
     config, pipeline, workdir = job.config, job.pipeline, run.workdir
-    text_encoder.require_replaceable(workdir / "text_encoder")
+    for site in job.sites:
+        text_encoder.require_replaceable(workdir / site.encoder)
     concept_bank.require_puttable(workdir / "bank", job.concepts)
     singles = [part for parts in job.parts for part in parts]
     found = iter(
@@ -93,7 +97,7 @@ def edit(job: Job, run: Run) -> None:
         pipeline,
         job.captions,
         config.stage_two,
-        config.stage_two.layers,
+        edited_layers(config.stage_two, job.sites),
         config.moments,
         workdir / "moments",
         run,
@@ -164,7 +168,7 @@ def _write_page(
 def _mix(
     job: Job,
     memories: Sequence[Sequence[bank.Memory]],
-    moments: Measured,
+    moments: Mapping[str, Measured],
     run: Run,
 ) -> dict[int, Factors]:
     """The factors of every `debias` request, by its place in the job."""
@@ -176,7 +180,7 @@ def _mix(
     def solved(factors: Sequence[Factors]) -> Pipeline:
         records = records_of(job, memories, dict(zip(places, factors, strict=True)))
         concepts = concept_bank.of_requests(job.requests, records)
-        edit = concept_bank.solve(concepts, job.pipeline, moments, config.stage_two)
+        edit = bank_solve.solve(concepts, job.pipeline, moments, config.stage_two)
         return stage_two.with_edit(job.pipeline, edit)
 
     search = debias_search.Search(

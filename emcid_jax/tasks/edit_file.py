@@ -190,29 +190,16 @@ def _require_free(path: Path, config: EditFileConfig) -> None:
         ownership.require_new(path)
 
 
-def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: int) -> list[str]:
+def summary(
+    layers: Mapping[str, tuple[StoredLayer, ...]], ledger: Mapping[str, Any], size: int
+) -> list[str]:
     """What an edit file contains, a line each."""
-    report = ledger["report"]
-    lines = [
-        f"{len(ledger['requests'])} edits, {size / 2**20:.1f} MiB, "
-        f"made for text encoder {ledger['base']['text_encoder'][:12]}",
-        f"distance to the targets {report['distance_before']:.4g} -> "
-        f"{report['distance_after']:.4g}",
-        f"stage_two {json.dumps(renamed.current(ledger['stage_two'], 'stage_two'))}",
-    ]
-    for stored, solved in zip(layers, report["layers"], strict=True):
-        form = "dense" if stored.form == "dense" else f"factors of rank {stored.rank}"
-        lines.append(
-            f"layer {stored.layer}: {form}, stored to {stored.error:.1g} of |dW|; |dW| is "
-            f"{solved['change']:.2g} of |W|, condition {solved['condition']:.2g}"
-        )
-    gates = {}
-    if units := report.get("units"):
-        gates = {gate["source"]: gate for gate in units["gates"]}
-        lines.append(
-            f"{len(gates)} concept units; one answers wrongly at {units['false_firing']:.2g} of "
-            f"{units['tokens']:,} tokens of captions"
-        )
+    lines = [f"{len(ledger['requests'])} edits, {size / 2**20:.1f} MiB"]
+    gates: dict[str, Any] = {}
+    for encoder, stored in layers.items():
+        about = edit_file.ledger_of(ledger, encoder)
+        gates |= {gate["source"]: gate for gate in (about["report"].get("units") or _NONE)["gates"]}
+        lines += _encoder_summary(encoder, stored, about, ledger["base"][encoder])
     requests = [
         f"{request['task']}: {request['source']} -> {' | '.join(request['dest'])} "
         f"(weight {request['weight']:g}, strength {request['strength']:g}, "
@@ -220,6 +207,37 @@ def summary(layers: tuple[StoredLayer, ...], ledger: Mapping[str, Any], size: in
         for request in sorted(ledger["requests"], key=lambda request: request["source"])
     ]
     return lines + requests
+
+
+_NONE: Mapping[str, Any] = {"gates": ()}
+
+
+def _encoder_summary(
+    encoder: str, layers: tuple[StoredLayer, ...], about: Mapping[str, Any], base: str
+) -> list[str]:
+    """What an edit does to one text encoder."""
+    report = about["report"]
+    units = report.get("units")
+    if not layers and not units:
+        return [f"{encoder} {base[:12]}: unchanged"]
+    lines = [
+        f"made for {encoder} {base[:12]}",
+        f"distance to the targets {report['distance_before']:.4g} -> "
+        f"{report['distance_after']:.4g}",
+        f"stage_two {json.dumps(renamed.current(about['stage_two'], 'stage_two'))}",
+    ]
+    for stored, solved in zip(layers, report["layers"], strict=True):
+        form = "dense" if stored.form == "dense" else f"factors of rank {stored.rank}"
+        lines.append(
+            f"layer {stored.layer}: {form}, stored to {stored.error:.1g} of |dW|; |dW| is "
+            f"{solved['change']:.2g} of |W|, condition {solved['condition']:.2g}"
+        )
+    if units:
+        lines.append(
+            f"{len(units['gates'])} concept units; one answers wrongly at "
+            f"{units['false_firing']:.2g} of {units['tokens']:,} tokens of captions"
+        )
+    return lines
 
 
 def _gate(gate: Mapping[str, Any] | None) -> str:

@@ -199,7 +199,7 @@ def prepare(config: EvaluateConfig) -> tuple[Job, UntouchedNames]:
     requests = dataclasses.replace(base.requests, count=most)
     job = edit_job.prepare(dataclasses.replace(base, requests=requests))
     for row in config.rows:
-        require_layers(varied(config, row)[1].base.stage_two, job.pipeline)
+        require_layers(varied(config, row)[1].base.stage_two, job.sites, job.pipeline)
     assert job.judge is not None
     evaluation = base.evaluation
     return job, split_untouched(

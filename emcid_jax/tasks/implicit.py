@@ -23,7 +23,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing.bank.memories import Memory, hash_of, model_hashes
-from emcid_jax.editing.moments.second_moment import SecondMoments
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.benchmarks.implicit import CONFIDENT, choice, implicit_scores
 from emcid_jax.evaluation.drawing.batches import drawing
@@ -40,8 +40,10 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.find_moments import (
+    Measured,
+    edited_layers,
     find_captions,
-    find_moments,
+    find_measured,
     moments_folder,
     require_linear,
 )
@@ -103,9 +105,12 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
     clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "implicit.json")
-        layers = config.base.stage_two.layers
+        stage_two_config = config.base.stage_two
+        layers = edited_layers(stage_two_config, job.sites)
         folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_moments(job.pipeline, job.captions, layers, config.base.moments, folder, run)
+        moments = find_measured(
+            job.pipeline, job.captions, stage_two_config, layers, config.base.moments, folder, run
+        )
         memories = edit_job.find_memories_of(job, run)
         bench = _Bench(job, moments, clip, run)
         asked: list[list[dict[str, Any]]] = [[] for _ in range(config.seeds)]
@@ -194,7 +199,7 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:
     ]
     captions = find_captions(base.moments)
     pipeline = open_model(base.model)
-    require_layers(base.stage_two, pipeline)
+    require_layers(base.stage_two, sites(base.stage_one, pipeline.texts), pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
     return Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
 
@@ -204,7 +209,7 @@ class _Bench:
     """What every row needs."""
 
     job: Job
-    moments: SecondMoments
+    moments: Mapping[str, Measured]
     clip: Clip
     run: Run
     """`images` gets the source's picture of the first seed, before and after."""

@@ -24,7 +24,8 @@ from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
-from emcid_jax.workflow.inputs import names_to_keep
+from emcid_jax.models.text.encoder import FIRST
+from emcid_jax.workflow.inputs import names_to_keep, require_one_encoder
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -97,6 +98,7 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
     base = dataclasses.replace(config.base, evaluation=evaluation)
     job = edit_job.prepare(_with_layers(base, 0, 0))  # Which there are, the model says.
+    require_one_encoder(job.pipeline, config.task)
     lasts = _lasts(config, job.pipeline.encoder.model.config.num_hidden_layers)
     with running(base.run, workdir, WRITES) as run:
         table = Table(workdir / "layer_ranges.json")
@@ -121,10 +123,11 @@ def _measure(
     """A row's figures."""
     with run.log.timed("layer_pair", layers=job.config.stage_two.layers):
         solved = edit_job.solve(job, *find())
+        report = solved[FIRST].report
         edited = stage_two.with_edit(job.pipeline, solved)
-        read = reader.read(edited.params["text_encoder"])
+        read = reader.read(edited.params[FIRST])
         row = read._asdict() | {"both": read.both}
-        row["left"] = solved.report.distance_after / solved.report.distance_before
+        row["left"] = report.distance_after / report.distance_before
         if job.config.evaluation.enabled:
             result = edit_job.judged(job, edited, run.workdir, run)
             row["aice"] = {name: one._asdict() for name, one in result.metrics.items()}

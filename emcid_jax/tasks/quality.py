@@ -84,9 +84,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
     lpips = load_lpips(Path(config.lpips)) if config.lpips else None
     base = open_model(config.model)
-    edited = with_text_params(
-        base, {"text_encoder": read_edited(config.edited, base, "config.edited")}
-    )
+    edited = with_text_params(base, read_edited(config.edited, base, "config.edited"))
     folder = Path(config.evaluation.judge) if config.evaluation.judge else base.folder / "judge"
     named = bool(config.evaluation.judge)
     judge = load_judge(folder) if named or folder.is_dir() else None

@@ -172,7 +172,7 @@ def _models(config: SampleConfig) -> dict[str, Pipeline]:
     models = {"base": pipeline}
     if config.sampling.edited:
         edited = read_edited(config.sampling.edited, pipeline, "config.sampling.edited")
-        models["edited"] = with_text_params(pipeline, {"text_encoder": edited})
+        models["edited"] = with_text_params(pipeline, edited)
     return models
 
 

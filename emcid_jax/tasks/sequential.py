@@ -24,7 +24,7 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.statistics.retention import retention
 from emcid_jax.evaluation.text_space.measure import names_any
-from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.encoder import FIRST, TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
@@ -35,11 +35,13 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.find_moments import (
+    edited_layers,
     find_moments,
     find_other_captions,
     moments_folder,
     require_linear,
 )
+from emcid_jax.workflow.inputs import require_one_encoder
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -94,6 +96,7 @@ def run(config: SequentialConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     unjudged = dataclasses.replace(config.base.evaluation, enabled=False)
     job = edit_job.prepare(dataclasses.replace(config.base, evaluation=unjudged))
+    require_one_encoder(job.pipeline, config.task)
     if max(config.rounds) > len(job.requests):
         raise UserError(
             f"config.rounds has {max(config.rounds)}, but there are {len(job.requests)} requests; "
@@ -102,9 +105,11 @@ def run(config: SequentialConfig, workdir: Path) -> None:
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "sequential.json")
         gauge = _Gauge.of(job, config)
-        layers = config.base.stage_two.layers
+        layers = edited_layers(config.base.stage_two, job.sites)
         folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_moments(job.pipeline, job.captions, layers, config.base.moments, folder, run)
+        moments = find_moments(
+            job.pipeline.encoder, job.captions, layers[FIRST], config.base.moments, folder, run
+        )
         for rounds in sorted(config.rounds):
             for way in config.ways:
                 measure = functools.partial(_row, job, moments, gauge, rounds, way, run)
@@ -181,7 +186,7 @@ def _written(job: Job, moments: SecondMoments, run: Run) -> Pipeline:
     found = edit_job.find_memories_of(job, run)
     # Those of the pristine model, of which an edited one knows nothing more.
     lent = moments.lent_to(params_hash(job.pipeline.encoder.params))
-    solved = edit_job.solve(job, found, lent)
+    solved = edit_job.solve(job, found, {FIRST: lent})
     return stage_two.with_edit(job.pipeline, solved)
 
 

@@ -7,8 +7,15 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from emcid_jax.config import Count, ModelConfig, MomentConfig, RunConfig, StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.config import (
+    Count,
+    EncoderName,
+    ModelConfig,
+    MomentConfig,
+    RunConfig,
+    StageTwoConfig,
+)
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.text_space import measure as text_space
 from emcid_jax.reporting.pages.text_space import write_text_report
@@ -16,7 +23,7 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import require_bank, solvable
 from emcid_jax.workflow.find_moments import find_other_captions, moments_of, require_linear
-from emcid_jax.workflow.inputs import names_to_keep
+from emcid_jax.workflow.inputs import encoder_of, names_to_keep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,8 @@ class TextReportConfig:
     moments_file: str = ""
     """Second moments measured before (`second_moments.safetensors` of a workdir); empty: they are
     measured here."""
+    encoder: EncoderName = "text_encoder"
+    """Which text encoder is looked at, of models with two."""
     model: ModelConfig = ModelConfig()
     moments: MomentConfig = MomentConfig()
     stage_two: StageTwoConfig = StageTwoConfig()
@@ -66,13 +75,14 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     keep = read_names(config)
     corpus = find_other_captions(config.moments, config.captions)
     with solvable(config, workdir, WRITES, config.moments_file) as job:
-        moments = moments_of(job.moments)
-        settings = preservation.resolved(config.stage_two)
+        encoder = encoder_of(job.pipeline, config.encoder)
+        moments = moments_of(job.moments[encoder.name])
+        settings = preservation.resolved(config.stage_two).of(encoder.name)
         with job.run.log.timed("stage_two"):
-            edit = concept_bank.solve(job.concepts, job.pipeline, moments, settings)
+            edit = bank_solve.solve_one(job.concepts, encoder, job.where, moments, settings)
         with job.run.log.timed("text_space"):
             found = text_space.measure(
-                job.concepts, job.pipeline.encoder, edit, moments, settings, keep, corpus
+                job.concepts, encoder, job.where, edit, moments, settings, keep, corpus
             )
         folders.write_json(workdir / "text_report.json", text_space.as_json(found))
         about = folders.read_config(workdir)["config"]

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, slot_count
-from emcid_jax.config import Count, CountOrZero, ModelConfig, Positive, RunConfig, Seed
+from emcid_jax.config import Count, CountOrZero, EncoderName, ModelConfig, Positive, RunConfig, Seed
 from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.encoder.causal_tracing import Site
 from emcid_jax.evaluation.text_space import trace_runs
@@ -29,7 +29,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.inputs import names_to_keep
+from emcid_jax.workflow.inputs import encoder_of, names_to_keep
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Log, running
@@ -41,6 +41,8 @@ class TraceConfig:
 
     task: Literal["trace"] = "trace"
     """Which task of main runs."""
+    encoder: EncoderName = "text_encoder"
+    """Which text encoder is looked at, of models with two."""
     names: tuple[str, ...] = ()
     """Names to trace."""
     names_path: str = ""
@@ -96,19 +98,20 @@ def run(config: TraceConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     names = _chosen(config)
     pipeline = open_model(config.model)
-    blocks = pipeline.encoder.model.config.num_hidden_layers
+    encoder = encoder_of(pipeline, config.encoder)
+    blocks = encoder.model.config.num_hidden_layers
     if max(config.windows) > blocks:
         raise UserError(
             f"config.windows has {max(config.windows)}, but the text encoder has {blocks} blocks"
         )
-    subjects = read_subjects(pipeline.encoder, names, config.templates)
+    subjects = read_subjects(encoder, names, config.templates)
     swapped = None
     if config.corruption == "swap":
         subjects, swapped = with_partners(subjects, config.seed)
     with running(config.run, workdir, WRITES) as run:
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
         corruption = corrupt if swapped is None else swapped
-        traced = trace_runs.prepare(pipeline.encoder, subjects, corruption)
+        traced = trace_runs.prepare(encoder, subjects, corruption)
         about = {"names": list(subjects.names), "corrupted": _plain(traced.nothing)}
         table = Table(workdir / "trace.json", blocks=blocks, **about)
         decides = [model_hashes(pipeline), subjects.ids.tolist(), about, _settings(config)]

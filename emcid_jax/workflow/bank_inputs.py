@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from emcid_jax.config import ModelConfig, MomentConfig, RunConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_moments import Measured, find_captions, find_measured, moments_folder
+from emcid_jax.workflow.find_moments import (
+    Measured,
+    edited_layers,
+    find_captions,
+    find_measured,
+    moments_folder,
+)
 from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.workdir import Run, running
@@ -48,7 +56,10 @@ class Solvable(NamedTuple):
     pipeline: Pipeline
     model: dict[str, str]
     """Hashes of the model's parts."""
-    moments: Measured
+    where: tuple[Site, ...]
+    """Sites of the memories."""
+    moments: Mapping[str, Measured]
+    """By text encoder."""
     run: Run
 
 
@@ -67,14 +78,15 @@ def solvable(
     preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
     concepts = concept_bank.open_bank(Path(config.bank))
     captions = [] if moments_file else find_captions(config.moments)
-    measured = second_moment.read_moments(Path(moments_file)) if moments_file else None
     pipeline = load(config, config.model)
-    require_layers(config.stage_two, pipeline)
-    concept_bank.require_base(concepts, pipeline)
+    bank_solve.require_base(concepts, pipeline)
+    where = bank_solve.sites_of(concepts, pipeline)
+    require_layers(config.stage_two, where, pipeline)
+    measured = _given_moments(moments_file, where)
     with started(config, workdir, names, concepts, pipeline, captions) as run:
         model = bank.model_hashes(pipeline)
-        moments = measured or measured_moments(config, pipeline, captions, run)
-        yield Solvable(concepts, pipeline, model, moments, run)
+        moments = measured or measured_moments(config, pipeline, where, captions, run)
+        yield Solvable(concepts, pipeline, model, where, moments, run)
 
 
 def load(config: Settings, model: ModelConfig) -> Pipeline:
@@ -105,12 +117,28 @@ def started(
 
 
 def measured_moments(
-    config: Settings, pipeline: Pipeline, captions: Sequence[str], run: Run
-) -> Measured:
+    config: Settings,
+    pipeline: Pipeline,
+    where: Sequence[Site],
+    captions: Sequence[str],
+    run: Run,
+) -> dict[str, Measured]:
     """What Stage II reads, measured anew only when what decides it has changed."""
-    model, layers = bank.model_hashes(pipeline), config.stage_two.layers
+    model, layers = bank.model_hashes(pipeline), edited_layers(config.stage_two, where)
     folder = moments_folder(run.workdir, model, captions, layers)
     return find_measured(pipeline, captions, config.stage_two, layers, config.moments, folder, run)
+
+
+def _given_moments(file: str, where: Sequence[Site]) -> dict[str, Measured]:
+    """Second moments from the user's file; none without a file."""
+    if not file:
+        return {}
+    if len(where) > 1:
+        raise UserError(
+            f"config.moments_file is {file!r}, which holds the second moments of one text encoder, "
+            f"but the bank edits {len(where)}; leave it empty, and they are measured"
+        )
+    return {where[0].encoder: second_moment.read_moments(Path(file))}
 
 
 def require_bank(path: str) -> None:

@@ -14,10 +14,12 @@ from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import EditConfig, EvaluationConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import Concept
 from emcid_jax.editing.bank.memories import Memory, Record, hash_of, model_hashes
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.debias.mixing import Factors
+from emcid_jax.editing.encoder.sites import Site, sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
@@ -55,6 +57,11 @@ class Job:
     """Hash of every part of the base model."""
     judge: Judge | None
     """None if nothing is judged: neither an evaluation nor the shares of a `debias` request."""
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Where the job's memories are found."""
+        return sites(self.config.stage_one, self.pipeline.texts)
 
     @property
     def parts(self) -> list[tuple[EditRequest, ...]]:
@@ -111,7 +118,7 @@ def prepare(config: EditConfig) -> Job:
     requests = read_requests(config.requests)
     captions = find_captions(config.moments)
     pipeline = open_model(config.model)
-    require_layers(config.stage_two, pipeline)
+    require_layers(config.stage_two, sites(config.stage_one, pipeline.texts), pipeline)
     parts = [part for request in requests for part in mixing.parts(request)]
     prompts = read_prompts(pipeline, parts, config.stage_one)
     mixed = [request for request in requests if request.task == "debias"]
@@ -138,8 +145,8 @@ class Found(NamedTuple):
     """What Stage II reads."""
 
     memories: list[Memory]
-    moments: Measured
-    """Second moments of every layer, so that jobs of any layers share them."""
+    moments: Mapping[str, Measured]
+    """By text encoder: second moments of every layer, so that jobs of any layers share them."""
 
 
 def find(job: Job, run: Run) -> Found:
@@ -155,9 +162,12 @@ def find_memories_of(job: Job, run: Run) -> list[Memory]:
     )  # fmt: skip
 
 
-def find_moments_of(job: Job, run: Run) -> Measured:
+def find_moments_of(job: Job, run: Run) -> dict[str, Measured]:
     """What Stage II reads, moments of every layer, from the workdir or found and filed there."""
-    every = tuple(range(job.pipeline.encoder.model.config.num_hidden_layers))
+    every = {
+        site.encoder: tuple(range(job.pipeline.texts[site.encoder].config.num_hidden_layers))
+        for site in job.sites
+    }
     folder = moments_folder(run.workdir, job.model, job.captions, every)
     config = job.config
     return find_measured(
@@ -165,17 +175,28 @@ def find_moments_of(job: Job, run: Run) -> Measured:
     )
 
 
-def solve(job: Job, memories: Sequence[Memory], moments: Measured) -> WeightEdit:
-    """Stage II of the job, which has no `debias` request, from the pristine text encoder."""
+def solve(
+    job: Job, memories: Sequence[Memory], moments: Mapping[str, Measured]
+) -> dict[str, WeightEdit]:
+    """Stage II of the job, which has no `debias` request, from the pristine text encoders."""
     records = records_of(job, [[memory] for memory in memories], {})
     concepts = concept_bank.of_requests(job.requests, records)
-    return concept_bank.solve(concepts, job.pipeline, moments, job.config.stage_two)
+    return bank_solve.solve(concepts, job.pipeline, moments, job.config.stage_two)
 
 
-def written(job: Job, run: Run) -> tuple[Pipeline, StageTwoReport]:
-    """The model with the job's requests in it, and how far Stage II came."""
+def written(job: Job, run: Run) -> tuple[Pipeline, dict[str, StageTwoReport]]:
+    """The model with the job's requests in it, and how far Stage II came in each encoder."""
     solved = solve(job, *find(job, run))
-    return stage_two.with_edit(job.pipeline, solved), solved.report
+    reports = {name: one.report for name, one in solved.items()}
+    return stage_two.with_edit(job.pipeline, solved), reports
+
+
+def distance(reports: Mapping[str, StageTwoReport]) -> tuple[float, float]:
+    """How far the memories are from their targets before and after, summed over the encoders."""
+    before, after = zip(
+        *((one.distance_before, one.distance_after) for one in reports.values()), strict=True
+    )
+    return sum(before), sum(after)
 
 
 def judged(job: Job, edited: Pipeline, folder: Path, run: Run) -> AiceResult:

@@ -16,17 +16,22 @@ from tqdm import tqdm
 
 from emcid_jax.config import MomentConfig, StageTwoConfig
 from emcid_jax.editing.bank.memories import hash_of
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.moments.captions import read_captions
 from emcid_jax.editing.moments.second_moment import MomentProvenance, Progress, SecondMoments
 from emcid_jax.editing.units import statistics
 from emcid_jax.editing.units.statistics import UnitStatistics
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.encoder import FIRST, SECOND, TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checkpoints, parallel, preemption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow.workdir import Run
 
 Measured = SecondMoments | UnitStatistics
+Layers = Mapping[str, tuple[int, ...]]
+"""Blocks by text encoder."""
 
 
 def find_captions(config: MomentConfig) -> list[str]:
@@ -44,14 +49,22 @@ def find_other_captions(config: MomentConfig, count: int) -> list[str]:
     return find_captions(other)
 
 
+def edited_layers(config: StageTwoConfig, where: Sequence[Site]) -> Layers:
+    """Layers that Stage II edits, by text encoder."""
+    return {site.encoder: config.of(site.encoder).layers for site in where}
+
+
 def moments_folder(
-    workdir: Path, model: Mapping[str, str], captions: Sequence[str], layers: Sequence[int]
+    workdir: Path, model: Mapping[str, str], captions: Sequence[str], layers: Layers
 ) -> Path:
     """Where `workdir` keeps the second moments that these inputs decide; others lie beside it.
 
     `model` are the base model's hashes, see `memories.model_hashes`.
     """
-    decides = [model["text_encoder"], model["tokenizer"], list(captions), tuple(layers)]
+    first = layers.get(FIRST, ())
+    decides = [model[FIRST], model["tokenizer"], list(captions), tuple(first)]
+    if SECOND in layers:
+        decides += [model[SECOND], model["tokenizer_2"], tuple(layers[SECOND])]
     return workdir / "moments" / hash_of(decides)[:16]
 
 
@@ -77,25 +90,47 @@ def find_measured(
     pipeline: Pipeline,
     captions: Sequence[str],
     stage_two: StageTwoConfig,
-    layers: tuple[int, ...],
+    layers: Layers,
     config: MomentConfig,
     folder: Path,
     run: Run,
-) -> Measured:
-    """What `stage_two.solver` reads, from `folder` or measured and filed there.
+) -> dict[str, Measured]:
+    """What `stage_two.solver` reads of the encoders in `layers`, from `folder` or measured and
+    filed there.
 
     Second moments are those of `layers`, statistics those of the block that gets units. `folder` is
-    known to be for the same model and captions, see `find_moments`.
+    known to be for the same model and captions, see `find_moments`; what is of a second encoder
+    lies in a folder of its name.
     """
-    if stage_two.solver != "units":
-        return find_moments(pipeline, list(captions), layers, config, folder, run)
-    block = stage_two.layers[-1]
+    found: dict[str, Measured] = {}
+    for encoder in pipeline.encoders:
+        if encoder.name not in layers:
+            continue
+        place = folder if encoder.name == FIRST else folder / encoder.name
+        if stage_two.solver == "units":
+            block = stage_two.of(encoder.name).layers[-1]
+            found[encoder.name] = _find_statistics(encoder, captions, block, config, place, run)
+        else:
+            found[encoder.name] = find_moments(
+                encoder, list(captions), layers[encoder.name], config, place, run
+            )
+    return found
+
+
+def _find_statistics(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    block: int,
+    config: MomentConfig,
+    folder: Path,
+    run: Run,
+) -> UnitStatistics:
     path = folder / f"units-{block}.safetensors"
     if path.exists():
         return statistics.read_statistics(path)
     began = time.perf_counter()
     found = statistics.measure(
-        pipeline.encoder,
+        encoder,
         captions,
         block,
         seed=config.seed,
@@ -108,7 +143,7 @@ def find_measured(
 
 
 def find_moments(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     captions: list[str],
     layers: tuple[int, ...],
     config: MomentConfig,
@@ -125,12 +160,11 @@ def find_moments(
         moments = second_moment.read_moments(result)
         shutil.rmtree(folder / "progress", ignore_errors=True)  # As a kill may have left it.
         return moments
-    ids = tokenize(pipeline.encoder.tokenizer, captions)
     start = _read_progress(folder / "progress")
     steps = second_moment.accumulate(
-        pipeline.encoder.model,
-        pipeline.params["text_encoder"],
-        ids,
+        encoder.model,
+        encoder.params,
+        tokenize(encoder.tokenizer, captions),
         layers,
         batch=config.batch,
         chunk=run.config.save_every_batches,

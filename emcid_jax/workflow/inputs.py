@@ -11,6 +11,8 @@ from emcid_jax.concepts.readers import manifests
 from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
+from emcid_jax.editing.encoder.sites import Site
+from emcid_jax.models.text.encoder import FIRST, TextEncoder
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow.open_model import find_folder
@@ -53,11 +55,36 @@ def require_model(config: ModelConfig) -> Path:
     return folder
 
 
-def require_layers(config: StageTwoConfig, pipeline: Pipeline) -> None:
-    """UserError unless the text encoder has all layers that `config` edits."""
-    blocks = pipeline.encoder.model.config.num_hidden_layers
-    if config.layers[-1] >= blocks:
+def encoder_of(pipeline: Pipeline, name: str) -> TextEncoder:
+    """The text encoder that `config.encoder` names. UserError if the model has no such part."""
+    for encoder in pipeline.encoders:
+        if encoder.name == name:
+            return encoder
+    raise UserError(
+        f"config.encoder is {name!r}, but {pipeline.folder} has {', '.join(pipeline.texts)}"
+    )
+
+
+def require_one_encoder(pipeline: Pipeline, task: str) -> None:
+    """UserError, for tasks that know one text encoder, if the model has several."""
+    if len(pipeline.texts) > 1:
         raise UserError(
-            f"config.stage_two.layers is {config.layers}, but the text encoder of "
-            f"{pipeline.folder} has blocks 0 to {blocks - 1}"
+            f"config.model.path: {pipeline.folder} has {len(pipeline.texts)} text encoders, which "
+            f"task {task} does not take; give a model of Stable Diffusion 1 or 2"
         )
+
+
+def require_layers(config: StageTwoConfig, where: Sequence[Site], pipeline: Pipeline) -> None:
+    """UserError unless the text encoders have all layers that `config` edits.
+
+    `where` are the sites of the memories.
+    """
+    for site in where:
+        field = "layers" if site.encoder == FIRST else "second_layers"
+        own, blocks = config.of(site.encoder), pipeline.texts[site.encoder].config.num_hidden_layers
+        if not own.layers or own.layers[-1] >= blocks:
+            raise UserError(
+                f"config.stage_two.{field} is {own.layers}, but the {site.encoder} of "
+                f"{pipeline.folder} has blocks 0 to {blocks - 1}"
+            )
+        own.check()

@@ -68,7 +68,8 @@ def emcid(job: Job, count: int, keep: Sequence[str], run: Run) -> Edited:
     peak, clock = Peak(), _Clock()
     solved = edit_job.solve(first, found.memories[:count], found.moments)
     edited = stage_two.with_edit(job.pipeline, solved)
-    writing, report = clock.spent(), solved.report
+    writing = clock.spent()
+    reports = {name: one.report for name, one in solved.items()}
     return Edited(
         edited,
         writing.plus(each, float(count)),
@@ -76,7 +77,7 @@ def emcid(job: Job, count: int, keep: Sequence[str], run: Run) -> Edited:
         {
             "stage_one_each": each._asdict(),
             "stage_two": writing._asdict(),
-            "reached": [report.distance_before, report.distance_after],
+            "reached": list(edit_job.distance(reports)),
         },
     )
 

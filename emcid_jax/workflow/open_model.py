@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from emcid_jax.config import ModelConfig
 from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import abstract_params, read_params
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.pipelines.sources import find_model
@@ -36,31 +37,33 @@ def open_model(config: ModelConfig) -> Pipeline:
     return load_pipeline(find_folder(config), jnp.dtype(config.dtype), config.variant)
 
 
-def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, Any]:
-    """The text encoder's parameters in a folder, or in a workdir's `text_encoder`.
+def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, dict[str, Any]]:
+    """Parameters of edited text encoders, by part.
 
-    UserError that names `field` if there is none, or one of another model.
+    From a folder of one text encoder, or all that a workdir holds. UserError that names `field` if
+    there is none, or one of another model.
     """
     folder = Path(path).expanduser()
-    folder = folder / "text_encoder" if (folder / "text_encoder").is_dir() else folder
+    found = {name: folder / name for name in pipeline.texts if (folder / name).is_dir()}
+    found = found or {FIRST: folder}
     if not path or not folder.is_dir():
         raise UserError(
             f"{field} is {path!r}; give a text_encoder folder or the workdir of a finished edit"
         )
-    return read_text_params(pipeline, folder)
+    return {name: read_text_params(pipeline, place, name) for name, place in found.items()}
 
 
-def read_text_params(pipeline: Pipeline, folder: Path) -> dict[str, Any]:
-    """An edit of `pipeline`'s text encoder from its folder, whose MLPs may be wider.
+def read_text_params(pipeline: Pipeline, folder: Path, name: str = FIRST) -> dict[str, Any]:
+    """An edit of `pipeline`'s text encoder `name` from its folder, whose MLPs may be wider.
 
     UserError if it is one of another model.
     """
-    config = pipeline.encoder.model.config
-    about = folder / "config.json"
+    model = pipeline.texts[name]
+    config, about = model.config, folder / "config.json"
     if about.is_file():
-        said = read_json_object(about, "text_encoder")
+        said = read_json_object(about, name)
         width = said.get("intermediate_size", config.intermediate_size)
         config = dataclasses.replace(config, intermediate_size=width)
     ids = jax.ShapeDtypeStruct((1, config.max_position_embeddings), jnp.int32)
-    abstract = abstract_params(pipeline.encoder.model.clone(config=config), ids)
+    abstract = abstract_params(model.clone(config=config), ids)
     return read_params(folder, abstract, disk_name)

@@ -9,10 +9,12 @@ from typing import Protocol, runtime_checkable
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.export import port as portability
 from emcid_jax.editing.export.port import Ported
 from emcid_jax.editing.stage_two import preservation
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.workflow import workdir as folders
@@ -45,9 +47,10 @@ def port(config: PortSettings, workdir: Path, names: Sequence[str]) -> Ported:
     captions = find_captions(config.moments)
     given = edit_file.read_edit(Path(config.edit)) if config.edit else None
     base, derived = load(config, config.base), load(config, config.model)
-    require_layers(settings, derived)
-    concept_bank.require_base(concepts, base)
     portability.compare(base, derived)
+    bank_solve.require_base(concepts, base)
+    where = bank_solve.sites_of(concepts, base)
+    require_layers(settings, where, derived)
     with started(config, workdir, names, concepts, derived, captions) as run:
         with run.log.timed("port"):
             found = portability.port(
@@ -55,7 +58,7 @@ def port(config: PortSettings, workdir: Path, names: Sequence[str]) -> Ported:
                 base,
                 derived,
                 settings,
-                lambda model: measured_moments(config, model, captions, run),
+                lambda model: measured_moments(config, model, where, captions, run)[FIRST],
                 given,
             )
         _export(found, config, concepts, derived, workdir, given[1] if given else {})
@@ -82,7 +85,12 @@ def _export(
     if found.moments is not None:
         settings = preservation.resolved(config.stage_two)
         ledger = edit_file.make_ledger(
-            concepts, model, found.moments, settings, found.report, edited_hash
+            concepts,
+            model,
+            {FIRST: found.moments},
+            settings,
+            {FIRST: found.report},
+            {FIRST: edited_hash},
         )
     ledger = ledger | {"base": model, "edited": edited_hash}
     edit_file.write_edit(workdir / "edit.safetensors", found.content, ledger)

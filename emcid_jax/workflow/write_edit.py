@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from emcid_jax.config import ExportDtype, StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.export import edit_file, text_encoder
+from emcid_jax.editing.export.edit_file import EditFile
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.workflow.find_moments import Measured
@@ -20,40 +24,59 @@ def write_edit(
     concepts: ConceptBank,
     pipeline: Pipeline,
     model: Mapping[str, str],
-    moments: Measured,
+    moments: Mapping[str, Measured],
     config: StageTwoConfig,
     export_dtype: ExportDtype,
     run: Run,
-) -> StageTwoReport:
+) -> dict[str, StageTwoReport]:
     """Stage II and the exports; edit.safetensors appears last, when all is done.
 
     Args:
         concepts: what is written.
         pipeline: the base model.
         model: its hashes, see `memories.model_hashes`.
-        moments: its second moments.
+        moments: its second moments, by text encoder.
         config: Stage II's settings.
-        export_dtype: stored type of the text encoder; `source` keeps every tensor's.
-        run: its workdir gets `text_encoder/` and `edit.safetensors`, its log a line per step.
+        export_dtype: stored type of the text encoders; `source` keeps every tensor's.
+        run: its workdir gets a folder for each edited text encoder and `edit.safetensors`, its log
+            a line per step.
     """
     with run.log.timed("stage_two") as figures:
-        solved = concept_bank.solve(concepts, pipeline, moments, config)
-        report = solved.report
-        figures["distance"] = [report.distance_before, report.distance_after]
+        solved = bank_solve.solve(concepts, pipeline, moments, config)
+        reports = {name: one.report for name, one in solved.items()}
+        for name, report in reports.items():
+            key = "distance" if name == FIRST else f"distance_{name}"
+            figures[key] = [report.distance_before, report.distance_after]
     with run.log.timed("export"):
-        content = edit_file.pack(solved.deltas, solved.units)
-        # What is in the file is what is exported.
-        stored = WeightEdit(content.deltas(), report, content.units())
-        edited = stage_two.apply_edit(pipeline.params["text_encoder"], stored)
-        text_encoder.write_text_encoder(
-            run.workdir / "text_encoder",
-            edited,
-            pipeline.folder / "text_encoder",
-            export_dtype,
-            pipeline.variant,
-        )
-        ledger = edit_file.make_ledger(
-            concepts, model, moments, config, report, params_hash(edited)
-        )
+        content = edit_file.pack_model(solved)
+        edited = with_content(pipeline, content, reports)
+        export(pipeline, edited, export_dtype, run.workdir)
+        hashes = {name: params_hash(params) for name, params in edited.items()}
+        ledger = edit_file.make_ledger(concepts, model, moments, config, reports, hashes)
         edit_file.write_edit(run.workdir / "edit.safetensors", content, ledger)
-    return report
+    return reports
+
+
+def with_content(
+    pipeline: Pipeline, content: EditFile, reports: Mapping[str, StageTwoReport]
+) -> dict[str, dict[str, Any]]:
+    """Parameters of the edited text encoders with what an edit file holds: that is exported."""
+    edited = {}
+    for name in content.encoders:
+        own = content.of(name)
+        stored = WeightEdit(own.deltas(), reports[name], own.units())
+        edited[name] = stage_two.apply_edit(pipeline.params[name], stored)
+    return edited
+
+
+def export(
+    pipeline: Pipeline,
+    edited: Mapping[str, Mapping[str, Any]],
+    dtype: ExportDtype,
+    workdir: Path,
+) -> None:
+    """Writes the folder of every edited text encoder into `workdir`."""
+    for name, params in edited.items():
+        text_encoder.write_text_encoder(
+            workdir / name, params, pipeline.folder / name, dtype, pipeline.variant
+        )

@@ -84,9 +84,7 @@ def test_figures_of_artists_are_those_of_drawing_directly(
     erased, kept = read_artists(Path(config.artists))
     assert list(kept) == ["Klimt", "Banksy"]
     base = load_pipeline(Path(config.model.path))
-    edited = with_text_params(
-        base, {"text_encoder": read_edited(config.edited, base, "config.edited")}
-    )
+    edited = with_text_params(base, read_edited(config.edited, base, "config.edited"))
     clip, lpips = load_clip(Path(config.model.path)), load_lpips(Path(config.lpips))
 
     def drawn(pipeline, draws):

@@ -16,25 +16,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Float64
-
-from emcid_jax.concepts import spans
 from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import NotNegative, StageTwoConfig
+from emcid_jax.config import NotNegative
 from emcid_jax.editing.bank import memories, pack_file
-from emcid_jax.editing.bank.memories import Memory, Record
-from emcid_jax.editing.moments.second_moment import SecondMoments
-from emcid_jax.editing.stage_one import edited_tokens
-from emcid_jax.editing.stage_two import preservation
-from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.editing.stage_two.solve import WeightEdit
-from emcid_jax.editing.units import solve as units
-from emcid_jax.editing.units.statistics import UnitStatistics
-from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.editing.bank.memories import Record
 from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.files import open_to_read, require_plain, sweep, write_atomically
@@ -220,117 +207,6 @@ def united(concepts: Iterable[Concept]) -> tuple[Concept, ...]:
     ordered = tuple(found[name] for name in sorted(found))
     require_consistent([concept.request for concept in ordered])
     return ordered
-
-
-def solve(
-    concepts: ConceptBank,
-    pipeline: Pipeline,
-    moments: SecondMoments | UnitStatistics,
-    config: StageTwoConfig,
-) -> WeightEdit:
-    """Stage II over all concepts of strength > 0, from pristine weights, in canonical order.
-
-    The same concepts give the same bits, whatever the order they were added and removed in.
-
-    Raises:
-        UserError: no concept to write, memories of another text encoder or tokenizer, memories of
-            different blocks, and what `solve.solve` raises.
-    """
-    require_base(concepts, pipeline)
-    return solve_relative(concepts, pipeline, moments, config)
-
-
-def solve_relative(
-    concepts: ConceptBank,
-    pipeline: Pipeline,
-    moments: SecondMoments | UnitStatistics,
-    config: StageTwoConfig,
-) -> WeightEdit:
-    """As `solve`, on a relative of the model that the memories were found with."""
-    active = concepts.active
-    if not active:
-        raise UserError("the bank has no concept of strength > 0; add one")
-    records = [concepts.records[concept.memory] for concept in active]
-    requests = [concept.request for concept in active]
-    if isinstance(moments, UnitStatistics) or config.solver == "units":
-        return _solve_units(active, records, pipeline, moments, config)
-    encoder = pipeline.encoder
-    prompts = spans.source_prompts(encoder.tokenizer, requests)
-    counts = [memories.edited_tokens(record.provenance) for record in records]
-    targets = [target(r.memory, c.strength) for r, c in zip(records, active, strict=True)]
-    return stage_two.solve(
-        encoder.model,
-        encoder.params,
-        np.concatenate([z.reshape(count, -1) for z, count in zip(targets, counts, strict=True)]),
-        edited_tokens.rows(prompts, encoder.tokenizer.eos_token_id, counts),
-        moments,
-        config,
-        block=common_block(records),
-        weights=np.repeat([request.weight for request in requests], counts),
-        protection=preservation.protect(encoder, requests, config),
-    )
-
-
-def _solve_units(
-    active: Sequence[Concept],
-    records: Sequence[Record],
-    pipeline: Pipeline,
-    statistics: SecondMoments | UnitStatistics,
-    config: StageTwoConfig,
-) -> WeightEdit:
-    """Concepts as units, see `units.solve`."""
-    if config.solver != "units" or not isinstance(statistics, UnitStatistics):
-        raise UserError(
-            f"config.stage_two.solver is {config.solver!r}, but what was measured of the encoder "
-            "is for another one; tasks edit, bank and evaluate measure what 'units' needs"
-        )
-    offsets = [c.strength * r.memory.delta for c, r in zip(active, records, strict=True)]
-    if len({offset.shape for offset in offsets}) > 1:
-        raise UserError("memories have offsets of several tokens; units take one token each")
-    return units.solve(
-        pipeline.encoder,
-        [concept.request for concept in active],
-        np.stack(offsets),
-        statistics,
-        config,
-        block=common_block(records),
-    )
-
-
-def target(memory: Memory, strength: float) -> Float64[np.ndarray, " dim"]:
-    """h0 + strength * delta; z itself at strength 1. All edited tokens', one after the other."""
-    return memory.z.astype(np.float64) - (1 - strength) * memory.delta.astype(np.float64)
-
-
-def common_block(records: Sequence[Record]) -> int:
-    """The block L that all memories were found at. UserError if there are several."""
-    blocks = sorted({record.provenance["stage_one"]["layer"] for record in records})
-    if len(blocks) != 1:
-        raise UserError(
-            f"the bank's memories are of blocks {blocks}; an edit takes one: remove the others"
-        )
-    return blocks[0]
-
-
-def require_base(concepts: ConceptBank, pipeline: Pipeline) -> None:
-    """UserError unless all active memories were found with this text encoder and tokenizer."""
-    model = {
-        "text_encoder": params_hash(pipeline.params["text_encoder"]),
-        "tokenizer": memories.tokenizer_hash(pipeline.folder),
-    }
-    for part, wanted in model.items():
-        others = [
-            concept.request.source
-            for concept in concepts.active
-            if concepts.records[concept.memory].provenance["model"][part] != wanted
-        ]
-        if others:
-            raise UserError(
-                f"{len(others)} memories, the first of {others[0]!r}, were found with another "
-                f"{part} than that of {pipeline.folder}; give the model they were made for, take "
-                "the bank to a fine-tuned one (task bank, operation port), or add the requests to "
-                "a new bank with this one"
-            )
 
 
 def _read(folder: Path, concepts: Sequence[Concept]) -> tuple[dict[str, bytes], dict[str, Record]]:

@@ -26,6 +26,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.bank import pack_file
 from emcid_jax.editing.stage_one.training_images import reads_files
+from emcid_jax.models.text.encoder import SECOND
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums
@@ -39,6 +40,9 @@ FORMAT = 1
 LATER: Mapping[str, Any] = {"text_tokens": 0, "edited_tokens": 1}
 """Settings added since, with the value that does what was done before: at it they are left out of
 the provenance, so memories of older versions are still found."""
+
+OF_TWO = ("second_layer", "encoders", "pooled_text_loss")
+"""Settings that mean nothing for a model with one text encoder."""
 
 SUFFIX = ".safetensors"
 
@@ -88,6 +92,8 @@ def provenance(
         for name, value in dataclasses.asdict(config).items()
         if name != "concept_batch" and LATER.get(name, ...) != value
     }
+    if SECOND not in model:
+        settings = {name: value for name, value in settings.items() if name not in OF_TWO}
     files = request.image_paths if reads_files(config) else ()
     return {
         "format": FORMAT,
@@ -114,17 +120,25 @@ def key(about: Provenance) -> str:
 def model_hashes(pipeline: Pipeline) -> dict[str, str]:
     """What a memory depends on beside its request: every part of the model, and its precision."""
     hashes = {name: params_hash(params) for name, params in pipeline.params.items()}
-    return hashes | {
-        "tokenizer": tokenizer_hash(pipeline.folder),
-        "scheduler": hash_of(dict(pipeline.scheduler_config)),
-        "dtype": jnp.dtype(pipeline.dtype).name,
-    }
+    return (
+        hashes
+        | tokenizer_hashes(pipeline)
+        | {
+            "scheduler": hash_of(dict(pipeline.scheduler_config)),
+            "dtype": jnp.dtype(pipeline.dtype).name,
+        }
+    )
 
 
-def tokenizer_hash(folder: Path) -> str:
-    """SHA-256 (hex) over names and bytes of the tokenizer's files of a model folder."""
+def tokenizer_hashes(pipeline: Pipeline) -> dict[str, str]:
+    """By the tokenizer's folder in the model's: SHA-256 (hex) over names and bytes of its files."""
+    folders = [part.tokenizer for part in pipeline.family.encoders]
+    return {name: _folder_hash(pipeline.folder / name) for name in folders}
+
+
+def _folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted((folder / "tokenizer").iterdir()):
+    for file in sorted(folder.iterdir()):
         if file.is_file():
             digest.update(f"{file.name}\n".encode() + file.read_bytes())
     return digest.hexdigest()

@@ -24,6 +24,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.encoder.blockwise import Blocks, SourcePrompts, prompt_means, split_prompts
+from emcid_jax.editing.encoder.sites import Site, by_site
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
 from emcid_jax.editing.stage_two import preservation, solve
 from emcid_jax.models.text.encoder import TextEncoder
@@ -92,6 +93,7 @@ class CleanRun:
 def predict(
     concepts: ConceptBank,
     encoder: TextEncoder,
+    where: Sequence[Site],
     moments: SecondMoments,
     config: StageTwoConfig,
     keep: Sequence[str] = (),
@@ -101,6 +103,7 @@ def predict(
     Args:
         concepts: the bank; those of strength 0 are left out.
         encoder: the base model's text encoder.
+        where: sites of the memories.
         moments: its second moments, with the layers of `config`.
         config: Stage II's settings.
         keep: names that the edit should not change, in the templates of the bank's first request.
@@ -117,6 +120,7 @@ def predict(
     offsets = np.array(
         [c.strength * concepts.records[c.memory].memory.delta.astype(np.float64) for c in active]
     )
+    offsets = by_site(offsets, tuple(where))[encoder.name].reshape(len(active), -1)
     # Apart, for the requests' shapes are those that the solve compiles.
     runs = [clean_run(encoder, part, config.layers) for part in (requests, kept) if part]
     states = np.concatenate([run.states for run in runs])

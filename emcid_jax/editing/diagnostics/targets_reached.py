@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float64, Int
 
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.editing.bank.concepts import ConceptBank, common_block, target
+from emcid_jax.editing.bank.concepts import ConceptBank
+from emcid_jax.editing.bank.solve import target
+from emcid_jax.editing.encoder.sites import Site, by_site
 from emcid_jax.editing.encoder.whole_prompts import Prompts, TextChange, text_changes
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime.errors import UserError
@@ -60,8 +62,10 @@ class Question:
     """Which of these is a request's."""
 
 
-def question(concepts: ConceptBank, encoder: TextEncoder) -> Question:
+def question(concepts: ConceptBank, encoder: TextEncoder, where: Sequence[Site]) -> Question:
     """The prompts to run, whatever the edit.
+
+    `where` are the sites of the memories.
 
     Raises:
         UserError: no concept, memories of another width or several blocks, prompts that do not fit.
@@ -71,11 +75,14 @@ def question(concepts: ConceptBank, encoder: TextEncoder) -> Question:
         raise UserError("the bank has no concept of strength > 0; add one")
     records = [concepts.records[concept.memory] for concept in active]
     strengths = tuple(concept.strength for concept in active)
-    dim = encoder.model.config.hidden_size  # Other edited tokens than the subject come after it.
-    targets, starts = (
-        np.stack([target(r.memory, s)[:dim] for r, s in zip(records, part, strict=True)])
-        for part in (strengths, [0.0] * len(records))
-    )
+    (block,) = (site.layer for site in where if site.encoder == encoder.name)
+
+    def states(factors: Sequence[float]) -> np.ndarray:
+        """At the subject's token, the first of those that are edited."""
+        wanted = (target(r.memory, s) for r, s in zip(records, factors, strict=True))
+        return np.stack([by_site(z, tuple(where))[encoder.name][0] for z in wanted])
+
+    targets, starts = states(strengths), states([0.0] * len(records))
     offsets = targets - starts
     requests = tuple(concept.request for concept in active)
     source = spans.source_prompts(encoder.tokenizer, requests)
@@ -85,7 +92,7 @@ def question(concepts: ConceptBank, encoder: TextEncoder) -> Question:
     return Question(
         requests,
         strengths,
-        common_block(records),
+        block,
         targets,
         offsets,
         owner,
@@ -97,19 +104,20 @@ def question(concepts: ConceptBank, encoder: TextEncoder) -> Question:
 
 
 def reach(
-    concepts: ConceptBank, encoder: TextEncoder, edited: Mapping[str, Any]
+    concepts: ConceptBank, encoder: TextEncoder, where: Sequence[Site], edited: Mapping[str, Any]
 ) -> tuple[Reach, ...]:
     """Every concept of strength > 0, in the bank's order.
 
     Args:
         concepts: the bank; its memories may be of a relative of the model.
         encoder: the pristine text encoder.
+        where: sites of the memories.
         edited: its parameters with the edit in them.
 
     Raises:
         UserError: what `question` raises.
     """
-    asked = question(concepts, encoder)
+    asked = question(concepts, encoder, where)
     sets = asked.source, asked.destination
     return answer(asked, *text_changes(encoder, encoder.params, edited, sets, asked.block))
 

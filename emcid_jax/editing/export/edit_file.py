@@ -22,8 +22,9 @@ from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.encoder.hidden_units import PER_GATE, Units
 from emcid_jax.editing.moments.second_moment import SecondMoments
-from emcid_jax.editing.stage_two.solve import StageTwoReport
+from emcid_jax.editing.stage_two.solve import ModelEdit, StageTwoReport
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.runtime import checksums, typed_values
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.json_text import loads
@@ -76,6 +77,16 @@ class _Request:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Encoder:
+    """What the ledger says of a further text encoder."""
+
+    edited: str
+    moments: Mapping[str, Any]
+    stage_two: Mapping[str, Any]
+    report: StageTwoReport
+
+
+@dataclasses.dataclass(frozen=True)
 class _Ledger:
     """The fields of a ledger, for checking; see `make_ledger`."""
 
@@ -87,6 +98,7 @@ class _Ledger:
     stage_two: Mapping[str, Any]
     report: StageTwoReport
     requests: tuple[_Request, ...]
+    encoders: Mapping[str, _Encoder] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,9 +106,24 @@ class EditFile:
     """The content of an edit file."""
 
     arrays: dict[str, Float[np.ndarray, "_ _"]]
-    """float32, by name."""
+    """float32, by name: those of the first text encoder."""
     layers: tuple[StoredLayer, ...]
     """Ascending."""
+    others: Mapping[str, EditFile] = dataclasses.field(default_factory=dict)
+    """What is edited in further text encoders, by part."""
+
+    def of(self, encoder: str) -> EditFile:
+        """What is edited in one text encoder: of none of its layers, if nothing is."""
+        none = EditFile({}, ())
+        if encoder == FIRST:
+            return dataclasses.replace(self, others={})
+        return self.others.get(encoder, none)
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """The text encoders that are changed."""
+        first = (FIRST,) if self.arrays else ()
+        return (*first, *self.others)
 
     def units(self) -> Units | None:
         """Hidden units that the edit adds, if any."""
@@ -109,6 +136,13 @@ class EditFile:
     def deltas(self) -> dict[int, Float64[np.ndarray, "out inner"]]:
         """Layer -> dW, to be added to the base model's weights."""
         return {stored.layer: _restored(self.arrays, stored.layer) for stored in self.layers}
+
+
+def pack_model(edit: ModelEdit) -> EditFile:
+    """The edits of all text encoders."""
+    packed = {name: pack(one.deltas, one.units) for name, one in edit.items()}
+    first = packed.pop(FIRST, EditFile({}, ()))
+    return dataclasses.replace(first, others=packed)
 
 
 def pack(
@@ -151,43 +185,77 @@ def write_edit(path: Path, content: EditFile, ledger: Mapping[str, Any]) -> None
         "layers": json.dumps([dataclasses.asdict(stored) for stored in content.layers]),
         "ledger": json.dumps(dict(ledger), ensure_ascii=False),
     }
-    checksums.write_tensors(path, content.arrays, about)
+    arrays = dict(content.arrays)
+    for name, other in content.others.items():
+        arrays |= {f"{name}.{tensor}": array for tensor, array in other.arrays.items()}
+        layers = [dataclasses.asdict(stored) for stored in other.layers]
+        about[f"layers.{name}"] = json.dumps(layers)
+    checksums.write_tensors(path, arrays, about)
 
 
 def read_edit(path: Path) -> tuple[EditFile, dict[str, Any]]:
     """Content and ledger. UserError if `path` is no edit file or damaged."""
     found = checksums.read_tensors(path, _KIND, _REMEDY)
     layers, ledger = _parsed(path, found)
+    arrays = {name: _arrays_of(name, found.arrays) for name in layers}
     try:
-        _require_fitting(found.arrays, layers)
+        for name, own in layers.items():
+            _require_fitting(arrays[name], own)
     except ValueError as error:
         raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
-    return EditFile(found.arrays, layers), ledger
+    parts = {name: EditFile(arrays[name], own) for name, own in layers.items()}
+    first = parts.pop(FIRST)
+    return dataclasses.replace(first, others=parts), ledger
 
 
-def read_ledger(path: Path) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
-    """How layers are stored and the ledger; every byte of the file is checked."""
+def read_ledger(path: Path) -> tuple[dict[str, tuple[StoredLayer, ...]], dict[str, Any]]:
+    """How layers are stored, by text encoder, and the ledger; every byte of the file is checked."""
     return _parsed(path, checksums.read_about(path, _KIND, _REMEDY))
 
 
-def _parsed(path: Path, found: checksums.Tensors) -> tuple[tuple[StoredLayer, ...], dict[str, Any]]:
+def ledger_of(ledger: Mapping[str, Any], encoder: str) -> Mapping[str, Any]:
+    """A ledger's entries about one text encoder: `edited`, `moments`, `stage_two`, `report`."""
+    return ledger if encoder == FIRST else ledger["encoders"][encoder]
+
+
+def _arrays_of(encoder: str, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors of one text encoder, under the names that they have in it."""
+    if encoder == FIRST:
+        return {name: array for name, array in arrays.items() if not name.startswith(f"{SECOND}.")}
+    start = f"{encoder}."
+    return {
+        name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)
+    }
+
+
+def _parsed(
+    path: Path, found: checksums.Tensors
+) -> tuple[dict[str, tuple[StoredLayer, ...]], dict[str, Any]]:
     """What the file says of its tensors, every field checked."""
     try:
         if not found.sealed:
             raise ValueError("it has no checksum")
-        stored, ledger = loads(found.about["layers"]), loads(found.about["ledger"])
-        layers = typed_values.convert(stored, tuple[StoredLayer, ...], "layers")
+        ledger = loads(found.about["ledger"])
         about = typed_values.section(ledger, _Ledger, "ledger")
-        numbers = [layer.layer for layer in layers]
         if about.format != FORMAT:
             raise ValueError(f"its format is {about.format}; this version reads {FORMAT}")
-        if numbers != sorted(set(numbers)) or numbers != [one.layer for one in about.report.layers]:
-            raise ValueError("its layers are not those of its report, in ascending order")
-        if "text_encoder" not in about.base:
-            raise ValueError("ledger.base has no text_encoder")
+        layers = {FIRST: _layers(found.about["layers"], about.report)}
+        for name, own in about.encoders.items():
+            layers[name] = _layers(found.about[f"layers.{name}"], own.report)
+        lacking = [name for name in layers if name not in about.base]
+        if lacking or not layers.keys() <= {FIRST, SECOND}:
+            raise ValueError(f"ledger.base has no {', '.join(lacking or layers)}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: no {_KIND} ({error}); {_REMEDY}") from error
     return layers, ledger
+
+
+def _layers(text: str, report: StageTwoReport) -> tuple[StoredLayer, ...]:
+    layers = typed_values.convert(loads(text), tuple[StoredLayer, ...], "layers")
+    numbers = [layer.layer for layer in layers]
+    if numbers != sorted(set(numbers)) or numbers != [one.layer for one in report.layers]:
+        raise ValueError("its layers are not those of its report, in ascending order")
+    return layers
 
 
 def _without_units(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -236,30 +304,47 @@ def read_report(ledger: Mapping[str, Any]) -> StageTwoReport:
 def make_ledger(
     concepts: ConceptBank,
     base: Mapping[str, str],
-    moments: SecondMoments | UnitStatistics,
+    moments: Mapping[str, SecondMoments | UnitStatistics],
     config: StageTwoConfig,
-    report: StageTwoReport,
-    edited: str,
+    reports: Mapping[str, StageTwoReport],
+    edited: Mapping[str, str],
 ) -> dict[str, Any]:
     """All that is in an edit, as JSON values.
 
     Args:
         concepts: what was solved; those of strength 0 are not in the edit.
         base: hashes of the base model, see `memories.model_hashes`.
-        moments: the second moments used, or the statistics of units.
+        moments: the second moments used, or the statistics of units, by text encoder.
         config: Stage II's settings.
-        report: what Stage II did.
-        edited: hash of the edited text encoder's float32 parameters.
+        reports: what Stage II did, by text encoder.
+        edited: hashes of the edited text encoders' float32 parameters, by part.
     """
     records = [concepts.records[concept.memory] for concept in concepts.active]
-    return {
+    about = {
+        name: {
+            "edited": edited[name],
+            "moments": _measured(moments[name]),
+            "stage_two": dataclasses.asdict(config.of(name)),
+            "report": dataclasses.asdict(report),
+        }
+        for name, report in reports.items()
+    }
+    nothing = dataclasses.asdict(StageTwoReport((), 0.0, 0.0))
+    untouched = {
+        "edited": base[FIRST],
+        "moments": {},
+        "stage_two": dataclasses.asdict(config),
+        "report": nothing,
+    }
+    first = about.pop(FIRST, untouched)
+    ledger = {
         "format": FORMAT,
         "base": dict(base),
-        "edited": edited,
+        "edited": first["edited"],
         "stage_one": _distinct([record.provenance["stage_one"] for record in records]),
-        "moments": _measured(moments),
-        "stage_two": dataclasses.asdict(config),
-        "report": dataclasses.asdict(report),
+        "moments": first["moments"],
+        "stage_two": first["stage_two"],
+        "report": first["report"],
         "requests": [
             {
                 "source": concept.request.source,
@@ -272,6 +357,7 @@ def make_ledger(
             for concept in concepts.active
         ],
     }
+    return ledger | ({"encoders": about} if about else {})
 
 
 def _measured(moments: SecondMoments | UnitStatistics) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics.targets_reached import Reach, reach
 from emcid_jax.editing.export import edit_file
@@ -24,6 +24,7 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 
@@ -57,7 +58,13 @@ class Ported(NamedTuple):
 
 
 def compare(base: Pipeline, derived: Pipeline) -> Difference:
-    """Where the text encoders differ. UserError if one cannot be derived from the other."""
+    """Where the text encoders differ. UserError if one cannot be derived from the other, or if the
+    models have several."""
+    if len(base.texts) > 1:
+        raise UserError(
+            f"{base.folder}: has {len(base.texts)} text encoders, and operation 'port' takes one; "
+            "add the requests to a new bank with the derived model"
+        )
     if base.encoder.model.config != derived.encoder.model.config:
         raise UserError(
             f"{derived.folder}: its text encoder is of another kind than that of {base.folder}; "
@@ -66,7 +73,7 @@ def compare(base: Pipeline, derived: Pipeline) -> Difference:
     old, new = (p.params["text_encoder"]["text_model"] for p in (base, derived))
     blocks = range(base.encoder.model.config.num_hidden_layers)
     return Difference(
-        memories.tokenizer_hash(base.folder) != memories.tokenizer_hash(derived.folder),
+        memories.tokenizer_hashes(base) != memories.tokenizer_hashes(derived),
         _differ(old["embeddings"], new["embeddings"]),
         tuple(
             i
@@ -98,23 +105,24 @@ def port(
 
     Raises:
         UserError: memories of another model than `base`, an edit that is not this bank's, a
-            derived model of another kind, and what `concepts.solve` raises.
+            derived model of another kind, and what `bank.solve.solve` raises.
     """
-    concept_bank.require_base(concepts, base)
-    block = concept_bank.common_block([concepts.records[c.memory] for c in concepts.active])
+    bank_solve.require_base(concepts, base)
+    where = bank_solve.sites_of(concepts, base)
     difference = compare(base, derived)
     moments = None
-    if edit is not None and not difference.reaches(block):
+    if edit is not None and not difference.reaches(where[0].layer):
         content, ledger = edit
         _require_same(concepts, base, ledger)
         report = edit_file.read_report(ledger)
     else:
         moments = measure(derived)
-        solved = concept_bank.solve_relative(concepts, derived, moments, config)
+        measured = {FIRST: moments}
+        solved = bank_solve.solve_relative(concepts, derived, measured, config)[FIRST]
         content, report = edit_file.pack(solved.deltas, solved.units), solved.report
     how = "solved" if moments else "applied"
     edited = apply(derived, content, report)
-    reached = reach(concepts, derived.encoder, edited)
+    reached = reach(concepts, derived.encoder, where, edited)
     return Ported(how, difference, content, report, moments, reached)
 
 
@@ -150,7 +158,7 @@ def _require_same(concepts: ConceptBank, base: Pipeline, ledger: Mapping[str, An
             "config.edit is not an edit of this bank as it is now; solve the bank again, or leave "
             "config.edit out"
         )
-    if ledger["base"]["text_encoder"] != memories.model_hashes(base)["text_encoder"]:
+    if ledger["base"][FIRST] != memories.model_hashes(base)[FIRST]:
         raise UserError(
             f"config.edit was made for another text encoder than that of {base.folder}; leave it "
             "out, or give its own base model"

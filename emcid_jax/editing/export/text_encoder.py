@@ -46,7 +46,7 @@ def write_text_encoder(
         for file in source.glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
-        kept = stored_types(source, "text_encoder", variant) if dtype == "source" else None
+        kept = stored_types(source, source.name, variant) if dtype == "source" else None
         _set_dtype(staging / "config.json", commonest(kept.values()) if kept else dtype)
         first = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
         config = (staging / "config.json").read_bytes()

@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import Site, by_site, sites
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import random_draws
 from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs
@@ -52,6 +53,7 @@ def run(
     `zeros` are the offsets to start from, given so that their buffer can be donated. For
     `rematerialise` see `loss.loss`.
     """
+    where = sites(config, pipeline.texts)
     sample = training_samples(pipeline, params, inputs, config)
 
     def step(carry: tuple[Array, AdamState], index: Array) -> tuple[tuple[Array, AdamState], Array]:
@@ -59,7 +61,7 @@ def run(
         losses, gradient = objective.loss_and_gradient(
             pipeline, params, inputs, delta, sample(index), config, rematerialise
         )
-        return adam_step(delta, state, gradient, inputs.h0, config), losses.total
+        return adam_step(delta, state, gradient, inputs.h0, config, where), losses.total
 
     begin = (zeros, optax.adam(config.learning_rate).init(zeros))
     (delta, _), curve = jax.lax.scan(step, begin, jnp.arange(config.steps))
@@ -100,13 +102,17 @@ def adam_step(
     gradient: Float[Array, "concept size"],
     h0: Float[Array, "concept size"],
     config: StageOneConfig,
+    where: tuple[Site, ...],
 ) -> tuple[Float[Array, "concept size"], AdamState]:
-    """One Adam step, then each token's projection onto |delta| <= clamp_norm_factor |h0|."""
+    """One Adam step, then the projection onto |delta| <= clamp_norm_factor |h0|, of every site and
+    token by itself."""
     updates, state = optax.adam(config.learning_rate).update(gradient, state)
-    moved = objective.by_token(delta + cast(Array, updates), config)
-    radius = config.clamp_norm_factor * jnp.linalg.norm(objective.by_token(h0, config), axis=-1)
-    project = jax.vmap(jax.vmap(optax.projections.projection_l2_ball))
-    return project(moved, radius).reshape(delta.shape), state
+    states, project = by_site(h0, where), jax.vmap(jax.vmap(optax.projections.projection_l2_ball))
+    found = []
+    for name, moved in by_site(delta + cast(Array, updates), where).items():
+        radius = config.clamp_norm_factor * jnp.linalg.norm(states[name], axis=-1)
+        found.append(project(moved, radius).reshape(len(delta), -1))
+    return jnp.concatenate(found, axis=-1), state
 
 
 def held_out_loss(

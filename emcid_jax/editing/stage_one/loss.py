@@ -12,7 +12,7 @@ and losses are kept per concept: their sum has, for each concept, exactly that c
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,13 +24,33 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import Site, by_site, sites
 from emcid_jax.editing.stage_one import prompt_end
 from emcid_jax.editing.stage_one.prompt_end import Before
 from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
+from emcid_jax.models.text.encoder import FIRST
+from emcid_jax.pipelines.generate import time_ids
 from emcid_jax.pipelines.pipeline import Pipeline
 
 Params = Mapping[str, Any]
+
+
+class EncoderInputs(NamedTuple):
+    """What the loop reads of one text encoder; every leaf has a leading concept axis."""
+
+    source_ids: Int[Array, "concept prompt token"]
+    """Token ids of the source prompts, padded to the tokenizer's maximum length, of which the first
+    `text_tokens` are left."""
+    hidden: Float[Array, "concept prompt token dim"]
+    """Clean source states: outputs of block L."""
+    target_features: Float[Array, "concept prompt size"]
+    """`text_features` of the destination prompts (`esd`: of the empty prompt)."""
+    earlier: Before | None = None
+    """What the tokens before the subject's last one are to those behind; leaves [concept, prompt,
+    block, token, dim]. With it only the ends of prompts run, see `runs_ends`."""
+    behind: Float[Array, "concept prompt tail dim"] | None = None
+    """`hidden` from the subject's last token on, as far as any prompt's end token."""
 
 
 class StageOneInputs(NamedTuple):
@@ -40,35 +60,26 @@ class StageOneInputs(NamedTuple):
     `None` marks what the objective does not need.
     """
 
-    source_ids: Int[Array, "concept prompt token"]
-    """Token ids of the source prompts, padded to the tokenizer's maximum length, of which the first
-    `text_tokens` are left."""
+    encoders: Mapping[str, EncoderInputs]
+    """By encoder: those of all sites, and, where images are read, of all that the UNet reads."""
     position: Int[Array, "concept prompt edited"]
     """Edited tokens of each source prompt, the last subject token first."""
     prompt_mask: Float[Array, "concept prompt"]
-    hidden: Float[Array, "concept prompt token dim"]
-    """Clean source states: outputs of block L."""
     h0: Float[Array, "concept size"]
-    """`hidden` at the edited tokens of prompt 0, one after the other: size = edited * dim."""
-    target_features: Float[Array, "concept prompt size"]
-    """`text_features` of the destination prompts (`esd`: of the empty prompt)."""
+    """`hidden` at all sites and there at the edited tokens of prompt 0, one after the other."""
     seeds: UInt32[Array, "concept 2"]
     """The request's own seed as two 32-bit words: all randomness of the concept comes from it."""
-    teacher_text: Float[Array, "concept prompt token dim"] | None = None
-    """Text the teacher reads: destination prompts; for `esd` the clean source prompts."""
-    empty_text: Float[Array, "concept token dim"] | None = None
-    """Text state of the empty prompt, for `esd`."""
+    teacher: Conditioning | None = None
+    """What the teacher reads, axes (concept, prompt): destination prompts; for `esd` the clean
+    source prompts."""
+    empty: Conditioning | None = None
+    """What guidance leads away from, axis concept, for `esd`."""
     latent_mean: Float[Array, "concept sample prompt height width channel"] | None = None
     """Posterior mean of the training images' latents, times the scaling factor."""
     latent_std: Float[Array, "concept sample prompt height width channel"] | None = None
     """Posterior standard deviation, same units."""
-    earlier: Before | None = None
-    """What the tokens before the subject's last one are to those behind; leaves [concept, prompt,
-    block, token, dim]. With it only the ends of prompts run, see `runs_ends`."""
     ends: Int[Array, "concept prompt"] | None = None
-    """The end token of each source prompt."""
-    behind: Float[Array, "concept prompt tail dim"] | None = None
-    """`hidden` from the subject's last token on, as far as any prompt's end token."""
+    """The end token of each source prompt, where only ends run."""
 
 
 class Draw(NamedTuple):
@@ -108,62 +119,74 @@ def needs_images(config: StageOneConfig) -> bool:
     return config.objective != "text-only"
 
 
-def runs_ends(config: StageOneConfig, blocks: int) -> bool:
+def runs_ends(config: StageOneConfig, site: Site, texts: Mapping[str, ClipTextModel]) -> bool:
     """Whether only the ends of prompts run, from the subject on.
 
-    The loss reads the end token alone, and several of the text encoder's `blocks` lie above L. The
-    result is the same up to rounding, several times as fast.
+    The loss reads the end token alone, and several of the text encoder's blocks lie above the site.
+    The result is the same up to rounding, several times as fast.
     """
     one = not needs_images(config) and config.edited_tokens == 1
-    return one and config.layer < blocks - 2
+    return one and site.layer < texts[site.encoder].config.num_hidden_layers - 2
 
 
-def text_model(pipeline: Pipeline) -> ClipTextModel:
-    """The text encoder in float32, whatever the pipeline computes in.
+def aligned(config: StageOneConfig, where: Sequence[Site]) -> tuple[str, ...]:
+    """The encoders whose features the text loss compares."""
+    names = [site.encoder for site in where]
+    return tuple(n for n in names if n == FIRST or len(names) == 1 or config.pooled_text_loss)
 
-    It is a small part of the work, and a memory is a state of it that Stage II must reproduce.
+
+def text_models(pipeline: Pipeline) -> dict[str, ClipTextModel]:
+    """The text encoders in float32, whatever the pipeline computes in.
+
+    They are a small part of the work, and a memory is a state that Stage II must reproduce.
     """
-    return ClipTextModel(pipeline.encoder.model.config, jnp.float32)
+    return {name: model.clone(dtype=jnp.float32) for name, model in pipeline.texts.items()}
 
 
-def student_text(
+def student_texts(
     pipeline: Pipeline,
     params: Params,
     inputs: StageOneInputs,
     delta: Float[Array, "concept size"],
     config: StageOneConfig,
-) -> TextOutput:
-    """Text states of the source prompts with `delta` added to the output of block L.
+) -> dict[str, TextOutput]:
+    """Text states of the source prompts with `delta` added at its sites.
 
-    Only the blocks above L run. Rows are folded: leading axis `concept * prompt`.
+    Only the blocks above them run. Rows are folded: leading axis `concept * prompt`. Encoders of
+    which only ends run are left out.
     """
-    # A product with 0 and 1 instead of a scatter: elementwise, so it shards without collectives.
-    here = _marks(inputs.position, inputs.hidden.shape[2])
-    offsets = here[..., None] * by_token(delta, config)[:, None, :, None]
-    edited = _fold(inputs.hidden + offsets.sum(axis=2))
-    output = text_model(pipeline).apply(
-        {"params": params["text_encoder"]},
-        _fold(inputs.source_ids),
-        hidden=edited,
-        start=config.layer + 1,
-    )
-    return cast(TextOutput, output)
-
-
-def by_token(
-    states: Float[Array, "concept size"], config: StageOneConfig
-) -> Float[Array, "concept edited dim"]:
-    """Offsets or states of concepts, taken apart into those of single tokens."""
-    return states.reshape(len(states), config.edited_tokens, -1)
+    where = sites(config, pipeline.texts)
+    offsets = by_site(delta, where)
+    layers = {site.encoder: site.layer for site in where}
+    found = {}
+    for name, text in text_models(pipeline).items():
+        own = inputs.encoders.get(name)
+        if own is None or own.earlier is not None:
+            continue
+        hidden, layer = own.hidden, layers.get(name, text.config.num_hidden_layers - 2)
+        if name in offsets:
+            # A product with 0 and 1 instead of a scatter: elementwise, so it shards without
+            # collectives.
+            here = _marks(inputs.position, hidden.shape[2])
+            added = here[..., None] * offsets[name][:, None, :, None]
+            hidden = hidden + added.sum(axis=2)
+        edited = _fold(hidden)
+        output: Any = text.apply(
+            {"params": params[name]}, _fold(own.source_ids), hidden=edited, start=layer + 1
+        )
+        states = (*output.hidden[:layer], edited, *output.hidden[layer + 1 :])
+        found[name] = output._replace(hidden=states)
+    return found
 
 
 def text_features(
     output: TextOutput, position: Int[Array, "row edited"]
 ) -> Float[Array, "row size"]:
-    """What the text loss compares, float32: the pooled features, or, with several edited tokens,
-    their final states."""
+    """What the text loss compares, float32: the pooled features, projected where the encoder does
+    so, or, with several edited tokens, their final states."""
     if position.shape[1] == 1:
-        return output.pooled.astype(jnp.float32)
+        pooled = output.pooled if output.projected is None else output.projected
+        return pooled.astype(jnp.float32)
     states = output.last_hidden_state.astype(jnp.float32)
     here = _marks(position, states.shape[1])
     found = jnp.einsum("ret,rtd->red", here, states, precision="highest")
@@ -176,7 +199,7 @@ def make_sample(
     """A draw with its noise added and the teacher's prediction.
 
     The target of `ablate-dest` and `ablate-source` is the clean model's prediction on
-    `teacher_text`; of `sampled-noise` the noise that was drawn, or its velocity; of `esd`
+    `teacher`; of `sampled-noise` the noise that was drawn, or its velocity; of `esd`
     eps(empty) - mu (eps(source) - eps(empty)).
     """
     latents, noise, timesteps = map(_fold, draw)
@@ -184,12 +207,13 @@ def make_sample(
     if config.objective == "sampled-noise":
         target = pipeline.schedule.training_target(latents, noise, timesteps)
         return Sample(noisy, timesteps, target)
-    assert inputs.teacher_text is not None
-    target = predict(pipeline, params, noisy, timesteps, Conditioning(_fold(inputs.teacher_text)))
+    assert inputs.teacher is not None
+    target = predict(pipeline, params, noisy, timesteps, jax.tree.map(_fold, inputs.teacher))
     if config.objective == "esd":
-        assert inputs.empty_text is not None
-        empty = jnp.repeat(inputs.empty_text, inputs.position.shape[1], axis=0)
-        free = predict(pipeline, params, noisy, timesteps, Conditioning(empty))
+        assert inputs.empty is not None
+        prompts = inputs.position.shape[1]
+        empty = jax.tree.map(lambda part: jnp.repeat(part, prompts, axis=0), inputs.empty)
+        free = predict(pipeline, params, noisy, timesteps, empty)
         target = free - config.esd_guidance * (target - free)
     return Sample(noisy, timesteps, target)
 
@@ -206,31 +230,39 @@ def loss(
     """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
     noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
-    features of (features(edited source) - features(destination))^2. decay: weight_decay |delta| /
-    |h0|^2, summed over the edited tokens, with gradient 0 at delta = 0.
+    features of (features(edited source) - features(destination))^2, summed over the encoders that
+    are `aligned`. decay: weight_decay |delta| / |h0|^2, summed over sites and edited tokens, with
+    gradient 0 at delta = 0.
 
     With `rematerialise` only the results of the UNet's convolutions and dense layers are kept for
     its backward pass, and the rest, above all the attention weights, is computed again.
     """
-    if inputs.earlier is None:
-        student = student_text(pipeline, params, inputs, delta, config)
-        features = text_features(student, _fold(inputs.position))
-    else:
-        student = None
-        features = _end_features(pipeline, params, inputs, delta, config)
-    text = prompt_mean(jnp.square(features - _fold(inputs.target_features)), inputs.prompt_mask)
+    where = sites(config, pipeline.texts)
+    students = student_texts(pipeline, params, inputs, delta, config)
+    text = jnp.zeros(len(delta))
+    for name in aligned(config, where):
+        own = inputs.encoders[name]
+        if own.earlier is None:
+            features = text_features(students[name], _fold(inputs.position))
+        else:
+            features = _end_features(pipeline, params, inputs, delta, config, name)
+        error = jnp.square(features - _fold(own.target_features))
+        text = text + prompt_mean(error, inputs.prompt_mask)
     noise = jnp.zeros_like(text)
     if sample is not None:
-        assert student is not None
         student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
         if rematerialise:
             student_unet = jax.checkpoint(student_unet, policy=_is_kept)
-        error = student_unet(Conditioning(student.last_hidden_state)) - sample.target
+        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        error = student_unet(read) - sample.target
         noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
-    offsets, states = by_token(delta, config), by_token(inputs.h0, config)
-    sizes = optax.safe_norm(offsets, 0.0, axis=-1) / jnp.sum(jnp.square(states), axis=-1)
-    decay = config.weight_decay * sizes.sum(axis=-1)
+    decay = jnp.zeros_like(text)
+    states = by_site(inputs.h0, where)
+    for name, offsets in by_site(delta, where).items():
+        squares = jnp.sum(jnp.square(states[name]), axis=-1)
+        decay = decay + (optax.safe_norm(offsets, 0.0, axis=-1) / squares).sum(axis=-1)
+    decay = config.weight_decay * decay
     return Losses(noise + config.text_loss_scale * text + decay, noise, text, decay)
 
 
@@ -260,8 +292,13 @@ def predict(
     timesteps: Int[Array, " row"],
     text: Conditioning,
 ) -> Float[Array, "row height width channel"]:
-    """What the UNet with `params` predicts on noisy latents, reading `text`; float32."""
-    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, *text)
+    """What the UNet with `params` predicts on noisy latents, reading `text`; float32.
+
+    Models with size conditioning are told the sizes of their own pictures.
+    """
+    sizes = time_ids(pipeline, len(noisy))
+    read = text._replace(time_ids=None if sizes is None else jnp.asarray(sizes))
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, *read)
     return cast(Array, predicted).astype(jnp.float32)
 
 
@@ -271,21 +308,25 @@ def _end_features(
     inputs: StageOneInputs,
     delta: Float[Array, "concept size"],
     config: StageOneConfig,
+    name: str,
 ) -> Float[Array, "row dim"]:
     """`text_features` of the source prompts with `delta`, from the ends of the prompts alone."""
-    assert inputs.behind is not None
-    assert inputs.earlier is not None
+    own, where = inputs.encoders[name], sites(config, pipeline.texts)
+    assert own.behind is not None
+    assert own.earlier is not None
     assert inputs.ends is not None
-    here = _marks(jnp.zeros((), jnp.int32), inputs.behind.shape[2])
-    edited = inputs.behind + here[:, None] * delta[:, None, None]
+    offset = by_site(delta, where)[name][:, 0]
+    here = _marks(jnp.zeros((), jnp.int32), own.behind.shape[2])
+    edited = own.behind + here[:, None] * offset[:, None, None]
+    (layer,) = (site.layer for site in where if site.encoder == name)
     return prompt_end.end_features(
-        text_model(pipeline),
-        params["text_encoder"],
-        Before(*map(_fold, inputs.earlier)),
+        text_models(pipeline)[name],
+        params[name],
+        Before(*map(_fold, own.earlier)),
         _fold(edited),
         _fold(inputs.position[..., 0]),
         _fold(inputs.ends),
-        config.layer + 1,
+        layer + 1,
     )
 
 

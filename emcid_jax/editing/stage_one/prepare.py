@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import Site, sites
 from emcid_jax.editing.stage_one import edited_tokens, loss, prompt_end
-from emcid_jax.editing.stage_one.loss import Params, StageOneInputs
+from emcid_jax.editing.stage_one.loss import EncoderInputs, Params, StageOneInputs
+from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.image.vae import AutoencoderKL
-from emcid_jax.models.text.clip import ClipTextModel, TextOutput
-from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.models.text.clip import ClipTextModel
+from emcid_jax.models.text.encoder import TextEncoder
+from emcid_jax.models.text.tokenizer import tokenize
+from emcid_jax.pipelines.families import Family
+from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.finite import require_finite
@@ -52,73 +58,65 @@ def prepare(
             prompts run, that all chunks of a list have one shape; see `tokens_behind`.
 
     Raises:
-        UserError: the layer is not one of the model's blocks, or what is computed is not finite.
+        UserError: a layer is not one of the model's blocks, or what is computed is not finite.
     """
-    blocks = pipeline.encoder.model.config.num_hidden_layers
-    if not 0 <= config.layer < blocks:
-        raise UserError(
-            f"stage_one.layer={config.layer}: the text encoder has blocks 0 to {blocks - 1}"
-        )
     mesh = parallel.make_mesh(jax.devices()[:1]) if mesh is None else mesh
-    tokens = config.text_tokens or None
-    source_ids, destination_ids = (part.ids[:, :, :tokens] for part in (source, destination))
-    everywhere = parallel.replicated(mesh)
-    text = parallel.place(pipeline.params["text_encoder"], everywhere)
-    encode = functools.partial(_encode, loss.text_model(pipeline), text, config.layer)
-
+    encoding = _encoding(pipeline, config, mesh)
     end, edited = pipeline.encoder.tokenizer.eos_token_id, config.edited_tokens
     position = edited_tokens.positions(source, end, edited)
-    hidden, source_last, _ = _per_prompt(encode, (source_ids, position), mesh, "source text states")
-    empty_text = None
+    clean = encoding.run(source, position, "source text states")
+    empty = None
     if config.objective == "esd":
-        empty = np.asarray(tokenize(pipeline.encoder.tokenizer, [""]))[None, :, :tokens]
-        ends = np.ones((1, 1), np.int32)
-        nothing = PromptRectangle(empty, ends, ends > 0)
-        places = edited_tokens.positions(nothing, end, edited)
-        _, empty_last, features = _per_prompt(encode, (empty, places), mesh, "empty text states")
-        target_features = np.broadcast_to(features, (*source.mask.shape, features.shape[-1]))
-        teacher_text = source_last
-        empty_text = np.broadcast_to(empty_last[0], (len(hidden), *empty_last.shape[2:]))
+        ids = np.asarray(tokenize(pipeline.encoder.tokenizer, [""]))[None]
+        ones = np.ones((1, 1), np.int32)
+        nothing = PromptRectangle(ids, ones, ones > 0)
+        free = encoding.run(
+            nothing, edited_tokens.positions(nothing, end, edited), "empty text states"
+        )
+        shape = source.mask.shape
+        targets = [np.broadcast_to(x, (*shape, x.shape[-1])) for x in free.features]
+        empty = jax.tree.map(
+            lambda x: np.broadcast_to(x[0], (len(source.ids), *x.shape[2:])), free.read
+        )
+        if pipeline.empty_is_zero:
+            empty = jax.tree.map(np.zeros_like, empty)
+        teacher = clean.read
     else:
         places = edited_tokens.positions(destination, end, edited)
-        _, teacher_text, target_features = _per_prompt(
-            encode, (destination_ids, places), mesh, "destination text states"
-        )
-    earlier, ends, tails = None, None, None
-    if loss.runs_ends(config, blocks):
-        before = functools.partial(_before, loss.text_model(pipeline), text, config.layer + 1)
-        known: list[Any] = _per_prompt(before, (hidden,), mesh, "source keys and values")
-        earlier = prompt_end.Before(*known)
-        ends = edited_tokens.positions(source, end, 2)[..., 1]
-        length = max(behind, tokens_behind(source, end))
-        places = np.minimum(position[..., :1] + np.arange(length), hidden.shape[2] - 1)
-        tails = np.take_along_axis(hidden, places[..., None], 2)
-    latent_mean, latent_std = None, None
+        wanted = encoding.run(destination, places, "destination text states")
+        targets, teacher = wanted.features, wanted.read
+    rows: Any = zip(encoding.encoders, clean.hidden, targets, strict=True)
+    inputs = {
+        one.name: EncoderInputs(encoding.ids(one, source), hidden, target)
+        for one, hidden, target in rows
+    }
+    ends = None
+    for site in sites(config, pipeline.texts):
+        if loss.runs_ends(config, site, pipeline.texts):
+            ends = edited_tokens.positions(source, end, 2)[..., 1]
+            length = max(behind, tokens_behind(source, end))
+            own = inputs[site.encoder]
+            inputs[site.encoder] = _with_ends(pipeline, own, site, position, length, mesh)
+    first: Any = {name: own.hidden[:, 0] for name, own in inputs.items()}
+    h0 = [
+        np.take_along_axis(first[site.encoder], position[:, 0, :, None], 1)
+        for site in sites(config, pipeline.texts)
+    ]
+    mean, std = None, None
     if loss.needs_images(config):
         assert images is not None
-        flat = images.reshape(len(images), -1, *images.shape[3:])
-        vae = parallel.place(pipeline.params["vae"], everywhere)
-        posterior = functools.partial(_posterior, pipeline.vae, vae)
-        latent_mean, latent_std = (
-            part.reshape(*images.shape[:3], *part.shape[2:])
-            for part in _per_prompt(posterior, (flat,), mesh, "latents of training images")
-        )
-    reads_teacher = config.objective not in ("sampled-noise", "text-only")
+        mean, std = _latents(pipeline, images, mesh)
     arrays: dict[str, Any] = {
-        "source_ids": source_ids,
+        "encoders": inputs,
         "position": position,
         "prompt_mask": source.mask.astype(np.float32),
-        "hidden": hidden,
-        "h0": np.take_along_axis(hidden[:, 0], position[:, 0, :, None], 1).reshape(len(hidden), -1),
-        "target_features": target_features,
+        "h0": np.concatenate([states.reshape(len(states), -1) for states in h0], axis=1),
         "seeds": _seed_words(seeds),
-        "teacher_text": teacher_text if reads_teacher else None,
-        "empty_text": empty_text,
-        "latent_mean": latent_mean,
-        "latent_std": latent_std,
-        "earlier": earlier,
+        "teacher": None if config.objective in ("sampled-noise", "text-only") else teacher,
+        "empty": empty,
+        "latent_mean": mean,
+        "latent_std": std,
         "ends": ends,
-        "behind": tails,
     }
     return StageOneInputs(**arrays)
 
@@ -159,13 +157,104 @@ def _seed_words(seeds: Sequence[int]) -> np.ndarray:
     return np.stack([whole >> np.uint64(32), whole & np.uint64(2**32 - 1)], -1).astype(np.uint32)
 
 
-@functools.partial(jax.jit, static_argnames=("text", "layer"))
+class _Encoded(NamedTuple):
+    """What prompts become in the encoders that are run."""
+
+    hidden: tuple[np.ndarray, ...]
+    """Outputs of the sites' blocks."""
+    features: tuple[np.ndarray, ...]
+    read: Conditioning | None
+    """What the UNet reads; None where it does not run."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Encoding:
+    """The encoders that the loss reads, ready to run on prompts."""
+
+    encoders: tuple[TextEncoder, ...]
+    tokens: int | None
+    """So many of a prompt are run; None: all."""
+    function: Callable[..., tuple[Any, ...]]
+    mesh: Mesh
+
+    def ids(self, one: TextEncoder, prompts: PromptRectangle) -> Any:
+        """Token ids as this encoder reads them."""
+        return one.repadded(prompts.ids)[:, :, : self.tokens]
+
+    def run(self, prompts: PromptRectangle, places: np.ndarray, what: str) -> _Encoded:
+        """States at `places`; `what` says in errors what they are."""
+        ids = tuple(self.ids(one, prompts) for one in self.encoders)
+        return _Encoded(*_per_prompt(self.function, (ids, places), self.mesh, what))
+
+
+def _encoding(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> _Encoding:
+    """Of all that the UNet reads, or without images of the encoders that get offsets."""
+    where = {site.encoder: site.layer for site in sites(config, pipeline.texts)}
+    images = loss.needs_images(config)
+    encoders = tuple(one for one in pipeline.encoders if images or one.name in where)
+    models = loss.text_models(pipeline)
+    # An encoder without a site is run from its last state that is read.
+    layers = tuple(where.get(one.name, one.model.config.num_hidden_layers - 2) for one in encoders)
+    everywhere = parallel.replicated(mesh)
+    function = functools.partial(
+        _encode,
+        tuple(models[one.name] for one in encoders),
+        tuple(parallel.place(one.params, everywhere) for one in encoders),
+        layers,
+        pipeline.family if images else None,
+    )
+    return _Encoding(encoders, config.text_tokens or None, function, mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("texts", "layers", "family"))
 def _encode(
-    text: ClipTextModel, params: Params, layer: int, ids: Array, position: Array
-) -> tuple[Array, Array, Array]:
-    out = cast(TextOutput, text.apply({"params": params}, ids))
-    parts = (out.hidden[layer], out.last_hidden_state, loss.text_features(out, position))
-    return jax.tree.map(lambda part: part.astype(jnp.float32), parts)
+    texts: tuple[ClipTextModel, ...],
+    params: tuple[Params, ...],
+    layers: tuple[int, ...],
+    family: Family | None,
+    ids: tuple[Array, ...],
+    position: Array,
+) -> tuple[tuple[Array, ...], tuple[Array, ...], Conditioning | None]:
+    outputs: list[Any] = [
+        text.apply({"params": own}, rows)
+        for text, own, rows in zip(texts, params, ids, strict=True)
+    ]
+    hidden = tuple(out.hidden[layer] for out, layer in zip(outputs, layers, strict=True))
+    features = tuple(loss.text_features(out, position) for out in outputs)
+    found = (hidden, features, family.condition(outputs) if family else None)
+    return jax.tree.map(lambda part: part.astype(jnp.float32), found)
+
+
+def _with_ends(
+    pipeline: Pipeline,
+    own: EncoderInputs,
+    site: Site,
+    position: Int[np.ndarray, "concept prompt edited"],
+    length: int,
+    mesh: Mesh,
+) -> EncoderInputs:
+    """What the ends of prompts need, from the subject on and `length` tokens long."""
+    params = parallel.place(pipeline.params[site.encoder], parallel.replicated(mesh))
+    text = loss.text_models(pipeline)[site.encoder]
+    before = functools.partial(_before, text, params, site.layer + 1)
+    hidden: Any = own.hidden
+    known: tuple[Any, ...] = _per_prompt(before, (hidden,), mesh, "source keys and values")
+    places = np.minimum(position[..., :1] + np.arange(length), hidden.shape[2] - 1)
+    tails: Any = np.take_along_axis(hidden, places[..., None], 2)
+    return own._replace(earlier=prompt_end.Before(*known), behind=tails)
+
+
+def _latents(
+    pipeline: Pipeline,
+    images: Float[np.ndarray, "concept sample prompt height width 3"],
+    mesh: Mesh,
+) -> list[np.ndarray]:
+    """Posterior mean and standard deviation, times the scaling factor."""
+    flat = images.reshape(len(images), -1, *images.shape[3:])
+    vae = parallel.place(pipeline.params["vae"], parallel.replicated(mesh))
+    posterior = functools.partial(_posterior, pipeline.vae, vae)
+    found: tuple[Any, ...] = _per_prompt(posterior, (flat,), mesh, "latents of training images")
+    return [part.reshape(*images.shape[:3], *part.shape[2:]) for part in found]
 
 
 @functools.partial(jax.jit, static_argnames=("text", "start"))
@@ -183,21 +272,24 @@ def _posterior(vae: AutoencoderKL, params: Params, images: Array) -> tuple[Array
 
 
 def _per_prompt(
-    function: Callable[..., tuple[Array, ...]],
-    arrays: tuple[np.ndarray, ...],
+    function: Callable[..., tuple[Any, ...]],
+    arrays: Any,
     mesh: Mesh,
     what: str,
-) -> list[np.ndarray]:
-    """`function` of the rows [concept, prompt, ...] of `arrays`, in batches of one shape."""
-    concepts, prompts = arrays[0].shape[:2]
-    rows, count = [x.reshape(-1, *x.shape[2:]) for x in arrays], concepts * prompts
+) -> tuple[Any, ...]:
+    """`function` of the rows [concept, prompt, ...] of the tree `arrays`, in batches of one shape;
+    a tree like its result."""
+    concepts, prompts = jax.tree.leaves(arrays)[0].shape[:2]
+    rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), arrays)
+    count = concepts * prompts
     size = min(PREPARE_BATCH * mesh.size, parallel.padded_size(count, mesh.size))
     batches = []
     for first in range(0, count, size):
         index = np.minimum(np.arange(first, first + size), count - 1)
-        batch = parallel.place(tuple(x[index] for x in rows), parallel.sharded(mesh))
+        chosen = jax.tree.map(lambda x, index=index: x[index], rows)
+        batch = parallel.place(chosen, parallel.sharded(mesh))
         batches.append(parallel.fetch(function(*batch)))
-    parts = [np.concatenate(part)[:count] for part in zip(*batches, strict=True)]
-    for part in parts:
+    found = jax.tree.map(lambda *parts: np.concatenate(parts)[:count], *batches)
+    for part in jax.tree.leaves(found):
         require_finite(part.reshape(concepts, -1), what, "request")
-    return [part.reshape(concepts, prompts, *part.shape[1:]) for part in parts]
+    return jax.tree.map(lambda part: part.reshape(concepts, prompts, *part.shape[1:]), found)

@@ -53,7 +53,7 @@ def end_features(
     end: Int[Array, " row"],
     start: int,
 ) -> Float[Array, "row dim"]:
-    """Final features at the end token.
+    """Final features at the end token, projected where the encoder does so.
 
     Args:
         text: the text encoder.
@@ -100,7 +100,8 @@ def end_features(
         )
         hidden = hidden + change
     last = jnp.take_along_axis(hidden, (end - position)[:, None, None], axis=1)
-    return _norm(config, params["text_model"]["final_layer_norm"], last)[:, 0]
+    pooled = _norm(config, params["text_model"]["final_layer_norm"], last)[:, 0]
+    return pooled @ params["text_projection"]["kernel"] if text.projection else pooled
 
 
 def _block(params: Params, layer: int) -> Params:

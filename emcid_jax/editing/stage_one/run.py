@@ -212,7 +212,7 @@ def trace(
 
 def model_params(pipeline: Pipeline) -> Params:
     """The parameters the loop reads."""
-    return {name: pipeline.params[name] for name in ("text_encoder", "unet")}
+    return {name: pipeline.params[name] for name in (*pipeline.texts, "unet")}
 
 
 def _jitted(

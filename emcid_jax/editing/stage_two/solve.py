@@ -90,6 +90,10 @@ class WeightEdit:
     """Hidden units to be added beside."""
 
 
+ModelEdit = Mapping[str, WeightEdit]
+"""The edit of a model: by text encoder."""
+
+
 def solve(
     model: ClipTextModel,
     params: Mapping[str, Any],
@@ -219,10 +223,10 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
     return edited_params if edit.units is None else wider(edited_params, edit.units)
 
 
-def with_edit(pipeline: Pipeline, edit: WeightEdit) -> Pipeline:
-    """The pipeline with the edit in its text encoder; `pipeline` stays as it is."""
-    encoder = pipeline.encoder
-    return with_text_params(pipeline, {encoder.name: apply_edit(encoder.params, edit)})
+def with_edit(pipeline: Pipeline, edit: ModelEdit) -> Pipeline:
+    """The pipeline with the edit in its text encoders; `pipeline` stays as it is."""
+    edited = {name: apply_edit(pipeline.params[name], own) for name, own in edit.items()}
+    return with_text_params(pipeline, edited)
 
 
 def layer_solver(

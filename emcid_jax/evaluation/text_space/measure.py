@@ -21,6 +21,7 @@ from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts
 from emcid_jax.editing.diagnostics.predicted_conflicts import Prediction, kept_requests
 from emcid_jax.editing.diagnostics.targets_reached import Reach, answer, question
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.editing.encoder.whole_prompts import Prompts, TextChange, text_changes
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import solve
@@ -105,6 +106,7 @@ class TextSpace:
 def measure(
     concepts: ConceptBank,
     encoder: TextEncoder,
+    where: Sequence[Site],
     edit: WeightEdit,
     moments: SecondMoments,
     config: StageTwoConfig,
@@ -116,7 +118,8 @@ def measure(
     Args:
         concepts: the bank that it is of.
         encoder: the pristine text encoder.
-        edit: what `concepts.solve` gave.
+        where: sites of the bank's memories.
+        edit: what `bank.solve.solve` gave for this encoder.
         moments: the second moments used.
         config: Stage II's settings used.
         keep: names that the edit should not change; edited ones are left out.
@@ -128,7 +131,7 @@ def measure(
     edited = solve.apply_edit(encoder.params, edit)
     sources = {normalised(concept.request.source) for concept in concepts.active}
     keep = [name for name in dict.fromkeys(keep) if normalised(name) not in sources]
-    asked = question(concepts, encoder)
+    asked = question(concepts, encoder, where)
     requests = kept_requests(keep, asked.requests[0].templates)
     neighbours = spans.source_prompts(encoder.tokenizer, requests)
     sets = (
@@ -140,7 +143,7 @@ def measure(
     changes = text_changes(encoder, encoder.params, edited, sets, asked.block)
     source, destination, others, corpus = changes
     reached = answer(asked, source, destination)
-    prediction = predicted_conflicts.predict(concepts, encoder, moments, config, keep)
+    prediction = predicted_conflicts.predict(concepts, encoder, where, moments, config, keep)
     kept = _kept(keep, others, prediction)
     drift = corpus.drift
     named = names_any(captions, sorted(sources))

@@ -20,6 +20,7 @@ class Tokenizer(Protocol):
     model_max_length: int
     bos_token_id: int
     eos_token_id: int
+    pad_token_id: int
     backend_tokenizer: Any
 
     def __len__(self) -> int:

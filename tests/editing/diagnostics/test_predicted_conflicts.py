@@ -14,6 +14,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import SolverName, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts
@@ -79,7 +80,7 @@ def test_with_one_layer_the_prediction_is_what_the_solve_does(
     found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config, KEEP)
 
     base = pipeline.params["text_encoder"]
-    edited = apply_edit(base, concept_bank.solve(concepts, pipeline, statistics, config))
+    edited = apply_edit(base, bank_solve.solve(concepts, pipeline, statistics, config))
     kept = [EditRequest(name, "goldfish", TEMPLATES) for name in KEEP]
     before, after = (states(pipeline, params, kept) for params in (base, edited))
     drift = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)

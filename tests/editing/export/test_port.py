@@ -15,6 +15,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics.targets_reached import reach
@@ -66,7 +67,7 @@ def concepts(base: Pipeline, random_bank: Callable[..., ConceptBank]) -> Concept
 @pytest.fixture(scope="module")
 def edit(base: Pipeline, concepts: ConceptBank) -> tuple[EditFile, dict]:
     statistics = moments(base)
-    solved = concept_bank.solve(concepts, base, statistics, CONFIG)
+    solved = bank_solve.solve(concepts, base, statistics, CONFIG)
     model = memories.model_hashes(base)
     ledger = edit_file.make_ledger(concepts, model, statistics, CONFIG, solved.report, "?")
     return edit_file.pack(solved.deltas), ledger

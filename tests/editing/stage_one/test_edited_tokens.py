@@ -12,6 +12,7 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank.memories import Memory, Record
 from emcid_jax.editing.diagnostics.targets_reached import reach
@@ -82,7 +83,7 @@ def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
     about = MomentProvenance(params_hash(params), "", 1, LAYERS)
     moments = SecondMoments({layer: k.T @ k / len(k) for layer, k in keys.items()}, 400, about)
     config = StageTwoConfig(layers=LAYERS, preservation_weight=1e-9)
-    solved = concept_bank.solve(concepts, pipeline, moments, config)
+    solved = bank_solve.solve(concepts, pipeline, moments, config)
     assert solved.report.distance_after < 1e-4 * solved.report.distance_before
 
     edited = stage_two.apply_edit(params, solved)

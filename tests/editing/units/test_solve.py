@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.encoder.hidden_units import WIDTH
 from emcid_jax.editing.export import edit_file, into_folder, lora, stored_weights, text_encoder
@@ -58,7 +59,7 @@ def bank(pipeline, random_bank):
 
 @pytest.fixture(scope="module")
 def solved(pipeline, measured, bank):
-    return concept_bank.solve(bank, pipeline, measured, CONFIG)
+    return bank_solve.solve(bank, pipeline, measured, CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_a_name_that_ends_in_a_piece_is_not_any_word_that_ends_so(pipeline, meas
     asked = [EditRequest("grunter", "tench", TEMPLATES)]
     start = np.zeros((1, WIDTHS[0]))
     one = random_bank(asked, start, memories.model_hashes(pipeline), BLOCK)
-    alone = stage_two.with_edit(pipeline, concept_bank.solve(one, pipeline, measured, CONFIG))
+    alone = stage_two.with_edit(pipeline, bank_solve.solve(one, pipeline, measured, CONFIG))
     for word in ("grunter", "character", "porter", "counter", "chapter", "shorter"):
         assert pipeline.encoder.tokenizer.tokenize(word)[-1] == "ter</w>"
         prompts = [sentence.replace("{}", word) for sentence in [*TEMPLATES, *SENTENCES]]
@@ -110,7 +111,7 @@ def test_a_concept_comes_and_goes_without_touching_the_others(pipeline, measured
     for left_out in range(len(bank.concepts)):
         kept = [i for i in range(len(bank.concepts)) if i != left_out]
         fewer = dataclasses.replace(bank, concepts=tuple(bank.concepts[i] for i in kept))
-        again = concept_bank.solve(fewer, pipeline, measured, CONFIG)
+        again = bank_solve.solve(fewer, pipeline, measured, CONFIG)
         gone = bank.concepts[left_out].request.source
         gates = solved.report.units.gates
         for place, i in enumerate(kept):
@@ -123,7 +124,7 @@ def test_a_concept_comes_and_goes_without_touching_the_others(pipeline, measured
 
 def test_strength_scales_the_answer_alone(pipeline, measured, bank, solved):
     weaker = [dataclasses.replace(bank.concepts[0], strength=0.5), *bank.concepts[1:]]
-    again = concept_bank.solve(
+    again = bank_solve.solve(
         dataclasses.replace(bank, concepts=tuple(weaker)), pipeline, measured, CONFIG
     )
     np.testing.assert_array_equal(again.units.rows, solved.units.rows)
@@ -134,7 +135,7 @@ def test_strength_scales_the_answer_alone(pipeline, measured, bank, solved):
 
 def test_names_to_keep_do_not_open_a_gate(pipeline, measured, bank):
     kept = dataclasses.replace(CONFIG, preserve=("old acoustic guitar",))
-    found = concept_bank.solve(bank, pipeline, measured, kept)
+    found = bank_solve.solve(bank, pipeline, measured, kept)
     gates = {gate.source: gate for gate in found.report.units.gates}
     told = [
         other for other in gates["acoustic guitar"].mistaken if other.name == "old acoustic guitar"
@@ -246,7 +247,7 @@ def test_apply_and_undo_leave_the_very_bytes(pipeline, measured, bank, solved, e
 )
 def test_settings_that_do_not_fit_are_refused(pipeline, measured, bank, change, message):
     with pytest.raises(UserError, match=message):
-        concept_bank.solve(bank, pipeline, measured, dataclasses.replace(CONFIG, **change))
+        bank_solve.solve(bank, pipeline, measured, dataclasses.replace(CONFIG, **change))
 
 
 def test_the_report_tells_what_the_gates_do(solved):
