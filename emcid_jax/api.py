@@ -136,7 +136,7 @@ def export(
     """
     exports.write_text_encoder(
         Path(folder), edited.params[encoder], edited.folder / encoder, dtype,
-        edited.variant,
+        edited.variant, encoder,
     )  # fmt: skip
 
 

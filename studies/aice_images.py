@@ -13,8 +13,8 @@ from typing import NamedTuple
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.bank.memories import hash_of
 from emcid_jax.editing.moments.second_moment import SecondMoments
@@ -27,6 +27,7 @@ from emcid_jax.evaluation.drawing.batches import drawing, edited_fingerprint, ju
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
@@ -70,7 +71,7 @@ def prepare(requests: str, count: int, workdir: Path) -> Edited:
     about = [bank.provenance(request, config.stage_one, job.model) for request in job.requests]
     records = [bank.Record(a, memory, {}) for a, memory in zip(about, memories, strict=True)]
     concepts = concept_bank.of_requests(job.requests, records)
-    return Edited(job, concepts, moments_of(moments), _plan(job), workdir)
+    return Edited(job, concepts, moments_of(moments[FIRST]), _plan(job), workdir)
 
 
 def _plan(job: edit_job.Job) -> AicePlan:
@@ -93,7 +94,8 @@ def kept_names(plan: AicePlan) -> tuple[str, ...]:
 def solve(run: Edited, config: StageTwoConfig) -> WeightEdit:
     """Stage II of all requests."""
     solved = preservation.resolved(config)
-    return bank_solve.solve(run.concepts, run.job.pipeline, run.moments, solved)
+    pipeline = run.job.pipeline
+    return bank_solve.solve(run.concepts, pipeline, {FIRST: run.moments}, solved)[FIRST]
 
 
 def scores(run: Edited, solved: WeightEdit | None) -> Scores:
@@ -103,7 +105,7 @@ def scores(run: Edited, solved: WeightEdit | None) -> Scores:
     judge, config, edited = job.judge, job.config.evaluation, job.pipeline
     depends_on = fingerprint(hash_of(job.model), judge.fingerprint, config.steps, config.guidance)
     if solved is not None:
-        edited = stage_two.with_edit(job.pipeline, solved)
+        edited = stage_two.with_edit(job.pipeline, {FIRST: solved})
         depends_on = edited_fingerprint(depends_on, job.pipeline, edited)
     draw = drawing(edited, config, BATCH, parallel.make_mesh())
     read = judging(judge, [OBJECT], BATCH)

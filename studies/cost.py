@@ -29,6 +29,7 @@ from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
 from emcid_jax.evaluation.text_space import measure as text_space
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.files import write_atomically
@@ -119,10 +120,13 @@ def report_run(count: int, moments: Path) -> Prepared:
     with tempfile.TemporaryDirectory() as name:
         thousand.fill_bank(Path(name), pipeline, count)
         concepts = concept_bank.open_bank(Path(name))
-    edit = bank_solve.solve(concepts, pipeline, found, config)
+    edit = bank_solve.solve(concepts, pipeline, {FIRST: found}, config)[FIRST]
+    where = bank_solve.sites_of(concepts, pipeline)
     keep, corpus = catalogue().objects, workload.captions(2000)
     return Prepared(
-        lambda: text_space.measure(concepts, pipeline.encoder, edit, found, config, keep, corpus),
+        lambda: text_space.measure(
+            concepts, pipeline.encoder, where, edit, found, config, keep, corpus
+        ),
         {},
     )
 

@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found = text_space.measure(
         run.concepts,
         run.job.pipeline.encoder,
+        run.job.sites,
         solved,
         run.moments,
         config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -175,6 +176,83 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False
     ).save_pretrained(folder)
     tokenizer.backend_tokenizer.model.save(str(folder / "tokenizer"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random SDXL that diffusers wrote: text blocks 4 x 32 (quick GELU) and 5 x 48 (GELU), the
+    second tokenizer pads with `!`, latents 8x8x4 of 16 px, Euler. Do not write to it.
+    """
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    tokenizer = tiny_tokenizer()
+    second = copy.deepcopy(tokenizer)
+    second.pad_token = "!"
+    common = {
+        "vocab_size": len(tokenizer),
+        "num_attention_heads": 4,
+        "max_position_embeddings": 32,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "initializer_factor": 2.0,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+        first_text = CLIPTextModel(CLIPTextConfig(**common, **sizes, hidden_act="quick_gelu"))
+        sizes = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 5}
+        second_text = CLIPTextModelWithProjection(
+            CLIPTextConfig(**common, **sizes, hidden_act="gelu", projection_dim=40, pad_token_id=0)
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(2, 4),
+            cross_attention_dim=80,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=88,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            sample_size=16,
+            block_out_channels=(16, 16),
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            norm_num_groups=8,
+            scaling_factor=0.13025,
+        )
+    with torch.no_grad():  # images depend visibly on the prompt and on the sizes
+        for name, parameter in unet.named_parameters():
+            if ".attn2." in name or "add_embedding" in name:
+                parameter *= 3
+    scheduler = EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        steps_offset=1,
+        timestep_spacing="leading",
+    )
+    folder = tmp_path_factory.mktemp("tiny-sdxl")
+    StableDiffusionXLPipeline(
+        vae, first_text, second_text, tokenizer, second, unet, scheduler, add_watermarker=False
+    ).save_pretrained(folder)
+    for name, one in (("tokenizer", tokenizer), ("tokenizer_2", second)):
+        one.backend_tokenizer.model.save(str(folder / name))
     return folder
 
 

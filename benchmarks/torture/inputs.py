@@ -136,7 +136,7 @@ def edit(rng: random.Random, place: Path, folder: Path) -> str:
     file = folder / "edit.safetensors"
     file.write_bytes(_by_hand(rng, (place / "starts/job/edit.safetensors").read_bytes()))
     content, ledger = read_edit(file)
-    summary(content.layers, ledger, file.stat().st_size)
+    summary({"text_encoder": content.layers}, ledger, file.stat().st_size)
     base = stored_weights.read_weights(place / "model").arrays
     edited = stored_weights.add_deltas(base, content)
     problem = oracles.tensors(file, content.arrays)

@@ -140,6 +140,7 @@ def make_pipeline(
         texts[part.name] = fitted(
             config, tokenizers[part.name], files[part.name], folder / part.tokenizer
         )
+    _require_one_vocabulary(family, tokenizers, folder)
     require_fitting(family, texts, unet, vae, schedule, files)
     return Pipeline(
         family,
@@ -156,6 +157,20 @@ def make_pipeline(
         folder,
         options=options or {},
     )
+
+
+def _require_one_vocabulary(
+    family: Family, tokenizers: Mapping[str, Tokenizer], folder: Path
+) -> None:
+    """UserError unless all tokenizers have the same tokens: prompts are split once for all."""
+    first, *others = family.encoders
+    for part in others:
+        words = [tokenizers[one.name].backend_tokenizer for one in (first, part)]
+        if None not in words and words[0].get_vocab() != words[1].get_vocab():
+            raise UserError(
+                f"{folder / part.tokenizer}: has other tokens than {first.tokenizer}; the text "
+                "encoders of a model need one vocabulary: take both from one model"
+            )
 
 
 def load_pipeline(

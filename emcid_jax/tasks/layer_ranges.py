@@ -17,6 +17,7 @@ from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.text_space.nearest_name import Reader, make_reader
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
@@ -24,7 +25,6 @@ from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
-from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.workflow.inputs import names_to_keep, require_one_encoder
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running

@@ -78,5 +78,5 @@ def export(
     """Writes the folder of every edited text encoder into `workdir`."""
     for name, params in edited.items():
         text_encoder.write_text_encoder(
-            workdir / name, params, pipeline.folder / name, dtype, pipeline.variant
+            workdir / name, params, pipeline.folder / name, dtype, pipeline.variant, name
         )

@@ -21,13 +21,17 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 
 from emcid_jax.editing.bank import choice, concepts, memories, pack_file
+from emcid_jax.editing.bank import solve as bank_solve
+from emcid_jax.editing.encoder.sites import filed_sites
 from emcid_jax.editing.export import edit_file, lora
 from emcid_jax.editing.moments import second_moment
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks.edit_file import summary
 
 DATA = Path(__file__).parents[1] / "data" / "version_0_1"
+TEXTS = {"text_encoder": ClipTextModel(ClipTextConfig())}
 VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 2, 10**30, 0.5, math.nan, math.inf, "", "x", "../../x", [], [[]], {}, ["a"]]
 )
@@ -150,8 +154,8 @@ def test_a_memory(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject)
         record = memories.read_record(folder, name)
         count = memories.edited_tokens(record.provenance)
         record.memory.z.reshape(count, -1)
-        assert concepts.common_block([record]) >= 0
-        assert np.isfinite(concepts.target(record.memory, 0.5)).all()
+        assert len(filed_sites(record.provenance["stage_one"], TEXTS)) == 1
+        assert np.isfinite(bank_solve.target(record.memory, 0.5)).all()
 
     require_read_or_refused(path, use)
     pack_file.write(folder, {name: content})

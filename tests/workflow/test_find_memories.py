@@ -90,7 +90,7 @@ def test_memories_by_text_alone_need_no_padding(
     )  # fmt: skip
     inputs = preparation.prepare(pipeline, *prompts, [3, 4], None, config)
     wanted = run.optimise(pipeline, inputs, config, make_mesh())
-    assert inputs.hidden.shape[2] == full
+    assert inputs.encoders["text_encoder"].hidden.shape[2] == full
     np.testing.assert_allclose([memory.z for memory in found], wanted.z, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([memory.curve for memory in found], wanted.curve, rtol=1e-4)
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest

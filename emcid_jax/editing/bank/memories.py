@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import StageOneConfig
+from emcid_jax.config import Encoders, StageOneConfig
 from emcid_jax.editing.bank import pack_file
 from emcid_jax.editing.stage_one.training_images import reads_files
 from emcid_jax.models.text.encoder import SECOND
@@ -198,6 +198,7 @@ def parse_record(content: bytes, name: str, folder: Path) -> Record:
         layer, tokens, model = about["stage_one"]["layer"], edited_tokens(about), about["model"]
         if type(layer) is not int or type(tokens) is not int or layer < 0 or tokens < 1:
             raise ValueError(f"layer is {shown(layer)}, edited_tokens {shown(tokens)}")
+        _require_site_settings(about["stage_one"])
         if not isinstance(details, dict) or {type(value) for value in model.values()} != {str}:
             raise ValueError("details are no object, or model holds more than hashes")
         memory = Memory(**arrays)
@@ -207,6 +208,13 @@ def parse_record(content: bytes, name: str, folder: Path) -> Record:
         raise UserError(f"{folder}/{name}{SUFFIX}: damaged ({error}); {_REMEDY}") from error
     except RecursionError as error:
         raise UserError(f"{folder}/{name}{SUFFIX}: nested too deeply; {_REMEDY}") from error
+
+
+def _require_site_settings(settings: Mapping[str, Any]) -> None:
+    """ValueError for settings of a second text encoder that Stage I does not write."""
+    layer, encoders = settings.get("second_layer", 0), settings.get("encoders", "all")
+    if type(layer) is not int or layer < 0 or encoders not in get_args(Encoders):
+        raise ValueError(f"second_layer is {shown(layer)}, encoders {shown(encoders)}")
 
 
 def _require_memory(memory: Memory, tokens: int) -> None:

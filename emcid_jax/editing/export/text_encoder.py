@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import write_params
 from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import checksums, ownership
@@ -28,6 +29,7 @@ def write_text_encoder(
     source: Path,
     dtype: str = "source",
     variant: str = "",
+    part: str = FIRST,
 ) -> None:
     """Writes a drop-in `text_encoder` folder: the old one or the new one whenever the process dies.
 
@@ -37,6 +39,7 @@ def write_text_encoder(
         source: the base model's text encoder folder, whose other files (config.json) are copied.
         dtype: stored type; `source` keeps every tensor's of the base model.
         variant: which of the base model's weight files, see `shards.weight_files`.
+        part: which text encoder of the base model it is.
 
     Raises:
         UserError: see `require_replaceable`; a value does not fit `dtype`.
@@ -46,7 +49,7 @@ def write_text_encoder(
         for file in source.glob("*.json"):
             if not file.name.endswith(".index.json"):
                 shutil.copyfile(file, staging / file.name)
-        kept = stored_types(source, source.name, variant) if dtype == "source" else None
+        kept = stored_types(source, part, variant) if dtype == "source" else None
         _set_dtype(staging / "config.json", commonest(kept.values()) if kept else dtype)
         first = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"]
         config = (staging / "config.json").read_bytes()

@@ -309,7 +309,7 @@ def _end_features(
     delta: Float[Array, "concept size"],
     config: StageOneConfig,
     name: str,
-) -> Float[Array, "row dim"]:
+) -> Float[Array, "row feature"]:
     """`text_features` of the source prompts with `delta`, from the ends of the prompts alone."""
     own, where = inputs.encoders[name], sites(config, pipeline.texts)
     assert own.behind is not None

@@ -52,7 +52,7 @@ def end_features(
     position: Int[Array, " row"],
     end: Int[Array, " row"],
     start: int,
-) -> Float[Array, "row dim"]:
+) -> Float[Array, "row size"]:
     """Final features at the end token, projected where the encoder does so.
 
     Args:

@@ -20,8 +20,8 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig, StageTwoConfig
 from emcid_jax.editing.bank import choice
 from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories as bank
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import Concept, open_bank, read_list
 from emcid_jax.editing.bank.memories import Memory
 from emcid_jax.editing.encoder.blockwise import SourcePrompts
@@ -94,8 +94,10 @@ def model(pipeline: Pipeline) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def weights(pipeline: Pipeline, moments: SecondMoments) -> Callable[[Path], dict[int, np.ndarray]]:
+    given = {"text_encoder": moments}
+
     def solve(folder: Path) -> dict[int, np.ndarray]:
-        return bank_solve.solve(open_bank(folder), pipeline, moments, CONFIG).deltas
+        return bank_solve.solve(open_bank(folder), pipeline, given, CONFIG)["text_encoder"].deltas
 
     return solve
 
@@ -168,17 +170,17 @@ def test_memories_of_another_base_or_block_are_refused(
 ) -> None:
     other = filled(tmp_path / "base", REQUESTS[:2], model | {"text_encoder": "other"})
     with pytest.raises(UserError, match=r"2 memories.*'(dog|great white shark)'.*text_encoder"):
-        bank_solve.solve(open_bank(other), pipeline, moments, CONFIG)
+        bank_solve.solve(open_bank(other), pipeline, {"text_encoder": moments}, CONFIG)
     mixed = filled(tmp_path / "blocks", REQUESTS[:2], model)
     about = bank.provenance(REQUESTS[2], StageOneConfig(layer=1), model)
     bank.write(mixed, about, memory(2), {})
     concept_bank.add(mixed, [Concept(REQUESTS[2], bank.key(about))])
     with pytest.raises(UserError, match=r"blocks \[1, 2\]"):
-        bank_solve.solve(open_bank(mixed), pipeline, moments, CONFIG)
+        bank_solve.solve(open_bank(mixed), pipeline, {"text_encoder": moments}, CONFIG)
     off = filled(tmp_path / "off", REQUESTS[:2], model)
     concept_bank.set_strength(off, read_list(off), 0.0)
     with pytest.raises(UserError, match="no concept of strength > 0"):
-        bank_solve.solve(open_bank(off), pipeline, moments, CONFIG)
+        bank_solve.solve(open_bank(off), pipeline, {"text_encoder": moments}, CONFIG)
 
 
 # What is on disk

@@ -66,7 +66,9 @@ def test_each_thing_that_decides_a_memory_changes_its_name(tmp_path: Path) -> No
 def test_every_setting_but_the_batch_is_in_the_name() -> None:
     settings = bank.provenance(REQUEST, CONFIG, MODEL)["stage_one"]
     fields = {field.name for field in dataclasses.fields(StageOneConfig)}
-    assert set(settings) == fields - {"concept_batch", *bank.LATER}
+    assert set(settings) == fields - {"concept_batch", *bank.LATER, *bank.OF_TWO}
+    both = bank.provenance(REQUEST, CONFIG, MODEL | {"text_encoder_2": "b"})["stage_one"]
+    assert set(both) == set(settings) | set(bank.OF_TWO)
 
 
 def test_a_setting_added_since_counts_once_it_changes_something() -> None:

@@ -13,17 +13,18 @@ import pytest
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import SolverName, StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics import predicted_conflicts
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.editing.moments.second_moment import MomentProvenance, SecondMoments
 from emcid_jax.editing.stage_two.solve import apply_edit
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 
 BLOCK = 2
+SITES = (Site("text_encoder", BLOCK, 32),)
 KEEP = ("cat", "beach", "a male doctor")
 TEMPLATES = ("A photo of {}",)
 REQUESTS = [
@@ -77,10 +78,12 @@ def test_with_one_layer_the_prediction_is_what_the_solve_does(
     scaled = tuple(dataclasses.replace(c, strength=strength) for c in concepts.concepts)
     concepts = dataclasses.replace(concepts, concepts=scaled)
     statistics = moments(pipeline, (BLOCK,))
-    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config, KEEP)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, SITES, statistics, config, KEEP)
 
     base = pipeline.params["text_encoder"]
-    edited = apply_edit(base, bank_solve.solve(concepts, pipeline, statistics, config))
+    given = {"text_encoder": statistics}
+    solved = bank_solve.solve(concepts, pipeline, given, config)["text_encoder"]
+    edited = apply_edit(base, solved)
     kept = [EditRequest(name, "goldfish", TEMPLATES) for name in KEEP]
     before, after = (states(pipeline, params, kept) for params in (base, edited))
     drift = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
@@ -102,7 +105,7 @@ def test_neighbours_are_nearest_in_the_metric_of_the_second_moment(
 ) -> None:
     config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
-    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config, KEEP)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, SITES, statistics, config, KEEP)
     requests = [c.request for c in concepts.concepts]
     kept = [EditRequest(name, "goldfish", TEMPLATES) for name in KEEP]
     prompts = spans.source_prompts(pipeline.encoder.tokenizer, [*requests, *kept])
@@ -127,7 +130,7 @@ def test_later_layers_are_asked_for_what_earlier_ones_leave(
 ) -> None:
     config = StageTwoConfig(layers=(0, BLOCK), preservation_weight=5.0)
     statistics = moments(pipeline, (0, BLOCK))
-    found = predicted_conflicts.predict(concepts, pipeline.encoder, statistics, config)
+    found = predicted_conflicts.predict(concepts, pipeline.encoder, SITES, statistics, config)
     requests = [c.request for c in concepts.concepts]
     keys = predicted_conflicts.clean_run(pipeline.encoder, requests, (0, BLOCK)).keys
     offsets = np.array([concepts.records[c.memory].memory.delta for c in concepts.concepts], "f8")

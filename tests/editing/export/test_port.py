@@ -14,9 +14,8 @@ import pytest
 from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics.targets_reached import reach
 from emcid_jax.editing.export import edit_file
@@ -67,9 +66,17 @@ def concepts(base: Pipeline, random_bank: Callable[..., ConceptBank]) -> Concept
 @pytest.fixture(scope="module")
 def edit(base: Pipeline, concepts: ConceptBank) -> tuple[EditFile, dict]:
     statistics = moments(base)
-    solved = bank_solve.solve(concepts, base, statistics, CONFIG)
+    statistics = {"text_encoder": statistics}
+    solved = bank_solve.solve(concepts, base, statistics, CONFIG)["text_encoder"]
     model = memories.model_hashes(base)
-    ledger = edit_file.make_ledger(concepts, model, statistics, CONFIG, solved.report, "?")
+    ledger = edit_file.make_ledger(
+        concepts,
+        model,
+        statistics,
+        CONFIG,
+        {"text_encoder": solved.report},
+        {"text_encoder": "?"},
+    )
     return edit_file.pack(solved.deltas), ledger
 
 
@@ -118,7 +125,10 @@ def test_a_model_that_differs_below_is_solved_anew_and_meets_the_targets(
     assert found.how == "solved"
     text = other.params["text_encoder"]
     as_it_is = portability.apply(other, edit[0], found.report)
-    worse = {one.source: one.left for one in reach(concepts, other.encoder, as_it_is)}
+    worse = {
+        one.source: one.left
+        for one in reach(concepts, other.encoder, bank_solve.sites_of(concepts, base), as_it_is)
+    }
     alone = [one for one in found.reached if one.elsewhere is None]  # One prompt: met exactly.
     assert len(alone) == 2
     assert all(one.left < 0.05 < worse[one.source] for one in alone)

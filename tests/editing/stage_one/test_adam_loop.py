@@ -8,7 +8,10 @@ import optax
 import torch
 
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.editing.stage_one import adam_loop
+
+WHERE = (Site("text_encoder", 10, 16),)
 
 
 def test_adam_and_projection_equal_pytorch():
@@ -21,7 +24,7 @@ def test_adam_and_projection_equal_pytorch():
     state = optax.adam(config.learning_rate).init(delta)
     for gradient in gradients:
         delta, state = adam_loop.adam_step(
-            delta, state, jnp.asarray(gradient), jnp.asarray(h0), config
+            delta, state, jnp.asarray(gradient), jnp.asarray(h0), config, WHERE
         )
 
     clamped = 0

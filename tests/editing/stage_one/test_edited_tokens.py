@@ -12,8 +12,8 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.memories import Memory, Record
 from emcid_jax.editing.diagnostics.targets_reached import reach
 from emcid_jax.editing.moments.second_moment import MomentProvenance, SecondMoments
@@ -83,7 +83,7 @@ def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
     about = MomentProvenance(params_hash(params), "", 1, LAYERS)
     moments = SecondMoments({layer: k.T @ k / len(k) for layer, k in keys.items()}, 400, about)
     config = StageTwoConfig(layers=LAYERS, preservation_weight=1e-9)
-    solved = bank_solve.solve(concepts, pipeline, moments, config)
+    solved = bank_solve.solve(concepts, pipeline, {"text_encoder": moments}, config)["text_encoder"]
     assert solved.report.distance_after < 1e-4 * solved.report.distance_before
 
     edited = stage_two.apply_edit(params, solved)
@@ -95,7 +95,7 @@ def test_an_edit_brings_every_token_to_its_target(pipeline: Pipeline) -> None:
         np.testing.assert_allclose(np.asarray(hidden)[0, tokens], wanted, atol=1e-3)
 
     # A report is about the subject.
-    for found in reach(concepts, pipeline.encoder, edited):
+    for found in reach(concepts, pipeline.encoder, bank_solve.sites_of(concepts, pipeline), edited):
         count = COUNTS[[request.source for request in REQUESTS].index(found.source)]
         memory = next(r.memory for r in records if r.memory.delta.size == count * dim)
         assert found.left < 1e-3

@@ -54,9 +54,10 @@ def test_inputs_equal_pytorch(pipeline, prompts, tiny_pipeline_folder):
     def close(got, wanted):
         np.testing.assert_allclose(got, wanted.reshape(got.shape), rtol=1e-4, atol=1e-5)
 
-    close(inputs.hidden, states)
-    close(inputs.teacher_text, clean.last_hidden_state)
-    close(inputs.target_features, clean.pooler_output)
+    own = inputs.encoders["text_encoder"]
+    close(own.hidden, states)
+    close(inputs.teacher.tokens, clean.last_hidden_state)
+    close(own.target_features, clean.pooler_output)
     scale = vae.config.scaling_factor
     close(inputs.latent_mean, scale * posterior.mean.permute(0, 2, 3, 1))
     close(inputs.latent_std, scale * posterior.std.permute(0, 2, 3, 1))
@@ -68,7 +69,7 @@ def test_inputs_equal_pytorch(pipeline, prompts, tiny_pipeline_folder):
 
 def test_unknown_layer_is_named(pipeline, prompts):
     config = StageOneConfig(layer=4, objective="text-only")
-    with pytest.raises(UserError, match=r"stage_one.layer=4: .* blocks 0 to 3"):
+    with pytest.raises(UserError, match=r"stage_one.layer is 4, .* blocks 0 to 3"):
         prepare(pipeline, *prompts, SEEDS, None, config)
 
 

@@ -12,8 +12,10 @@ import pytest
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_one import loss
 from emcid_jax.editing.stage_one.prepare import prepare
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
 from emcid_jax.pipelines.pipeline import load_pipeline
 
 CONFIG = StageOneConfig(layer=0, objective="text-only", steps=3)
@@ -29,13 +31,15 @@ def pipeline(tiny_pipeline_folder):
 
 
 def test_the_ends_of_prompts_give_the_loss_and_gradient_of_whole_prompts(pipeline, monkeypatch):
-    monkeypatch.setattr(loss, "runs_ends", lambda config, blocks: True)
+    monkeypatch.setattr(loss, "runs_ends", lambda config, site, texts: True)
     prompts = [
         make(pipeline.encoder.tokenizer, REQUESTS) for make in (source_prompts, destination_prompts)
     ]
     inputs = prepare(pipeline, *prompts, [0, 1], None, CONFIG)
-    assert inputs.behind.shape[2] < inputs.hidden.shape[2]
-    whole = inputs._replace(earlier=None, ends=None, behind=None)
+    own = inputs.encoders["text_encoder"]
+    assert own.behind.shape[2] < own.hidden.shape[2]
+    without = own._replace(earlier=None, behind=None)
+    whole = inputs._replace(ends=None, encoders={"text_encoder": without})
     size = np.asarray(inputs.h0).shape
     delta = jnp.asarray(np.random.default_rng(0).normal(size=size), jnp.float32)
     found = [
@@ -62,4 +66,7 @@ def test_the_ends_of_prompts_give_the_loss_and_gradient_of_whole_prompts(pipelin
     ],
 )
 def test_only_the_text_loss_far_below_the_last_block_runs_ends(change, expected):
-    assert loss.runs_ends(dataclasses.replace(CONFIG, **change), 12) is expected
+    config = dataclasses.replace(CONFIG, **change)
+    texts = {"text_encoder": ClipTextModel(ClipTextConfig(num_hidden_layers=12))}
+    (site,) = sites(config, texts)
+    assert loss.runs_ends(config, site, texts) is expected

@@ -25,6 +25,7 @@ def inputs(prompts: int = 2, std: float = 0.0) -> StageOneInputs:
     means = np.random.default_rng(0).standard_normal((3, 2, 2, 4, 4, 1), np.float32)
     means = jnp.asarray(means[:, :, :prompts])
     unread = {field: jnp.zeros((3, prompts)) for field in StageOneInputs._fields}
+    unread["encoders"] = {}
     read = {"seeds": jnp.asarray(SEEDS, jnp.uint32), "latent_mean": means}
     return StageOneInputs(**unread | read | {"latent_std": jnp.full_like(means, std)})
 

@@ -14,6 +14,7 @@ import pytest
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts
 from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_one import adam_loop, random_draws
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import prepare as preparation
@@ -89,13 +90,14 @@ def test_steps_are_adam_on_the_objective(pipeline, inputs, result):
     assert not COLLECTIVE.search(program.run.as_text())
     from_pool = stage_one.optimise(pipeline, inputs, pooled, mesh(8), program)
 
+    where = sites(CONFIG, pipeline.texts)
     for found, samples in ((result, (0, 1, 2)), (from_pool, (0, 1, 0))):
         delta = jnp.zeros_like(batch.h0)
         state = optax.adam(CONFIG.learning_rate).init(delta)
         curve = []
         for index in samples:
             losses, gradient = evaluate(delta, index)
-            delta, state = adam_loop.adam_step(delta, state, gradient, batch.h0, CONFIG)
+            delta, state = adam_loop.adam_step(delta, state, gradient, batch.h0, CONFIG, where)
             curve.append(losses.total)
         np.testing.assert_allclose(found.curve, np.stack(curve, 1), rtol=1e-4)
         assert_same(found.delta, np.asarray(delta))

@@ -14,9 +14,8 @@ from safetensors.numpy import load_file
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.encoder.hidden_units import WIDTH
 from emcid_jax.editing.export import edit_file, into_folder, lora, stored_weights, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -48,7 +47,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def measured(pipeline):
     captions = [caption.text for caption in sample_captions(2_000, 5)]
-    return statistics.measure(pipeline, captions, BLOCK)
+    return statistics.measure(pipeline.encoder, captions, BLOCK)
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +56,19 @@ def bank(pipeline, random_bank):
     return random_bank(REQUESTS, start, memories.model_hashes(pipeline), BLOCK)
 
 
+def written(bank, pipeline, measured, config):
+    """The edit of the only text encoder."""
+    return bank_solve.solve(bank, pipeline, {"text_encoder": measured}, config)["text_encoder"]
+
+
 @pytest.fixture(scope="module")
 def solved(pipeline, measured, bank):
-    return bank_solve.solve(bank, pipeline, measured, CONFIG)
+    return written(bank, pipeline, measured, CONFIG)
 
 
 @pytest.fixture(scope="module")
 def edited(pipeline, solved):
-    return stage_two.with_edit(pipeline, solved)
+    return stage_two.with_edit(pipeline, {"text_encoder": solved})
 
 
 def states(pipeline, prompts, block=BLOCK):
@@ -99,7 +103,9 @@ def test_a_name_that_ends_in_a_piece_is_not_any_word_that_ends_so(pipeline, meas
     asked = [EditRequest("grunter", "tench", TEMPLATES)]
     start = np.zeros((1, WIDTHS[0]))
     one = random_bank(asked, start, memories.model_hashes(pipeline), BLOCK)
-    alone = stage_two.with_edit(pipeline, bank_solve.solve(one, pipeline, measured, CONFIG))
+    alone = stage_two.with_edit(
+        pipeline, {"text_encoder": written(one, pipeline, measured, CONFIG)}
+    )
     for word in ("grunter", "character", "porter", "counter", "chapter", "shorter"):
         assert pipeline.encoder.tokenizer.tokenize(word)[-1] == "ter</w>"
         prompts = [sentence.replace("{}", word) for sentence in [*TEMPLATES, *SENTENCES]]
@@ -111,7 +117,7 @@ def test_a_concept_comes_and_goes_without_touching_the_others(pipeline, measured
     for left_out in range(len(bank.concepts)):
         kept = [i for i in range(len(bank.concepts)) if i != left_out]
         fewer = dataclasses.replace(bank, concepts=tuple(bank.concepts[i] for i in kept))
-        again = bank_solve.solve(fewer, pipeline, measured, CONFIG)
+        again = written(fewer, pipeline, measured, CONFIG)
         gone = bank.concepts[left_out].request.source
         gates = solved.report.units.gates
         for place, i in enumerate(kept):
@@ -124,9 +130,7 @@ def test_a_concept_comes_and_goes_without_touching_the_others(pipeline, measured
 
 def test_strength_scales_the_answer_alone(pipeline, measured, bank, solved):
     weaker = [dataclasses.replace(bank.concepts[0], strength=0.5), *bank.concepts[1:]]
-    again = bank_solve.solve(
-        dataclasses.replace(bank, concepts=tuple(weaker)), pipeline, measured, CONFIG
-    )
+    again = written(dataclasses.replace(bank, concepts=tuple(weaker)), pipeline, measured, CONFIG)
     np.testing.assert_array_equal(again.units.rows, solved.units.rows)
     np.testing.assert_array_equal(again.units.biases, solved.units.biases)
     np.testing.assert_allclose(again.units.answers[0], 0.5 * solved.units.answers[0], rtol=1e-6)
@@ -135,7 +139,7 @@ def test_strength_scales_the_answer_alone(pipeline, measured, bank, solved):
 
 def test_names_to_keep_do_not_open_a_gate(pipeline, measured, bank):
     kept = dataclasses.replace(CONFIG, preserve=("old acoustic guitar",))
-    found = bank_solve.solve(bank, pipeline, measured, kept)
+    found = written(bank, pipeline, measured, kept)
     gates = {gate.source: gate for gate in found.report.units.gates}
     told = [
         other for other in gates["acoustic guitar"].mistaken if other.name == "old acoustic guitar"
@@ -173,7 +177,14 @@ def test_the_edit_file_carries_the_units_and_a_line_for_each(
     content = edit_file.pack(solved.deltas, solved.units)
     hashes = memories.model_hashes(pipeline)
     after = params_hash(edited.params["text_encoder"])
-    ledger = edit_file.make_ledger(bank, hashes, measured, CONFIG, solved.report, after)
+    ledger = edit_file.make_ledger(
+        bank,
+        hashes,
+        {"text_encoder": measured},
+        CONFIG,
+        {"text_encoder": solved.report},
+        {"text_encoder": after},
+    )
     path = tmp_path / "edit.safetensors"
     edit_file.write_edit(path, content, ledger)
     again, read = edit_file.read_edit(path)
@@ -247,7 +258,7 @@ def test_apply_and_undo_leave_the_very_bytes(pipeline, measured, bank, solved, e
 )
 def test_settings_that_do_not_fit_are_refused(pipeline, measured, bank, change, message):
     with pytest.raises(UserError, match=message):
-        bank_solve.solve(bank, pipeline, measured, dataclasses.replace(CONFIG, **change))
+        written(bank, pipeline, measured, dataclasses.replace(CONFIG, **change))
 
 
 def test_the_report_tells_what_the_gates_do(solved):

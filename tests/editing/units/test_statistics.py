@@ -33,7 +33,7 @@ def pipeline(tiny_pipeline_folder):
 
 @pytest.fixture(scope="module")
 def found(pipeline):
-    return statistics.measure(pipeline, CAPTIONS, BLOCK, seed=3, batch=2)
+    return statistics.measure(pipeline.encoder, CAPTIONS, BLOCK, seed=3, batch=2)
 
 
 def oracle(pipeline, ids) -> np.ndarray:
@@ -88,7 +88,7 @@ def test_they_are_read_as_they_were_written_and_damage_is_seen(found, tmp_path):
 
 def test_a_block_that_is_not_there_is_refused(pipeline):
     with pytest.raises(UserError, match="blocks are 0 to 3"):
-        statistics.measure(pipeline, CAPTIONS, 4)
+        statistics.measure(pipeline.encoder, CAPTIONS, 4)
 
 
 def test_contexts_depend_on_the_name_alone():

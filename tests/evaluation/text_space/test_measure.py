@@ -16,8 +16,8 @@ from emcid_jax.concepts import spans
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageOneConfig, StageTwoConfig
 from emcid_jax.editing.bank import concepts as concept_bank
-from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.memories import Memory, Record
 from emcid_jax.editing.diagnostics import predicted_conflicts
 from emcid_jax.editing.diagnostics.predicted_conflicts import KeyMap
@@ -66,8 +66,12 @@ def measured(pipeline: Pipeline) -> tuple[TextSpace, WeightEdit]:
     samples = 0.1 * rng.standard_normal((400, 64))
     about = MomentProvenance(params_hash(pipeline.params["text_encoder"]), "", 1, (2,))
     moments = SecondMoments({2: samples.T @ samples / 400}, 400, about)
-    edit = bank_solve.solve(concepts, pipeline, moments, CONFIG)
-    found = text_space.measure(concepts, pipeline.encoder, edit, moments, CONFIG, KEEP, CAPTIONS)
+    given = {"text_encoder": moments}
+    edit = bank_solve.solve(concepts, pipeline, given, CONFIG)["text_encoder"]
+    where = bank_solve.sites_of(concepts, pipeline)
+    found = text_space.measure(
+        concepts, pipeline.encoder, where, edit, moments, CONFIG, KEEP, CAPTIONS
+    )
     return found, edit
 
 
