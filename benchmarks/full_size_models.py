@@ -10,7 +10,7 @@ import diffusers
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 
 
@@ -22,7 +22,7 @@ def write(folder: Path, side: int) -> None:
         side: size of the latents that the pipeline draws, 64 for 512 pixels.
     """
     library: Any = diffusers  # its lazy imports have no types
-    configs = ldm_keys.default_configs(1, "epsilon")
+    configs = default_configs(1, "epsilon")
     torch.manual_seed(0)
     pipe = library.StableDiffusionPipeline(
         library.AutoencoderKL(**_fields(configs["vae"])),

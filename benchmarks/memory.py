@@ -23,12 +23,13 @@ from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
 from emcid_jax.models.kernels import attention
 from emcid_jax.models.weights import params as weights
-from emcid_jax.pipelines import generate, ldm_keys
+from emcid_jax.pipelines import generate
+from emcid_jax.pipelines.published_configs import default_configs
 
 SIDE, TOKENS, PROMPTS = 64, 77, 3
 """Latents of a 512-pixel image; tokens of a prompt; prompts of a concept."""
 AT_ONCE = 2**40
-CONFIGS = ldm_keys.default_configs(1, "epsilon")
+CONFIGS = default_configs(1, "epsilon")
 Program = tuple[str, Callable[..., Any], tuple[Any, ...], Any]
 """A name, the function, its abstract arguments, and what to change while it is compiled."""
 

@@ -25,9 +25,9 @@ from emcid_jax.editing.stage_one import prepare as preparation
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
-from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime import parallel
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 
@@ -134,7 +134,7 @@ def _images(pair: tuple[Pipeline, Pipeline]) -> None:
 
 def _full(side: int) -> Iterator[Result]:
     """Random weights of Stable Diffusion 1's size; latents of `side` x `side`."""
-    configs = ldm_keys.default_configs(1, "epsilon")
+    configs = default_configs(1, "epsilon")
     rng = np.random.default_rng(0)
 
     def normal(*shape: int) -> jax.Array:

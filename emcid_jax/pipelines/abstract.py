@@ -12,8 +12,8 @@ from jax.typing import DTypeLike
 
 from emcid_jax.models.text.clip import ClipTextConfig
 from emcid_jax.pipelines.families import SD, read_family
-from emcid_jax.pipelines.ldm_keys import default_configs
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
 

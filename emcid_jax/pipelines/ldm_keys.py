@@ -1,8 +1,9 @@
 """Stable Diffusion in one file: the key names of the latent-diffusion code (LDM).
 
 Such a file holds all parts under the names of the code they were trained with: `cond_stage_model`
-(text encoder; transformers' names in 1.x, OpenCLIP's in 2.x), `model.diffusion_model` (UNet) and
-`first_stage_model` (autoencoder). `locate` says where the tensor of a diffusers folder is in it.
+or `conditioner.embedders` (text encoders; CLIP-L in transformers' names, OpenCLIP's in its own),
+`model.diffusion_model` (UNet) and `first_stage_model` (autoencoder). `locate_...` say where the
+tensor of a diffusers folder is in it.
 """
 
 from __future__ import annotations
@@ -12,34 +13,45 @@ from typing import NamedTuple
 
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
-from emcid_jax.pipelines.published_configs import Version, default_configs
+from emcid_jax.models.text.encoder import FIRST, SECOND
+from emcid_jax.pipelines.published_configs import Version
 from emcid_jax.runtime.errors import UserError
-
-__all__ = ["Place", "Version", "default_configs", "is_needed", "version_of"]
 
 Shape = tuple[int, ...]
 
-TEXT: Mapping[Version, str] = {1: "cond_stage_model.transformer.", 2: "cond_stage_model.model."}
+TEXT: Mapping[Version, Mapping[str, str]] = {
+    1: {FIRST: "cond_stage_model.transformer."},
+    2: {FIRST: "cond_stage_model.model."},
+    "xl": {
+        FIRST: "conditioner.embedders.0.transformer.",
+        SECOND: "conditioner.embedders.1.model.",
+    },
+    "refiner": {SECOND: "conditioner.embedders.0.model."},
+}
+"""Version -> text encoder -> how its keys begin: `model` is OpenCLIP, `transformer` the other."""
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+NAMES: Mapping[Version, str] = {
+    1: "Stable Diffusion 1.x",
+    2: "Stable Diffusion 2.x",
+    "xl": "Stable Diffusion XL",
+    "refiner": "Stable Diffusion XL's refiner",
+}
 
 _IN = f"{UNET}input_blocks.0.0.weight"
-_TOKENS: Mapping[Version, tuple[str, ...]] = {
-    1: (
-        f"{TEXT[1]}text_model.embeddings.token_embedding.weight",
-        f"{TEXT[1]}embeddings.token_embedding.weight",
-    ),
-    2: (f"{TEXT[2]}token_embedding.weight",),
-}
+_TOKENS = (
+    "text_model.embeddings.token_embedding.weight",
+    "embeddings.token_embedding.weight",
+    "token_embedding.weight",
+)
 # What a key says about a file that is something else; the first hit names it.
 _FOREIGN = {
-    "conditioner.embedders.": "Stable Diffusion XL",
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "FLUX",
     "control_model.": "a ControlNet",
     "lora_": "a LoRA, which changes a model but is none",
-    "label_emb.": "a model with further conditions (upscaler, unCLIP)",
 }
+_SIZES = f"{UNET}label_emb."
 
 
 class Place(NamedTuple):
@@ -48,15 +60,17 @@ class Place(NamedTuple):
     key: str
     third: int | None = None
     """OpenCLIP stacks query, key and value: which of them, along the leading axis."""
+    transposed: bool = False
+    """OpenCLIP's projection is (in, out); a linear layer is stored (out, in)."""
 
 
 def version_of(shapes: Mapping[str, Shape], source: object) -> Version:
-    """1 or 2, from all keys and shapes of the file `source`.
+    """Which model it is, from all keys and shapes of the file `source`.
 
     Raises:
         UserError: another kind of model; names the file and the key that says so.
     """
-    only = "only Stable Diffusion 1.x and 2.x are supported"
+    only = "only Stable Diffusion 1.x, 2.x and XL are supported"
     for mark, model in _FOREIGN.items():
         key = next((key for key in shapes if mark in key), None)
         if key is not None:
@@ -70,18 +84,27 @@ def version_of(shapes: Mapping[str, Shape], source: object) -> Version:
         raise UserError(
             f"{source}: {_IN} has {shapes[_IN][1]} input channels, text-to-image has 4; {only}"
         )
-    for version, keys in _TOKENS.items():
-        if any(key in shapes for key in keys):
+    for version, texts in TEXT.items():
+        first = next(iter(texts.values()))
+        if any(first + tokens in shapes for tokens in _TOKENS):
+            sizes = next((key for key in shapes if key.startswith(_SIZES)), None)
+            if sizes is not None and version in (1, 2):
+                model = "a model with further conditions (upscaler, unCLIP)"
+                raise UserError(f"{source}: {sizes} belongs to {model}; {only}")
             return version
-    raise UserError(f"{source}: has no {_TOKENS[1][0]}, so no text encoder; {only}")
+    tokens = TEXT[1][FIRST] + _TOKENS[0]
+    raise UserError(f"{source}: has no {tokens}, so no text encoder; {only}")
 
 
-def locate_text(name: str, version: Version, keys: Collection[str]) -> Place:
-    """The place of a tensor of `text_encoder` (transformers' name) among `keys`."""
-    if version == 1:
+def locate_text(name: str, part: str, version: Version, keys: Collection[str]) -> Place:
+    """The place of a tensor of the text encoder `part` (transformers' name) among `keys`."""
+    start = TEXT[version][part]
+    if start.endswith("transformer."):
         # Early files were saved by a transformers without the prefix.
-        plain = TEXT[1] + name.removeprefix("text_model.")
-        return Place(plain if plain in keys else TEXT[1] + name)
+        plain = start + name.removeprefix("text_model.")
+        return Place(plain if plain in keys else start + name)
+    if name == "text_projection.weight":
+        return Place(f"{start}text_projection", transposed=True)
     top = {
         "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",
@@ -89,9 +112,9 @@ def locate_text(name: str, version: Version, keys: Collection[str]) -> Place:
         "text_model.final_layer_norm.bias": "ln_final.bias",
     }
     if name in top:
-        return Place(TEXT[2] + top[name])
+        return Place(start + top[name])
     _, _, _, block, *layer, leaf = name.split(".")
-    start = f"{TEXT[2]}transformer.resblocks.{block}."
+    start += f"transformer.resblocks.{block}."
     stacked = ("q_proj", "k_proj", "v_proj")
     if layer[-1] in stacked:
         return Place(f"{start}attn.in_proj_{leaf}", stacked.index(layer[-1]))
@@ -110,6 +133,8 @@ def locate_unet(name: str, config: UNetConfig) -> Place:
     top = {
         "time_embedding.linear_1": "time_embed.0",
         "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
         "conv_in": "input_blocks.0.0",
         "conv_norm_out": "out.0",
         "conv_out": "out.2",
@@ -176,16 +201,23 @@ def locate_vae(name: str, config: VaeConfig) -> Place:
     return Place(VAE + name)
 
 
-def is_needed(key: str, version: Version, blocks: int) -> bool:
+def is_needed(key: str, version: Version, blocks: Mapping[str, int]) -> bool:
     """Whether a key is part of the model; the rest of a training checkpoint is not.
 
-    `blocks` is the text encoder's number of blocks: Stable Diffusion 2 reads the output of
-    OpenCLIP's last but one, so the last block and the projection in its files are unused.
+    `blocks` says how many each text encoder has: Stable Diffusion 2 reads the output of OpenCLIP's
+    last but one, so the last block and the projection in its files are unused.
     """
-    if not key.startswith((TEXT[version], UNET, VAE)) or key.startswith(f"{VAE}loss."):
+    texts = TEXT[version]
+    if not key.startswith((*texts.values(), UNET, VAE)) or key.startswith(f"{VAE}loss."):
         return False
-    unused = ("position_ids", "logit_scale", "text_projection", "text_projection.weight")
-    if key.endswith((*unused, "attn_mask")):
+    if key.endswith(("position_ids", "logit_scale", "attn_mask")):
         return False
-    before = f"{TEXT[2]}transformer.resblocks."
-    return not (key.startswith(before) and int(key.removeprefix(before).split(".")[0]) >= blocks)
+    for part, start in texts.items():
+        if key == f"{start}text_projection":
+            return part == SECOND
+        if key == f"{start}text_projection.weight":
+            return False
+        before = f"{start}transformer.resblocks."
+        if key.startswith(before) and int(key.removeprefix(before).split(".")[0]) >= blocks[part]:
+            return False
+    return True

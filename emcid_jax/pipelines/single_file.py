@@ -6,6 +6,7 @@ checked against the model's config before anything is written, tensors are copie
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -21,12 +22,13 @@ from flax.traverse_util import flatten_dict
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.encoder import SECOND
 from emcid_jax.models.text.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.weights import params
 from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tensor
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index, write_json
-from emcid_jax.pipelines.families import SD
+from emcid_jax.pipelines.families import Family
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import replacing, replacing_folder
 from emcid_jax.runtime.locks import held
@@ -45,18 +47,20 @@ def convert(
     file: Path,
     header: Header,
     version: ldm_keys.Version,
+    family: Family,
     configs: Configs,
-    tokenizer: Tokenizer,
+    tokenizers: Mapping[str, Tokenizer],
     cache: Path,
 ) -> Path:
     """The diffusers folder in `cache` that holds the model of `file`; made if there is none yet.
 
     Args:
-        file: a Stable Diffusion 1.x or 2.x checkpoint in LDM's key names.
+        file: a Stable Diffusion checkpoint in LDM's key names.
         header: of that file.
         version: see `ldm_keys.version_of`.
-        configs: content of the diffusers folder's JSON files, see `ldm_keys.default_configs`.
-        tokenizer: goes into the folder.
+        family: of that version.
+        configs: content of the diffusers folder's JSON files, see `default_configs`.
+        tokenizers: go into the folder, by the encoder's part.
         cache: folder of converted models. Stored types stay as they are.
 
     Raises:
@@ -67,17 +71,18 @@ def convert(
     """
     places = _places(file, header, configs, version)
     digest = file_hash(file)
-    folder = cache / f"{file.stem}-{_digest(digest, configs, tokenizer)[:16]}"
+    folder = cache / f"{file.stem}-{_digest(digest, configs, tokenizers)[:16]}"
     cache.mkdir(parents=True, exist_ok=True)
     with held(cache / f".{folder.name}.lock", f"the cache of models is {str(cache)!r}", wait=True):
         if folder.exists():
             return folder
         with replacing_folder(folder) as staging:
-            _write_parts(file, header, places, staging)
-            write_configs(staging, configs)
-            save_tokenizer(tokenizer, staging / "tokenizer")
+            _write_parts(file, header, places, family, staging)
+            write_configs(staging, configs, family)
+            for part in family.encoders:
+                save_tokenizer(tokenizers[part.name], staging / part.tokenizer)
             write_json(staging / SOURCE, {"sha256": digest})
-            write_index(staging, configs["scheduler"]["_class_name"])
+            write_index(staging, configs["scheduler"]["_class_name"], family)
             if file_hash(file) != digest:
                 raise UserError(f"{file}: was changed while it was converted; run again")
     return folder
@@ -95,21 +100,42 @@ def file_hash(file: Path) -> str:
 
 
 def names_of(configs: Configs) -> Names:
-    """Names and shapes of all tensors of the three parts in a diffusers folder."""
-    text = ClipTextModel(ClipTextConfig.from_dict(dict(configs["text_encoder"])))
+    """Names and shapes of all tensors in a diffusers folder, by part.
+
+    Raises:
+        UserError: a config asks for something unsupported, or text encoder and UNet do not fit.
+    """
+    texts = {
+        part: ClipTextModel(ClipTextConfig.from_dict(config), projection=part == SECOND)
+        for part, config in configs.items()
+        if part.startswith("text_encoder")
+    }
     unet = UNet2DCondition(UNetConfig.from_dict(configs["unet"]))
     vae = AutoencoderKL(VaeConfig.from_dict(configs["vae"]))
-    shape = jax.ShapeDtypeStruct
+
+    def shape(*sizes: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
     # Parameters have the same shapes whatever the size of the image.
     side = 2 ** len(unet.config.block_out_channels)
-    states = shape((1, 1, text.config.hidden_size), jnp.float32)
-    latents = shape((1, side, side, unet.config.in_channels), jnp.float32)
-    pixels = shape((1, *(8 * vae.config.downscale,) * 2, vae.config.in_channels), jnp.float32)
+    denoised = [
+        shape(1, side, side, unet.config.in_channels),
+        shape(1, dtype=jnp.int32),
+        shape(1, 1, unet.config.cross_attention_dim[0]),
+    ]
+    if unet.config.addition_embed_type and SECOND in texts:
+        pooled = texts[SECOND].config.projection_dim
+        try:
+            denoised += [shape(1, pooled), shape(1, unet.config.size_count(pooled))]
+        except ValueError as error:
+            raise UserError(f"unet/config.json: {error}; take both from one model") from error
     trees = {
-        "text_encoder": params.abstract_params(text, shape((1, 1), jnp.int32)),
-        "unet": params.abstract_params(unet, latents, shape((1,), jnp.int32), states),
-        "vae": params.abstract_params(vae, pixels),
+        part: params.abstract_params(text, shape(1, 1, dtype=jnp.int32))
+        for part, text in texts.items()
     }
+    trees["unet"] = params.abstract_params(unet, *denoised)
+    pixels = 8 * vae.config.downscale
+    trees["vae"] = params.abstract_params(vae, shape(1, pixels, pixels, vae.config.in_channels))
     return {part: _disk_shapes(tree) for part, tree in trees.items()}
 
 
@@ -135,16 +161,20 @@ def _places(
     """Every tensor of the folder, found in the file; UserError lists all that is wrong."""
     unet, vae = UNetConfig.from_dict(configs["unet"]), VaeConfig.from_dict(configs["vae"])
     locate: dict[str, Callable[[str], ldm_keys.Place]] = {
-        "text_encoder": lambda name: ldm_keys.locate_text(name, version, header.shapes),
         "unet": lambda name: ldm_keys.locate_unet(name, unet),
         "vae": lambda name: ldm_keys.locate_vae(name, vae),
     }
+    blocks = {}
+    for part in ldm_keys.TEXT[version]:
+        locate[part] = functools.partial(
+            ldm_keys.locate_text, part=part, version=version, keys=header.shapes
+        )
+        blocks[part] = ClipTextConfig.from_dict(configs[part]).num_hidden_layers
     found = {
         part: {name: _Source(locate[part](name), shape) for name, shape in names.items()}
         for part, names in names_of(configs).items()
     }
     sources = [source for part in found.values() for source in part.values()]
-    blocks = ClipTextConfig.from_dict(dict(configs["text_encoder"])).num_hidden_layers
     needed = {key for key in header.shapes if ldm_keys.is_needed(key, version, blocks)}
     taken = {source.place.key for source in sources}
     problems = [f"{key} is missing" for key in sorted(taken - needed)]
@@ -152,6 +182,7 @@ def _places(
     for place, shape in sources:
         stored = header.shapes.get(place.key)
         wanted = shape if place.third is None else (3 * shape[0], *shape[1:])
+        wanted = wanted[::-1] if place.transposed else wanted
         # Linear layers of early files are 1x1 convolutions.
         if stored is not None and stored not in (wanted, (*wanted, 1, 1), (*wanted, 1)):
             problems.append(f"{place.key} has shape {stored}, expected {wanted}")
@@ -161,16 +192,20 @@ def _places(
     if problems:
         listed = "; ".join(list(dict.fromkeys(problems))[:10])
         more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise UserError(f"{file}: not the weights of Stable Diffusion {version}.x: {listed}{more}")
+        raise UserError(f"{file}: not the weights of {ldm_keys.NAMES[version]}: {listed}{more}")
     return found
 
 
 def _write_parts(
-    file: Path, header: Header, places: Mapping[str, Mapping[str, _Source]], folder: Path
+    file: Path,
+    header: Header,
+    places: Mapping[str, Mapping[str, _Source]],
+    family: Family,
+    folder: Path,
 ) -> None:
     try:
         for part, sources in places.items():
-            _write_tensors(folder / part / SD.weight_files[part], file, header, sources)
+            _write_tensors(folder / part / family.weight_files[part], file, header, sources)
     except OSError as error:
         raise UserError(f"{file}: not convertible: {error}") from error
 
@@ -191,18 +226,15 @@ def _write_tensors(path: Path, file: Path, header: Header, sources: Mapping[str,
             array = read_tensor(file, header, place.key)
             if place.third is not None:
                 array = np.split(array, 3)[place.third]
+            array = array.T if place.transposed else array
             if not np.isfinite(array.astype(np.float32)).all():
                 raise UserError(f"{file}: {place.key} holds NaN or infinity; download it again")
             stream.write(np.ascontiguousarray(array.reshape(shape)).tobytes())
 
 
-def _digest(file: str, configs: Configs, tokenizer: Tokenizer) -> str:
+def _digest(file: str, configs: Configs, tokenizers: Mapping[str, Tokenizer]) -> str:
     """What a conversion depends on; `file` is the hash of the file's content."""
-    about = [
-        FORMAT,
-        file,
-        {part: dict(config) for part, config in configs.items()},
-        tokenizer.backend_tokenizer.to_str(),
-        tokenizer.model_max_length,
-    ]
+    about: list[Any] = [FORMAT, file, {part: dict(config) for part, config in configs.items()}]
+    for tokenizer in tokenizers.values():
+        about += [tokenizer.backend_tokenizer.to_str(), tokenizer.model_max_length]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -15,7 +15,8 @@ from emcid_jax.models.text.clip_vocabulary import clip_tokenizer
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
-from emcid_jax.pipelines.families import FAMILIES, SD, read_family
+from emcid_jax.pipelines.families import FAMILIES, SD, SDXL, EncoderPart, read_family
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.runtime.user_cache import cache_folder
@@ -42,8 +43,8 @@ def find_model(
             `owner/name`, looked for in the Hub's cache and then on the Hub.
         revision: branch, tag or commit of a Hub id; empty: `main`.
         variant: which weight files to fetch, e.g. `fp16` for `*.fp16.safetensors`.
-        prediction: `epsilon` or `v_prediction`, for single files of Stable Diffusion 2, which do
-            not say; empty: not said.
+        prediction: `epsilon` or `v_prediction`, for single files, which do not say; empty: not
+            said, which is `epsilon` for Stable Diffusion 1 and XL.
         cache: where converted single files go; default: the user's cache folder.
 
     Raises:
@@ -159,9 +160,15 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
         raise UserError(f"{file}: no such file")
     header = read_header(file)
     version = ldm_keys.version_of(header.shapes, file)
+    if version == "refiner":
+        raise UserError(
+            f"{file}: is {ldm_keys.NAMES[version]}, which only goes over pictures of the base "
+            "model; give the base model's file"
+        )
+    family = SDXL if version == "xl" else SD
     beside = {
         part: read_json_object(path, f"{part} beside {file.name}")
-        for part, name in SD.config_files.items()
+        for part, name in family.config_files.items()
         if (path := file.parent / part / name).is_file()
     }
     if version == 2 and not prediction and "scheduler" not in beside:
@@ -171,20 +178,26 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
         )
     said = beside.get("scheduler", {}).get("prediction_type", "epsilon")
     configs: dict[str, Mapping[str, Any]] = {
-        **ldm_keys.default_configs(version, prediction or said),
+        **default_configs(version, prediction or said),
         **beside,
     }
     if prediction:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
-    tokenizer = _tokenizer(file.parent / "tokenizer", version)
+    tokenizers = {part.name: _tokenizer(file.parent, part, version) for part in family.encoders}
     logging.info("%s: converting to a diffusers folder in %s (once)", file, cache)
-    return single_file.convert(file, header, version, configs, tokenizer, cache)
+    return single_file.convert(file, header, version, family, configs, tokenizers, cache)
 
 
-def _tokenizer(beside: Path, version: ldm_keys.Version) -> Tokenizer:
-    """The one beside the file, or CLIP's; padding as the version was trained: in 2.x with `!`."""
-    tokenizer: Any = load_tokenizer(beside) if beside.is_dir() else clip_tokenizer()
-    tokenizer.pad_token = tokenizer.eos_token if version == 1 else "!"
+def _tokenizer(beside: Path, part: EncoderPart, version: ldm_keys.Version) -> Tokenizer:
+    """The one beside the file, or CLIP's; padding as the encoder was trained: OpenCLIP's with `!`.
+
+    For Stable Diffusion XL's two encoders one tokenizer may lie there.
+    """
+    folders = [beside / part.tokenizer, beside / "tokenizer"]
+    there = next((folder for folder in folders if folder.is_dir()), None)
+    tokenizer: Any = clip_tokenizer() if there is None else load_tokenizer(there)
+    open_clip = ldm_keys.TEXT[version][part.name].endswith("model.")
+    tokenizer.pad_token = "!" if open_clip else tokenizer.eos_token
     return tokenizer
 
 

@@ -20,9 +20,9 @@ from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
 from emcid_jax.models.text.clip import ClipTextConfig
 from emcid_jax.models.weights.params import abstract_params, read_params
-from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.generate import generate, initial_noise
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.pipelines.published_configs import default_configs
 
 # The published folders' own files (CompVis/stable-diffusion-v1-4, stabilityai/stable-diffusion-2-1
 # and its base model), less what names versions and places.
@@ -124,7 +124,7 @@ MODELS: Mapping[str, dict[str, dict[str, Any]]] = {
 def test_single_files_get_the_published_configs(name: str) -> None:
     published = MODELS[name]
     velocity = "v_prediction" if name == "sd2-v" else "epsilon"
-    ours = ldm_keys.default_configs(1 if name == "sd1" else 2, velocity)
+    ours = default_configs(1 if name == "sd1" else 2, velocity)
     for part, cls in (("text_encoder", ClipTextConfig), ("unet", UNetConfig), ("vae", VaeConfig)):
         assert cls.from_dict(ours[part]) == cls.from_dict(published[part])
     theirs = NoiseSchedule.from_dict(published["scheduler"])

@@ -8,11 +8,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import single_file_utils as oracle
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.pipelines import ldm_keys, single_file
+from emcid_jax.pipelines.published_configs import default_configs
 
 TINY_UNET: dict[str, Any] = {
     "sample_size": 8,
@@ -31,19 +34,21 @@ TINY_VAE: dict[str, Any] = {
     "up_block_types": ["UpDecoderBlock2D"] * 3,
     "norm_num_groups": 4,
 }
-SIZES = pytest.mark.parametrize("version", [0, 1, 2], ids=["tiny", "sd1", "sd2"])
+SIZES = pytest.mark.parametrize(
+    "version", [0, 1, 2, "xl", "refiner"], ids=["tiny", "sd1", "sd2", "xl", "refiner"]
+)
 
 
-def state_of(cls: Any, config: dict[str, Any], version: int) -> dict[str, torch.Tensor]:
+def state_of(cls: Any, config: dict[str, Any], version: Any) -> dict[str, torch.Tensor]:
     """Names and tensors of a model; at full size without any content."""
     fields = {key: value for key, value in config.items() if not key.startswith("_")}
     with torch.device("meta" if version else "cpu"):
         return cls.from_config(fields).state_dict()
 
 
-def configs_of(version: int) -> dict[str, dict[str, Any]]:
+def configs_of(version: Any) -> dict[str, dict[str, Any]]:
     if version:
-        return ldm_keys.default_configs(1 if version == 1 else 2, "epsilon")
+        return default_configs(version, "epsilon")
     return {"unet": TINY_UNET, "vae": TINY_VAE}
 
 
@@ -56,7 +61,7 @@ def assert_same(found: dict[str, torch.Tensor], state: dict[str, torch.Tensor]) 
 
 
 @SIZES
-def test_unet_names_lead_diffusers_back_to_its_own(version: int) -> None:
+def test_unet_names_lead_diffusers_back_to_its_own(version: Any) -> None:
     config = configs_of(version)["unet"]
     state = state_of(UNet2DConditionModel, config, version)
     ours = UNetConfig.from_dict(config)
@@ -66,7 +71,7 @@ def test_unet_names_lead_diffusers_back_to_its_own(version: int) -> None:
 
 
 @SIZES
-def test_vae_names_lead_diffusers_back_to_its_own(version: int) -> None:
+def test_vae_names_lead_diffusers_back_to_its_own(version: Any) -> None:
     config = configs_of(version)["vae"]
     state = state_of(AutoencoderKL, config, version)
     ours = VaeConfig.from_dict(config)
@@ -75,11 +80,13 @@ def test_vae_names_lead_diffusers_back_to_its_own(version: int) -> None:
     assert_same(oracle.convert_ldm_vae_checkpoint(stored, config), state)
 
 
-def text_state(config: dict[str, Any], meta: bool) -> tuple[Any, dict[str, torch.Tensor]]:
+def text_state(
+    config: dict[str, Any], meta: bool, cls: Any = CLIPTextModel
+) -> tuple[Any, dict[str, torch.Tensor]]:
     with torch.device("meta" if meta else "cpu"):
-        model = CLIPTextModel(CLIPTextConfig(**config))
-    named = {f"text_model.{n.removeprefix('text_model.')}": t for n, t in model.named_parameters()}
-    return model, {name: tensor.detach() for name, tensor in named.items()}
+        model = cls(CLIPTextConfig(**config))
+    named = {disk_name(name): tensor.detach() for name, tensor in model.named_parameters()}
+    return model, named
 
 
 TINY_TEXT: dict[str, Any] = {
@@ -94,22 +101,24 @@ TINY_TEXT: dict[str, Any] = {
 
 @pytest.mark.parametrize("full", [False, True], ids=["tiny", "full"])
 def test_clip_names_lead_diffusers_back_to_its_own(full: bool) -> None:
-    config = ldm_keys.default_configs(1, "epsilon")["text_encoder"] if full else TINY_TEXT
+    config = default_configs(1, "epsilon")["text_encoder"] if full else TINY_TEXT
     _, state = text_state(config, meta=full)
-    stored = {ldm_keys.locate_text(name, 1, ()).key: tensor for name, tensor in state.items()}
+    stored = {
+        ldm_keys.locate_text(name, FIRST, 1, ()).key: tensor for name, tensor in state.items()
+    }
     assert_same(oracle.convert_ldm_clip_checkpoint(stored), state)
     short = {key.replace("text_model.", ""): tensor for key, tensor in stored.items()}
-    assert {ldm_keys.locate_text(name, 1, short).key for name in state} == set(short)
+    assert {ldm_keys.locate_text(name, FIRST, 1, short).key for name in state} == set(short)
 
 
 @pytest.mark.parametrize("full", [False, True], ids=["tiny", "full"])
 def test_open_clip_names_lead_diffusers_back_to_its_own(full: bool) -> None:
-    config = ldm_keys.default_configs(2, "epsilon")["text_encoder"] if full else TINY_TEXT
+    config = default_configs(2, "epsilon")["text_encoder"] if full else TINY_TEXT
     model, state = text_state(config, meta=full)
     thirds: dict[str, dict[int | None, torch.Tensor]] = {}
     for name, tensor in state.items():
-        key, third = ldm_keys.locate_text(name, 2, ())
-        thirds.setdefault(key, {})[third] = tensor
+        place = ldm_keys.locate_text(name, FIRST, 2, ())
+        thirds.setdefault(place.key, {})[place.third] = tensor
     stored = {
         key: torch.cat([found[0], found[1], found[2]]) if 0 in found else found[None]
         for key, found in thirds.items()
@@ -117,9 +126,30 @@ def test_open_clip_names_lead_diffusers_back_to_its_own(full: bool) -> None:
     assert_same(oracle.convert_open_clip_checkpoint(model, stored), state)
 
 
+@pytest.mark.parametrize(("version", "start"), [("xl", 1), ("refiner", 0)])
+@pytest.mark.parametrize("full", [False, True], ids=["tiny", "full"])
+def test_projected_open_clip_names_lead_diffusers_back_to_its_own(
+    full: bool, version: Any, start: int
+) -> None:
+    tiny = TINY_TEXT | {"projection_dim": 10}
+    config = default_configs(version, "epsilon")[SECOND] if full else tiny
+    model, state = text_state(config, full, CLIPTextModelWithProjection)
+    stored: dict[str, Any] = {}
+    for name, tensor in state.items():
+        place = ldm_keys.locate_text(name, SECOND, version, ())
+        if place.third is None:
+            stored[place.key] = tensor.T if place.transposed else tensor
+        else:
+            stored.setdefault(place.key, [None] * 3)[place.third] = tensor
+    stored = {k: torch.cat(t) if isinstance(t, list) else t for k, t in stored.items()}
+    prefix = f"conditioner.embedders.{start}.model."
+    assert all(key.startswith(prefix) for key in stored)
+    assert_same(oracle.convert_open_clip_checkpoint(model, stored, prefix), state)
+
+
 @pytest.mark.parametrize("version", [1, 2])
 def test_default_configs_are_the_shapes_of_diffusers(version: ldm_keys.Version) -> None:
-    configs = ldm_keys.default_configs(version, "v_prediction")
+    configs = default_configs(version, "v_prediction")
     names = single_file.names_of(configs)
     for part, cls in (("unet", UNet2DConditionModel), ("vae", AutoencoderKL)):
         state = state_of(cls, configs[part], version)
@@ -140,7 +170,18 @@ def test_what_training_left_in_a_file_is_not_needed() -> None:
         f"{text}text_projection.weight",
         f"{text}transformer.resblocks.23.ln_1.weight",
     ]
-    assert not any(ldm_keys.is_needed(key, 2, 23) for key in unused)
-    assert not ldm_keys.is_needed("cond_stage_model.transformer.text_model.x.position_ids", 1, 12)
-    assert ldm_keys.is_needed(f"{text}transformer.resblocks.22.ln_1.weight", 2, 23)
-    assert ldm_keys.is_needed("model.diffusion_model.out.0.weight", 2, 23)
+    assert not any(ldm_keys.is_needed(key, 2, {FIRST: 23}) for key in unused)
+    ids = "cond_stage_model.transformer.text_model.x.position_ids"
+    assert not ldm_keys.is_needed(ids, 1, {FIRST: 12})
+    assert ldm_keys.is_needed(f"{text}transformer.resblocks.22.ln_1.weight", 2, {FIRST: 23})
+    assert ldm_keys.is_needed("model.diffusion_model.out.0.weight", 2, {FIRST: 23})
+    blocks = {FIRST: 12, SECOND: 32}
+    for key in (
+        "conditioner.embedders.0.transformer.text_projection.weight",
+        "conditioner.embedders.0.logit_scale",
+        "conditioner.embedders.1.model.logit_scale",
+        "v_pred",
+    ):
+        assert not ldm_keys.is_needed(key, "xl", blocks)
+    for key in ("text_projection", "transformer.resblocks.31.ln_1.weight"):
+        assert ldm_keys.is_needed(f"conditioner.embedders.1.model.{key}", "xl", blocks)

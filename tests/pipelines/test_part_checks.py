@@ -11,8 +11,8 @@ from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
 from emcid_jax.models.text.clip import ClipTextConfig
 from emcid_jax.pipelines.families import SD
-from emcid_jax.pipelines.ldm_keys import default_configs
 from emcid_jax.pipelines.part_checks import require_fitting
+from emcid_jax.pipelines.published_configs import default_configs
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,12 @@ import torch
 from jax.flatten_util import ravel_pytree
 
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines import ldm_keys, single_file
+from emcid_jax.pipelines import single_file
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
 from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.generate import encode_prompts, generate, initial_noise
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, save_pipeline, with_text_params
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
 
 PROMPTS = ["a photo of a dog on the beach", "a painting by Vincent van Gogh", ""]
@@ -216,7 +217,7 @@ def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]], kind: str) -> in
 def test_loading_stable_diffusion_takes_its_size_and_less_than_a_gigabyte(
     kind: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    configs = ldm_keys.default_configs(1, "epsilon")
+    configs = default_configs(1, "epsilon")
     write_configs(tmp_path, configs)
     shutil.copytree(tiny_pipeline_folder / "tokenizer", tmp_path / "tokenizer")
     set_json("tokenizer/tokenizer_config.json", model_max_length=77)(tmp_path)

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
@@ -38,7 +39,7 @@ def ldm_tensors(folder: Path, version: ldm_keys.Version) -> dict[str, np.ndarray
     vae = VaeConfig.from_dict(json.loads((folder / "vae/config.json").read_text()))
     locate: dict[str, Callable[[str], ldm_keys.Place]] = {
         "text_encoder": lambda n: ldm_keys.locate_text(
-            f"text_model.{n.removeprefix('text_model.')}", version, ()
+            f"text_model.{n.removeprefix('text_model.')}", FIRST, version, ()
         ),
         "unet": lambda n: ldm_keys.locate_unet(n, unet),
         "vae": lambda n: ldm_keys.locate_vae(n, vae),
@@ -47,7 +48,7 @@ def ldm_tensors(folder: Path, version: ldm_keys.Version) -> dict[str, np.ndarray
     stacks: dict[str, dict[int, np.ndarray]] = {}
     for part, file in SD.weight_files.items():
         for name, array in load_file(folder / part / file).items():
-            key, third = locate[part](name)
+            key, third, _ = locate[part](name)
             if third is not None:
                 stacks.setdefault(key, {})[third] = array
             else:
@@ -200,10 +201,6 @@ MALFORMED: dict[str, tuple[Callable[[dict[str, np.ndarray], Path], Any], str]] =
     "unknown": (
         changed(**{f"{SECOND}x": ONE, "first_stage_model.x": ONE}),
         f"first_stage_model.x is unknown; {SECOND}x is unknown",
-    ),
-    "SDXL": (
-        foreign("conditioner.embedders.1.model.ln_final.bias"),
-        "conditioner.embedders.1.model.ln_final.bias belongs to Stable Diffusion XL",
     ),
     "SD3": (
         foreign("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),

@@ -122,7 +122,7 @@ def write_single_file(folder: Path, path: Path) -> None:
         for name, array in load_file(folder / part / file).items():
             if part == "text_encoder":
                 key = ldm_keys.locate_text(
-                    f"text_model.{name.removeprefix('text_model.')}", 1, ()
+                    f"text_model.{name.removeprefix('text_model.')}", "text_encoder", 1, ()
                 ).key
             elif part == "unet":
                 key = ldm_keys.locate_unet(name, unet).key

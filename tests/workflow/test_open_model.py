@@ -56,7 +56,9 @@ def single(half: Path, tmp_path: Path) -> Path:
     for part, name in SD.weight_files.items():
         for key, array in load_file((half / part / name).with_suffix(".fp16.safetensors")).items():
             if part == "text_encoder":
-                place = ldm_keys.locate_text(f"text_model.{key.removeprefix('text_model.')}", 1, ())
+                place = ldm_keys.locate_text(
+                    f"text_model.{key.removeprefix('text_model.')}", part, 1, ()
+                )
             else:
                 place = (
                     ldm_keys.locate_unet(key, unet)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from emcid_jax.editing.export.edit_file import WEIGHT, EditFile, require_own_width
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
@@ -44,7 +45,7 @@ def write_checkpoint(path: Path, source: Path, content: EditFile, sha256: str) -
         version = ldm_keys.version_of(header.shapes, source)
         with temporary.open("r+b") as file:
             for layer, delta in content.deltas().items():
-                key = ldm_keys.locate_text(WEIGHT.format(layer), version, header.shapes).key
+                key = ldm_keys.locate_text(WEIGHT.format(layer), FIRST, version, header.shapes).key
                 if header.shapes.get(key) != delta.shape or header.kinds[key] not in FLOATS:
                     raise UserError(
                         f"{source}: has no {key} of shape {delta.shape}; apply the edit to the "
