@@ -25,7 +25,7 @@ from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
 from emcid_jax.models.text.encoder import SECOND
 from emcid_jax.models.text.tokenizer import Tokenizer, save_tokenizer
 from emcid_jax.models.weights import params
-from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_tensor
+from emcid_jax.models.weights.safetensors_files import FLOATS, Header, read_header, read_tensor
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index, write_json
 from emcid_jax.pipelines.families import Family
@@ -148,6 +148,37 @@ def _disk_shapes(tree: params.Params) -> dict[str, ldm_keys.Shape]:
     return shapes
 
 
+def read_refiner(file: Path) -> dict[str, np.ndarray]:
+    """Tensors of the text encoder of SDXL's refiner, under the names of a diffusers folder.
+
+    Raises:
+        UserError: the file is damaged, no refiner, or lacks a tensor.
+    """
+    header = read_header(file)
+    if (version := ldm_keys.version_of(header.shapes, file)) != "refiner":
+        raise UserError(f"{file}: is {ldm_keys.NAMES[version]}, not its refiner")
+    blocks = sum(key.endswith(".mlp.c_proj.bias") for key in header.shapes)
+    # The names depend on the number of blocks alone.
+    small = ClipTextConfig(
+        hidden_size=1, intermediate_size=1, num_attention_heads=1, num_hidden_layers=blocks
+    )
+    model = ClipTextModel(small, projection=True)
+    tree = params.abstract_params(model, jax.ShapeDtypeStruct((1, 1), jnp.int32))
+    arrays = {}
+    for name in _disk_shapes(tree):
+        place = ldm_keys.locate_text(name, SECOND, version, header.shapes)
+        if place.key not in header.shapes:
+            raise UserError(f"{file}: {place.key} is missing; download it again")
+        arrays[name] = _taken(read_tensor(file, header, place.key), place)
+    return arrays
+
+
+def _taken(array: np.ndarray, place: ldm_keys.Place) -> np.ndarray:
+    """A tensor of the folder, out of what is stored at its place."""
+    array = array if place.third is None else np.split(array, 3)[place.third]
+    return array.T if place.transposed else array
+
+
 class _Source(NamedTuple):
     """A tensor to write: where it is, and its shape there and here."""
 
@@ -223,10 +254,7 @@ def _write_tensors(path: Path, file: Path, header: Header, sources: Mapping[str,
         stream.write(len(text).to_bytes(8, "little") + text)
         for name in entries:
             place, shape = sources[name]
-            array = read_tensor(file, header, place.key)
-            if place.third is not None:
-                array = np.split(array, 3)[place.third]
-            array = array.T if place.transposed else array
+            array = _taken(read_tensor(file, header, place.key), place)
             if not np.isfinite(array.astype(np.float32)).all():
                 raise UserError(f"{file}: {place.key} holds NaN or infinity; download it again")
             stream.write(np.ascontiguousarray(array.reshape(shape)).tobytes())

@@ -18,8 +18,11 @@ from emcid_jax.editing.export import (
     stored_weights,
     text_encoder,
 )
-from emcid_jax.editing.export.edit_file import StoredLayer
-from emcid_jax.pipelines.single_file import source_hash
+from emcid_jax.editing.export.edit_file import Edits, StoredLayer
+from emcid_jax.models.text.encoder import FIRST, SECOND
+from emcid_jax.models.weights.safetensors_files import read_header
+from emcid_jax.pipelines import ldm_keys
+from emcid_jax.pipelines.single_file import file_hash, read_refiner, source_hash
 from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import sweep
@@ -27,7 +30,8 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
 
-CLIP, LORA, DIFF = "clip_l.safetensors", "lora.safetensors", "diff.safetensors"
+CLIP = {FIRST: "clip_l.safetensors", SECOND: "clip_g.safetensors"}
+LORA, DIFF = "lora.safetensors", "diff.safetensors"
 Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "diff", "checkpoint"]
 
 
@@ -39,7 +43,7 @@ class EditFileConfig:
     """Which task of main runs."""
     operation: Operation = "show"
     """`show`, `apply` (to the model's folder), `undo`, `folder` (a whole edited model), `clip`
-    (edited text encoder as one file for ComfyUI and Forge), `lora` (kohya's names), `diff` (the
+    (every edited text encoder as a file for ComfyUI and Forge), `lora` (kohya's names), `diff` (the
     same names, exact and larger) or `checkpoint` (the model's single file, edited)."""
     edit: str = ""
     """The edit file, e.g. `runs/mine/edit.safetensors`; `undo` needs none."""
@@ -86,7 +90,7 @@ class EditFileConfig:
 Config = EditFileConfig
 UNREAD = ("model.dtype",)
 """Settings that the task has no use for: see `config.unread`."""
-WRITES = ("model", CLIP, LORA, DIFF, "*-edited.safetensors")
+WRITES = ("model", *CLIP.values(), LORA, DIFF, "*-edited.safetensors")
 """What the task writes in its workdir."""
 
 
@@ -102,10 +106,16 @@ def _show(config: EditFileConfig, workdir: Path) -> None:
         show(line)
 
 
-def _apply(config: EditFileConfig, workdir: Path) -> None:
+def _read(config: EditFileConfig) -> tuple[Edits, dict[str, Any]]:
+    """The edits of all text encoders of the model, and the ledger."""
     content, ledger = edit_file.read_edit(Path(config.edit))
+    return edit_file.of_model(content, ledger), ledger
+
+
+def _apply(config: EditFileConfig, workdir: Path) -> None:
+    edits, ledger = _read(config)
     folder = require_model(config.model)
-    left = into_folder.apply(folder, content, ledger, config.force, config.model.variant)
+    left = into_folder.apply(folder, edits, ledger, config.force, config.model.variant)
     show(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
     _say_unedited(left, "is not edited")
 
@@ -119,45 +129,63 @@ def _undo(config: EditFileConfig, workdir: Path) -> None:
 def _folder(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / "model"
     _require_free(path, config)
-    content, ledger = edit_file.read_edit(Path(config.edit))
+    edits, ledger = _read(config)
     folder, variant = require_model(config.model), config.model.variant
-    left = into_folder.write_copy(path, folder, content, ledger, config.force, variant)
+    left = into_folder.write_copy(path, folder, edits, ledger, config.force, variant)
     show(f"wrote {path}")
     _say_unedited(left, "is left out, for it is not edited")
 
 
 def _clip(config: EditFileConfig, workdir: Path) -> None:
-    path = workdir / CLIP
-    _require_free(path, config)
-    content, ledger = edit_file.read_edit(Path(config.edit))
-    edit_file.require_own_width(content, "ComfyUI and Forge read clip_l with a fixed width: it")
+    edits, ledger = _read(config)
+    for part in edits:
+        _require_free(workdir / CLIP[part], config)
+    edit_file.require_own_width(edits, "ComfyUI and Forge read clip_l with a fixed width: it")
     folder, variant = require_model(config.model), config.model.variant
-    arrays = stored_weights.read_weights(folder, variant).arrays
-    stored_weights.require_base(arrays, ledger, config.model.path, config.force)
-    edited = stored_weights.add_deltas(arrays, content)
-    text_encoder.write_clip(path, edited, config.model.export_dtype)
-    show(f"wrote {path}")
+    base = {part: stored_weights.read_weights(folder, variant, part).arrays for part in edits}
+    _require_base(base, ledger, config)
+    for part, arrays in base.items():
+        path = workdir / CLIP[part]
+        edited = stored_weights.add_deltas(arrays, edits[part])
+        text_encoder.write_clip(path, edited, config.model.export_dtype)
+        show(f"wrote {path}")
+
+
+def _require_base(
+    arrays: Mapping[str, Mapping[str, Any]], ledger: Mapping[str, Any], config: EditFileConfig
+) -> None:
+    """UserError, unless forced, if the edit is of other text encoders than these, by part."""
+    for part in arrays.keys() - ledger["base"].keys():
+        raise UserError(
+            f"{config.model.path}: has {part}, of which this edit says nothing; apply it to the "
+            "model it was made for"
+        )
+    for part, own in arrays.items():
+        stored_weights.require_base(own, ledger, config.model.path, config.force, part)
 
 
 def _say_unedited(names: list[str], what: str) -> None:
     """What a tool may read that the edit is not in."""
     for name in names:
-        show(f"text_encoder/{name} {what}")
+        show(f"{name} {what}")
 
 
 def _lora(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / LORA
     _require_free(path, config)
-    content, _ = edit_file.read_edit(Path(config.edit))
-    for layer in lora.write_lora(path, content, config.rank, _float(config)):
-        show(f"layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
+    edits, _ = _read(config)
+    for layer in lora.write_lora(path, edits, config.rank, _float(config)):
+        show(
+            f"{_where(layer.part)}layer {layer.layer}: rank {layer.rank}, "
+            f"error {layer.error:.2g} of |dW|"
+        )
     show(f"wrote {path}")
 
 
 def _diff(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / DIFF
     _require_free(path, config)
-    lora.write_diff(path, edit_file.read_edit(Path(config.edit))[0], _float(config))
+    lora.write_diff(path, _read(config)[0], _float(config))
     show(f"wrote {path}")
 
 
@@ -169,11 +197,15 @@ def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     source = Path(config.model.path)
     path = workdir / f"{source.stem}-edited.safetensors"
     _require_free(path, config)
-    content, ledger = edit_file.read_edit(Path(config.edit))
-    folder = require_model(config.model)
-    arrays = stored_weights.read_weights(folder).arrays
-    stored_weights.require_base(arrays, ledger, config.model.path, config.force)
-    into_single_file.write_checkpoint(path, source, content, source_hash(folder))
+    edits, ledger = _read(config)
+    if ldm_keys.version_of(read_header(source).shapes, source) == "refiner":
+        sha256, base = file_hash(source), {SECOND: read_refiner(source)}
+    else:
+        folder = require_model(config.model)
+        base = {part: stored_weights.read_weights(folder, "", part).arrays for part in edits}
+        sha256 = source_hash(folder)
+    _require_base(base, ledger, config)
+    into_single_file.write_checkpoint(path, source, edits, sha256)
     show(f"wrote {path}")
 
 
@@ -184,10 +216,15 @@ def _require_free(path: Path, config: EditFileConfig) -> None:
     """
     folders.require_writable(path.parent, (), config)
     sweep(path.parent)
-    if path.name in (LORA, CLIP, DIFF):
+    if path.name in (LORA, DIFF, *CLIP.values()):
         ownership.require_own_file(path)
     else:
         ownership.require_new(path)
+
+
+def _where(part: str) -> str:
+    """What stands before a line about a layer: nothing for the first text encoder."""
+    return "" if part == FIRST else f"{part} "
 
 
 def summary(

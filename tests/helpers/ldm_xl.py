@@ -124,7 +124,7 @@ def open_clip(folder: Path, start: str) -> dict[str, np.ndarray]:
         "ln_final.bias": named["text_model.final_layer_norm.bias"],
         "text_projection": np.ascontiguousarray(named["text_projection.weight"].T),
     }
-    for block in range(4):
+    for block in range(sum(name.endswith(".mlp.fc2.bias") for name in named)):
         theirs, ours = f"transformer.resblocks.{block}.", f"text_model.encoder.layers.{block}."
         for leaf in ("weight", "bias"):
             for here, there in OPEN_CLIP_BLOCK.items():

@@ -138,6 +138,22 @@ class EditFile:
         return {stored.layer: _restored(self.arrays, stored.layer) for stored in self.layers}
 
 
+Edits = Mapping[str, EditFile]
+"""By part: of every text encoder that a model has. One that is not edited has no layers."""
+
+
+def of_model(content: EditFile, ledger: Mapping[str, Any]) -> Edits:
+    """The edits of all text encoders of the model that an edit was made for."""
+    return {part: content.of(part) for part in (FIRST, SECOND) if part in ledger["base"]}
+
+
+def by_part(content: EditFile | Edits) -> Edits:
+    """The edits by text encoder; a bare one is that of all encoders that there are."""
+    if not isinstance(content, EditFile):
+        return content
+    return {FIRST: content.of(FIRST), **content.others}
+
+
 def pack_model(edit: ModelEdit) -> EditFile:
     """The edits of all text encoders."""
     packed = {name: pack(one.deltas, one.units) for name, one in edit.items()}
@@ -168,14 +184,15 @@ def pack(
     return EditFile(arrays, tuple(layers))
 
 
-def require_own_width(content: EditFile, place: str) -> None:
-    """UserError if the edit makes the encoder wider, which `place` has no room for."""
-    if (units := content.units()) is not None:
-        raise UserError(
-            f"config.edit: this edit adds {units.width} hidden units to the text encoder, and "
-            f"{place} keeps the base model's width; use operation folder or apply, which "
-            "transformers and diffusers load, or solve with another config.stage_two.solver"
-        )
+def require_own_width(content: EditFile | Edits, place: str) -> None:
+    """UserError if the edit makes an encoder wider, which `place` has no room for."""
+    for edit in by_part(content).values():
+        if (units := edit.units()) is not None:
+            raise UserError(
+                f"config.edit: this edit adds {units.width} hidden units to the text encoder, and "
+                f"{place} keeps the base model's width; use operation folder or apply, which "
+                "transformers and diffusers load, or solve with another config.stage_two.solver"
+            )
 
 
 def write_edit(path: Path, content: EditFile, ledger: Mapping[str, Any]) -> None:
@@ -199,6 +216,8 @@ def read_edit(path: Path) -> tuple[EditFile, dict[str, Any]]:
     layers, ledger = _parsed(path, found)
     arrays = {name: _arrays_of(name, found.arrays) for name in layers}
     try:
+        if sum(map(len, arrays.values())) != len(found.arrays):
+            raise ValueError("it has tensors of a text encoder that its ledger does not name")
         for name, own in layers.items():
             _require_fitting(arrays[name], own)
     except ValueError as error:

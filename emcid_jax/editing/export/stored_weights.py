@@ -16,6 +16,7 @@ from safetensors.numpy import load, save
 from emcid_jax.editing.encoder.hidden_units import Units, disk_arrays
 from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
 from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.models.weights.shards import head_file, weight_files
 from emcid_jax.runtime.checkpoints import holds_weights
@@ -23,6 +24,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_read
 
 LAYER = "text_model.encoder.layers.{}"
+_WORDS = {FIRST: "text encoder", SECOND: "second text encoder"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +52,12 @@ class StoredWeights:
         return {file: now for file, now in found.items() if now != self.content[file]}
 
 
-def read_weights(folder: Path, variant: str = "") -> StoredWeights:
-    """The text encoder's weights of a model in diffusers' layout, by the rules of `weight_files`.
+def read_weights(folder: Path, variant: str = "", part: str = FIRST) -> StoredWeights:
+    """A text encoder's weights of a model in diffusers' layout, by the rules of `weight_files`.
 
-    UserError if there is no such variant, or if a file is damaged.
+    UserError if there is no such encoder or variant, or if a file is damaged.
     """
-    place = folder / "text_encoder"
+    place = folder / part
     if not place.is_dir():
         raise UserError(f"{place}: no such folder; give a model folder in diffusers' layout")
     if holds_weights(folder):
@@ -72,14 +74,22 @@ def read_weights(folder: Path, variant: str = "") -> StoredWeights:
 
 
 def require_base(
-    arrays: Mapping[str, np.ndarray], ledger: Mapping[str, Any], source: object, force: bool
+    arrays: Mapping[str, np.ndarray],
+    ledger: Mapping[str, Any],
+    source: object,
+    force: bool,
+    part: str = FIRST,
 ) -> None:
-    """UserError, unless `force`, if the edit was made for other weights than those of `source`."""
-    found, base = weights_hash(arrays), ledger["base"]["text_encoder"]
+    """UserError, unless `force`, if the edit was made for other weights than those of `source`.
+
+    `arrays` are those of its text encoder `part`.
+    """
+    found, base = weights_hash(arrays), ledger["base"][part]
     if found != base and not force:
-        already = " (it has this edit already)" if found == ledger["edited"] else ""
+        about = ledger if part == FIRST else ledger.get("encoders", {}).get(part, {})
+        already = " (it has this edit already)" if found == about.get("edited") else ""
         raise UserError(
-            f"{source}: text encoder {found[:12]} is not the one that the edit was made for, "
+            f"{source}: {_WORDS[part]} {found[:12]} is not the one that the edit was made for, "
             f"{base[:12]}{already}; solve the bank for this model (task bank, operation solve), or "
             "--config.force=True adds the edit all the same"
         )

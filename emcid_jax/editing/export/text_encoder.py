@@ -1,4 +1,4 @@
-"""The edited text encoder as files that other tools load."""
+"""An edited text encoder as files that other tools load."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ def write_text_encoder(
     variant: str = "",
     part: str = FIRST,
 ) -> None:
-    """Writes a drop-in `text_encoder` folder: the old one or the new one whenever the process dies.
+    """Writes a drop-in text encoder folder: the old one or the new one whenever the process dies.
 
     Args:
         target: the folder; an earlier one of this program's is replaced.
         params: the edited parameters.
-        source: the base model's text encoder folder, whose other files (config.json) are copied.
+        source: the base model's folder of that text encoder, whose other files (config.json) are
+            copied.
         dtype: stored type; `source` keeps every tensor's of the base model.
         variant: which of the base model's weight files, see `shards.weight_files`.
         part: which text encoder of the base model it is.
@@ -71,8 +72,8 @@ def require_replaceable(target: Path) -> None:
 def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "source") -> None:
     """Writes a text encoder as the one file that ComfyUI and Forge keep under `models/clip`.
 
-    They know the kind (`clip_l`, or `clip_h` of Stable Diffusion 2) by the names, those of
-    transformers' `CLIPTextModel` with `text_model.` before them all.
+    They know the kind (`clip_l`; `clip_h` of Stable Diffusion 2; `clip_g`, the second of SDXL) by
+    the names: those of transformers with `text_model.` before all but the projection.
 
     Args:
         path: the file, e.g. `clip_l.safetensors`; written by one rename.

@@ -1,4 +1,4 @@
-"""An edit with units, and calls that are broken off at any change of a name."""
+"""Edits with units and of two encoders, and calls broken off at any change of a name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from emcid_jax.editing.encoder.hidden_units import Units
-from emcid_jax.editing.export.edit_file import EditFile, pack
+from emcid_jax.editing.export.edit_file import EditFile, Edits, pack
+from emcid_jax.models.weights.params import params_hash
+from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.runtime import files
 
 
@@ -20,6 +22,34 @@ def units_content() -> EditFile:
     rng = np.random.default_rng(3)
     rows, answers = (rng.standard_normal((3, 32)).astype(np.float32) for _ in range(2))
     return pack({}, Units(1, rows, np.array([[0.5, -3.5]] * 3, np.float32), answers))
+
+
+@pytest.fixture(scope="session")
+def xl_pipeline(tiny_xl_folder: Path) -> Pipeline:
+    return load_pipeline(tiny_xl_folder)
+
+
+@pytest.fixture(scope="session")
+def xl_edits() -> Edits:
+    """Low rank in two blocks of the first encoder, full rank in two of the second."""
+    rng = np.random.default_rng(12)
+    first = {
+        layer: 0.05 * rng.standard_normal((32, 3)) @ rng.standard_normal((3, 64))
+        for layer in (0, 1)
+    }
+    second = {layer: 0.05 * rng.standard_normal((48, 96)) for layer in (1, 2)}
+    return {"text_encoder": pack(first), "text_encoder_2": pack(second)}
+
+
+@pytest.fixture(scope="session")
+def xl_ledger(xl_pipeline: Pipeline) -> dict[str, Any]:
+    base = {encoder.name: params_hash(encoder.params) for encoder in xl_pipeline.encoders}
+    return {
+        "base": base,
+        "edited": "?",
+        "requests": [],
+        "encoders": {"text_encoder_2": {"edited": "?"}},
+    }
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -92,3 +93,48 @@ def test_a_file_that_is_no_edit_is_named(tmp_path: Path, content: bytes) -> None
         edit_file.read_edit(path)
     with pytest.raises(UserError, match="no weight edit"):
         edit_file.read_edit(tmp_path / "nowhere")
+
+
+def test_the_edits_of_two_encoders_lie_in_one_file(small_ledger: Ledger, tmp_path: Path) -> None:
+    path = tmp_path / "edit.safetensors"
+    one, other = small_ledger(0, 2), small_ledger(1)
+    second = pack({1: low_rank(7)})
+    content = dataclasses.replace(
+        pack({0: low_rank(5), 2: low_rank(90)}), others={"text_encoder_2": second}
+    )
+    about = {name: other[name] for name in ("edited", "moments", "stage_two", "report")}
+    ledger = one | {
+        "base": one["base"] | {"text_encoder_2": "b" * 64},
+        "encoders": {"text_encoder_2": about},
+    }
+    write_edit(path, content, ledger)
+    found, read = read_edit(path)
+    assert read == ledger
+    edits, wanted = edit_file.of_model(found, read), edit_file.by_part(content)
+    assert edits.keys() == wanted.keys() == {"text_encoder", "text_encoder_2"}
+    for part, edit in wanted.items():
+        assert edits[part].layers == edit.layers
+        for layer, delta in edit.deltas().items():
+            np.testing.assert_array_equal(edits[part].deltas()[layer], delta)
+    assert read_ledger(path)[0] == {part: edit.layers for part, edit in wanted.items()}
+
+    # Of a model with two encoders both are there, edited or not.
+    write_edit(path, pack({0: low_rank(5), 2: low_rank(90)}), one | {"base": ledger["base"]})
+    edits = edit_file.of_model(*read_edit(path))
+    assert [len(edit.layers) for edit in edits.values()] == [2, 0]
+
+    # The ledger and the tensors speak of the same encoders.
+    report = {"text_encoder_2": about | {"report": one["report"]}}
+    for wrong, message in (
+        ({"base": one["base"]}, "ledger.base has no text_encoder_2"),
+        ({"encoders": report}, "layers are not those"),
+    ):
+        write_edit(path, content, ledger | wrong)
+        with pytest.raises(UserError, match=message):
+            read_edit(path)
+    write_edit(path, dataclasses.replace(content, others={}), ledger)
+    with pytest.raises(UserError, match="no weight edit"):
+        read_edit(path)
+    write_edit(path, content, one)
+    with pytest.raises(UserError, match="no weight edit"):
+        read_edit(path)

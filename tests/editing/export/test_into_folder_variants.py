@@ -146,7 +146,7 @@ def test_a_copy_holds_the_edit_and_no_other_weights(
     left = into_folder.write_copy(
         tmp_path / "copy", folder, content, ledger_of(folder, variant), variant=variant
     )
-    assert left == ["pytorch_model.bin"]
+    assert left == ["text_encoder/pytorch_model.bin"]
     require_edited(tensors(tmp_path / "copy", variant), base, content)
     assert types(tmp_path / "copy", variant) == types(folder, variant)
     assert set(snapshot(tmp_path / "copy")) == set(before)
@@ -165,7 +165,9 @@ def test_the_named_variant_is_edited_and_the_rest_is_told(
     ledger = ledger_of(folder, "fp16")
     with pytest.raises(UserError, match="is not the one that the edit was made for"):
         into_folder.apply(folder, content, ledger)  # Plain weights are others.
-    assert into_folder.apply(folder, content, ledger, variant="fp16") == ["model.safetensors"]
+    assert into_folder.apply(folder, content, ledger, variant="fp16") == [
+        "text_encoder/model.safetensors"
+    ]
     assert snapshot(folder)["model.safetensors"] == before["model.safetensors"]
     assert snapshot(folder)["model.fp16.safetensors"] != before["model.fp16.safetensors"]
     with pytest.raises(UserError, match=r"nothing to undo \(edit\.fp16\.json is of another"):

@@ -103,7 +103,10 @@ def test_the_error_is_the_best_of_its_rank_and_stated(content: EditFile, tmp_pat
             f"lora_te_text_model_encoder_layers_{layer}_mlp_fc2.{part}"
             for layer in LAYERS
             for part in ("lora_up.weight", "lora_down.weight", "alpha")
-        } | {f"{lora.MARK}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha")}
+        } | {
+            f"{lora.MARK.format('lora_te')}.{part}"
+            for part in ("lora_up.weight", "lora_down.weight", "alpha")
+        }
 
 
 def added(path: Path, encoder: torch.nn.Module) -> torch.nn.Module:

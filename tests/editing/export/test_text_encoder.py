@@ -94,7 +94,7 @@ def test_names_and_metadata_are_those_of_the_base_folder(
 def test_the_stored_type_is_the_bases_unless_asked(
     pipeline: Pipeline, edited: dict[str, Any], tmp_path: Path, dtype: str, stored: str
 ) -> None:
-    source = tmp_path / "source"
+    source = tmp_path / "text_encoder"
     source.mkdir()
     weights = load_file(pipeline.folder / "text_encoder" / "model.safetensors")
     save_file({k: v.astype(np.float16) for k, v in weights.items()}, source / "model.safetensors")

@@ -1,0 +1,96 @@
+"""Both encoders of SDXL in one LoRA or one file of differences, as stock loaders read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file
+
+import xl_states
+from emcid_jax.editing.export import lora
+from emcid_jax.editing.export.edit_file import Edits, pack
+
+# What diffusers and peft warn about is not ours.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.mark.parametrize("rank", [0, 40, 2])
+def test_diffusers_computes_what_the_edited_weights_compute(
+    rank: int, xl_edits: Edits, tiny_xl_folder: Path, tmp_path: Path
+) -> None:
+    # The first encoder has 32 directions: at a rank of 40 or 48 its pairs are filled with zeros.
+    layers = lora.write_lora(tmp_path / "lora.safetensors", xl_edits, rank)
+    assert {layer.rank for layer in layers} == {rank or 48}
+    cut = {}
+    for part, edit in xl_edits.items():
+        kept = {}
+        for layer, delta in edit.deltas().items():
+            left, values, right = np.linalg.svd(delta, full_matrices=False)
+            size = rank or 48
+            kept[layer] = (left[:, :size] * values[:size]) @ right[:size]
+        cut[part] = pack(kept)
+    pipe = xl_states.load(tiny_xl_folder)
+    base = xl_states.load(tiny_xl_folder)
+    pipe.load_lora_weights(str(tmp_path), weight_name="lora.safetensors")
+    xl_states.assert_same(pipe, xl_states.edited(tiny_xl_folder, cut), 1e-5)
+    xl_states.assert_differs(pipe, base)
+    stated = {(one.part, one.layer): one.error for one in layers}
+    for (part, layer), error in stated.items():
+        values = np.linalg.svd(xl_edits[part].deltas()[layer], compute_uv=False)
+        best = np.linalg.norm(values[rank or 48 :]) / np.linalg.norm(values)
+        assert error == pytest.approx(best, abs=1e-6)
+
+
+def test_names_are_those_of_kohya_and_widths_tell_the_family(
+    xl_edits: Edits, tmp_path: Path
+) -> None:
+    path = tmp_path / "lora.safetensors"
+    lora.write_lora(path, xl_edits, 2)
+    parts = ("lora_up.weight", "lora_down.weight", "alpha")
+    modules = [f"lora_te1_text_model_encoder_layers_{i}_mlp_fc2" for i in (0, 1)]
+    modules += [f"lora_te2_text_model_encoder_layers_{i}_mlp_fc2" for i in (1, 2)]
+    marks = [f"lora_te{i}_text_model_encoder_layers_0_self_attn_q_proj" for i in (1, 2)]
+    found = load_file(path)
+    assert set(found) == {f"{name}.{part}" for name in modules + marks for part in parts}
+    with safe_open(path, "np") as file:
+        assert "modelspec.architecture" not in file.metadata()
+    # Of the published widths it is told, also where one encoder is not edited at all.
+    for edits in (
+        {"text_encoder": pack({}), "text_encoder_2": pack({3: np.eye(1280, 20)})},
+        {"text_encoder": pack({3: np.eye(768, 12)}), "text_encoder_2": pack({})},
+    ):
+        lora.write_lora(path, edits, 1)
+        found = load_file(path)
+        # InvokeAI adds the widths of both up: 2048 is SDXL.
+        widths = [found[f"{mark}.lora_down.weight"].shape[1] for mark in marks]
+        assert widths == [768, 1280]
+        assert not any(found[f"{mark}.lora_up.weight"].any() for mark in marks)
+        with safe_open(path, "np") as file:
+            about = file.metadata()
+        assert about["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+        assert about["ss_base_model_version"] == "sdxl_base_v1-0"
+
+
+def test_differences_are_the_edit_itself(
+    xl_edits: Edits, tiny_xl_folder: Path, tmp_path: Path
+) -> None:
+    """ComfyUI adds `<key>.diff` to the weight of that key: clip_l is te1, clip_g is te2."""
+    path = tmp_path / "diff.safetensors"
+    lora.write_diff(path, xl_edits)
+    pipe = xl_states.load(tiny_xl_folder)
+    modules = {}
+    for number, encoder in ((1, pipe.text_encoder), (2, pipe.text_encoder_2)):
+        for name, module in encoder.named_modules():
+            key = name.removeprefix("text_model.").replace(".", "_")
+            modules[f"lora_te{number}_text_model_{key}"] = module
+    found = load_file(path)
+    assert len(found) == 4
+    for name, diff in found.items():
+        key, kind = name.rsplit(".", 1)
+        assert kind == "diff"
+        modules[key].get_parameter("weight").data += torch.from_numpy(diff)
+    xl_states.assert_same(pipe, xl_states.edited(tiny_xl_folder, xl_edits), 1e-6)
