@@ -21,6 +21,7 @@ from emcid_jax.concepts.requests import Task
 from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.encoder.hidden_units import PER_GATE, Units
+from emcid_jax.editing.export import factors
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import ModelEdit, StageTwoReport
 from emcid_jax.editing.units.statistics import UnitStatistics
@@ -42,12 +43,6 @@ _ROWS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.mlp\.units\.rows")
 
 _KIND = "weight edit"
 _REMEDY = "make it again"
-
-ACCURACY = 2.0**-22
-"""Largest relative Frobenius error of factors: that of rounding to float32 is 2^-25 to 2^-24."""
-
-_ENERGY = 2.0**-46
-"""Share of |dW|^2 that factors may leave out: (ACCURACY / 2)^2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +130,10 @@ class EditFile:
 
     def deltas(self) -> dict[int, Float64[np.ndarray, "out inner"]]:
         """Layer -> dW, to be added to the base model's weights."""
-        return {stored.layer: _restored(self.arrays, stored.layer) for stored in self.layers}
+        return {
+            stored.layer: factors.restored(self.arrays, WEIGHT.format(stored.layer))
+            for stored in self.layers
+        }
 
 
 Edits = Mapping[str, EditFile]
@@ -173,14 +171,14 @@ def pack(
         exact = np.asarray(delta, np.float64)
         norm = float(np.linalg.norm(exact))
         name = WEIGHT.format(layer)
-        dense = {name: np.ascontiguousarray(exact, np.float32)}
+        kept = {name: np.ascontiguousarray(exact, np.float32)}
         stored = StoredLayer(layer, "dense", min(exact.shape), 0.0, norm)
-        factors = _factors(exact, name)
-        if factors is not None and _error(factors, layer, exact, norm) <= ACCURACY:
-            dense = factors
-            stored = StoredLayer(layer, "factors", factors[f"{name}.up"].shape[1], 0.0, norm)
-        layers.append(dataclasses.replace(stored, error=_error(dense, layer, exact, norm)))
-        arrays |= dense
+        pair = factors.split(exact, name)
+        if pair is not None and factors.error(pair, name, exact) <= factors.ACCURACY:
+            kept = pair
+            stored = StoredLayer(layer, "factors", pair[f"{name}.up"].shape[1], 0.0, norm)
+        layers.append(dataclasses.replace(stored, error=factors.error(kept, name, exact)))
+        arrays |= kept
     return EditFile(arrays, tuple(layers))
 
 
@@ -389,37 +387,6 @@ def _measured(moments: SecondMoments | UnitStatistics) -> dict[str, Any]:
         "layers": [moments.block],
         "tokens": len(moments.reference),
     }
-
-
-def _factors(
-    delta: Float64[np.ndarray, "out inner"], name: str
-) -> dict[str, Float[np.ndarray, "_ _"]] | None:
-    """Up and down with balanced norms, or None if they are no smaller than `delta` itself."""
-    # Eigenvectors of dW dW^T: several times faster than an SVD, and the part they leave out is
-    # measured on dW itself.
-    energies, vectors = np.linalg.eigh(delta @ delta.T)
-    energies = np.maximum(energies, 0.0)
-    dropped = int(np.searchsorted(np.cumsum(energies), _ENERGY * energies.sum(), "right"))
-    rank = max(delta.shape[0] - dropped, 1)
-    if rank * sum(delta.shape) >= delta.size:
-        return None
-    up = vectors[:, -rank:]
-    scale = np.sqrt(np.sqrt(np.maximum(energies[-rank:], np.finfo(np.float32).tiny)))
-    return {
-        f"{name}.up": np.ascontiguousarray(up * scale, np.float32),
-        f"{name}.down": np.ascontiguousarray((up.T @ delta) / scale[:, None], np.float32),
-    }
-
-
-def _restored(arrays: Mapping[str, np.ndarray], layer: int) -> np.ndarray:
-    name = WEIGHT.format(layer)
-    if name in arrays:
-        return arrays[name].astype(np.float64)
-    return arrays[f"{name}.up"].astype(np.float64) @ arrays[f"{name}.down"].astype(np.float64)
-
-
-def _error(arrays: Mapping[str, np.ndarray], layer: int, exact: np.ndarray, norm: float) -> float:
-    return float(np.linalg.norm(_restored(arrays, layer) - exact)) / norm if norm else 0.0
 
 
 def _distinct(items: Sequence[Any]) -> list[Any]:
