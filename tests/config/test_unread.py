@@ -71,8 +71,12 @@ def test_every_field_is_read_somewhere() -> None:
     package = Path(emcid_jax.__file__).parent
     read: set[str] = set()
     for path in package.rglob("*.py"):
-        if path.parent.name != "config":
-            for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        tree: ast.AST = ast.parse(path.read_text("utf8"))
+        if path.name == "schema.py":  # `check` is no use of a field, but settings made of it are.
+            made = [node for node in ast.walk(tree) if getattr(node, "name", "") == "of"]
+            tree = ast.Module(made, [])
+        if path.parent.name != "config" or path.name == "schema.py":
+            for node in ast.walk(tree):
                 if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
                     read.add(node.attr)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
