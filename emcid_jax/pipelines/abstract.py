@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from emcid_jax.models.text.clip import ClipTextConfig
-from emcid_jax.pipelines.families import SD, read_family
+from emcid_jax.models.text.encoder import SECOND
+from emcid_jax.pipelines.families import SD, SDXL, read_family
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
 from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
@@ -22,6 +23,7 @@ NAMES = {
     "sd-1.5": (1, "epsilon"),
     "sd-2.1-base": (2, "epsilon"),
     "sd-2.1": (2, "v_prediction"),
+    "sdxl-base": ("xl", "epsilon"),
 }
 """Published architectures: version, and what the UNet predicts."""
 
@@ -64,6 +66,7 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
     family = SD
     if model in NAMES:
         folder, configs = Path(str(model)), default_configs(*NAMES[str(model)])  # type: ignore[arg-type]
+        family = SDXL if SECOND in configs else SD
     else:
         folder = Path(model)
         if not folder.is_dir():

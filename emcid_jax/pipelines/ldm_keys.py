@@ -49,6 +49,7 @@ _FOREIGN = {
     "joint_blocks.": "Stable Diffusion 3",
     "double_blocks.": "FLUX",
     "control_model.": "a ControlNet",
+    "edm_": "a model of another noise schedule (EDM)",
     "lora_": "a LoRA, which changes a model but is none",
 }
 _SIZES = f"{UNET}label_emb."

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
-from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler
+from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler, require_nothing_overruled
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.conditioning import TIME_IDS, Conditioning
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
@@ -132,6 +132,8 @@ def make_pipeline(
     vae = VaeConfig.from_dict(configs["vae"], files["vae"])
     schedule = NoiseSchedule.from_dict(configs["scheduler"])
     make_sampler(configs["scheduler"], 1)  # refuses now what `generate` would refuse later
+    if family.joined:
+        require_nothing_overruled(configs["scheduler"])
     if not isinstance(tokenizers, Mapping):
         tokenizers = dict.fromkeys(family.text_parts, tokenizers)
     texts = {}

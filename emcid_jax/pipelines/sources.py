@@ -43,8 +43,8 @@ def find_model(
             `owner/name`, looked for in the Hub's cache and then on the Hub.
         revision: branch, tag or commit of a Hub id; empty: `main`.
         variant: which weight files to fetch, e.g. `fp16` for `*.fp16.safetensors`.
-        prediction: `epsilon` or `v_prediction`, for single files, which do not say; empty: not
-            said, which is `epsilon` for Stable Diffusion 1 and XL.
+        prediction: `epsilon` or `v_prediction`, for single files, which rarely say; empty: what
+            the file says, else `epsilon` for Stable Diffusion 1 and XL.
         cache: where converted single files go; default: the user's cache folder.
 
     Raises:
@@ -176,13 +176,18 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
             f"{file}: Stable Diffusion 2 files do not say what their UNet predicts; set "
             "config.model.prediction to epsilon (512-pixel models) or v_prediction (768-pixel)"
         )
-    said = beside.get("scheduler", {}).get("prediction_type", "epsilon")
+    # Fine-tuned XL models that predict velocity have these empty tensors; ComfyUI reads them too.
+    velocity = version == "xl" and "v_pred" in header.shapes
+    unsaid = "v_prediction" if velocity else "epsilon"
+    said = beside.get("scheduler", {}).get("prediction_type", unsaid)
     configs: dict[str, Mapping[str, Any]] = {
         **default_configs(version, prediction or said),
         **beside,
     }
     if prediction:
         configs["scheduler"] = {**configs["scheduler"], "prediction_type": prediction}
+    if velocity and "ztsnr" in header.shapes and "scheduler" not in beside:
+        configs["scheduler"] = {**configs["scheduler"], "rescale_betas_zero_snr": True}
     tokenizers = {part.name: _tokenizer(file.parent, part, version) for part in family.encoders}
     logging.info("%s: converting to a diffusers folder in %s (once)", file, cache)
     return single_file.convert(file, header, version, family, configs, tokenizers, cache)

@@ -50,8 +50,8 @@ class PlanConfig:
     target: str = "v5e:2x4"
     """`<TPU generation>:<chips along each axis>`, e.g. `v6e:2x4`; `h200`; `cpu`."""
     model: ModelConfig = ModelConfig(path="sd-1.4", dtype="bfloat16")  # noqa: RUF009 (frozen)
-    """`model.path`: also `sd-1.4`, `sd-1.5`, `sd-2.1-base`, `sd-2.1`, or a folder that has no more
-    than the JSON files."""
+    """`model.path`: also `sd-1.4`, `sd-1.5`, `sd-2.1-base`, `sd-2.1`, `sdxl-base`, or a folder that
+    has no more than the JSON files."""
     concepts: Count = 1000
     """Length of the list."""
     prompts: Count = 3

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
-from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.diffusion.samplers import make_sampler, require_nothing_overruled
 from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.evaluation.drawing.png import read_note
 from emcid_jax.models.weights.params import params_hash
@@ -168,6 +168,8 @@ def _models(config: SampleConfig) -> dict[str, Pipeline]:
     chosen = SCHEDULERS.get(config.sampling.scheduler, {})
     configs = {**pipeline.configs, "scheduler": {**pipeline.scheduler_config, **chosen}}
     make_sampler(configs["scheduler"], config.sampling.steps)  # refuses before anything is drawn
+    if pipeline.family.joined:
+        require_nothing_overruled(configs["scheduler"])
     pipeline = dataclasses.replace(pipeline, configs=configs)
     models = {"base": pipeline}
     if config.sampling.edited:

@@ -209,6 +209,7 @@ def parameters(tree: Any) -> float:
     return sum(leaf.size for leaf in jax.tree.leaves(tree)) / 1e6
 
 
+@pytest.mark.slow
 def test_parts_have_the_published_numbers_of_parameters() -> None:
     for name, configs in MODELS.items():
         config = UNetConfig.from_dict(configs["unet"])

@@ -40,6 +40,16 @@ def test_json_files_are_enough(tiny_pipeline_folder: Path, tmp_path: Path) -> No
     [
         ("sd-1.4", {"text_encoder": 123_060_480, "unet": 859_520_964, "vae": 83_653_863}, 512),
         ("sd-2.1", {"text_encoder": 340_387_840, "unet": 865_910_724, "vae": 83_653_863}, 768),
+        (
+            "sdxl-base",
+            {
+                "text_encoder": 123_060_480,
+                "text_encoder_2": 694_659_840,
+                "unet": 2_567_463_684,
+                "vae": 83_653_863,
+            },
+            1024,
+        ),
     ],
 )
 def test_published_architectures_have_their_number_of_parameters(

@@ -138,6 +138,11 @@ def test_the_padding_of_the_second_tokenizer_is_its_own(pipeline: Pipeline) -> N
             r"cross_attention_dim .* together, is 80",
         ),
         ("unet/config.json", {"addition_embed_type": None}, r"needs text_time"),
+        (
+            "scheduler/scheduler_config.json",
+            {"steps_offset": 0},
+            r"steps_offset=0 is not supported; set it to 1, as SDXL does",
+        ),
         ("text_encoder_2/config.json", {"projection_dim": 41}, r"projection_dim is 41 .* make 89"),
         (
             "model_index.json",

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
 from ldm_xl import CLIP_L, OPEN_CLIP, REFINER_CLIP, ldm_xl, open_clip
@@ -146,3 +147,26 @@ def test_configs_that_do_not_fit_are_refused(tiny_xl_folder: Path, beside: Path)
     file = beside / "text_encoder_2/config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"projection_dim": 41}))
     refused(ldm_xl(tiny_xl_folder), beside, "embeddings_input_dim=88 is not 41, the width of the")
+
+
+def test_a_file_says_that_it_predicts_velocity(
+    tiny_xl_folder: Path, beside: Path, tmp_path: Path
+) -> None:
+    def scheduler(name: str, marks: tuple[str, ...], **options: Any) -> dict[str, Any]:
+        tensors = ldm_xl(tiny_xl_folder) | {mark: np.zeros(0, np.float32) for mark in marks}
+        save_file(tensors, beside / f"{name}.safetensors")
+        folder = find_model(
+            str(beside / f"{name}.safetensors"), cache=tmp_path / "cache", **options
+        )
+        return json.loads((folder / "scheduler/scheduler_config.json").read_text())
+
+    shutil.rmtree(beside / "scheduler")
+    plain = scheduler("plain", ())
+    assert plain == default_configs("xl", "epsilon")["scheduler"]
+    velocity = plain | {"prediction_type": "v_prediction"}
+    assert scheduler("velocity", ("v_pred",)) == velocity
+    zero = scheduler("zero", ("v_pred", "ztsnr"))
+    assert zero == velocity | {"rescale_betas_zero_snr": True}
+    assert scheduler("told", (), prediction="v_prediction") == velocity
+    with pytest.raises(UserError, match="edm_mean belongs to a model of another noise schedule"):
+        scheduler("edm", ("edm_mean",))
