@@ -30,6 +30,7 @@ from emcid_jax.runtime.errors import UserError
 TASKS = (
     "edit",
     "train_sprites",
+    "train_sprites_xl",
     "measure_sprites",
     "ablate",
     "bank",

@@ -44,6 +44,11 @@ class Recipe:
     seed: int = 0
     """Seed of initialisation, batches and noise."""
 
+    def scaled(self, scale: float) -> Recipe:
+        """With `scale` times the steps, at least 2; at most half of them rise."""
+        steps = max(2, round(self.steps * scale))
+        return dataclasses.replace(self, steps=steps, warmup=min(self.warmup, steps // 2))
+
 
 class TrainState(NamedTuple):
     """What a checkpoint holds."""

@@ -120,7 +120,7 @@ def _train(recipe: SpriteRecipe, workdir: Path) -> None:
 def _scaled(config: TrainConfig) -> SpriteRecipe:
     recipe = SpriteRecipe(images=config.images)
     parts: dict[str, Any] = {
-        name: dataclasses.replace(part, steps=max(2, round(part.steps * config.scale)))
+        name: part.scaled(config.scale)
         for name, part in vars(recipe).items()
         if isinstance(part, Recipe)
     }

@@ -35,7 +35,7 @@ IN_CHECK = {"evaluate": {"base.evaluation.holdout_path"}}
 UNITS = {"unit_contexts", "false_firing"}
 """Read by the solver `units` alone, which the main job runs here. The other tasks that solve hand
 the same section to the same function, and read `solver` of it."""
-LONG = {"train_sprites", "measure_sprites"}
+LONG = {"train_sprites", "train_sprites_xl", "measure_sprites"}
 """They train and measure a model: tests/sprites is of what they read."""
 AFTER_EDIT = {"quality", "sample", "bank", "text_report", "edit_file"}
 """They need what the main job leaves."""

@@ -29,12 +29,12 @@ SIZE_EMBEDDING = 16
 class XlRecipe:
     """Everything that decides the bundled weights, given the first model's."""
 
-    images: int = 10_000
+    images: int = 6_000
     """Drawn training pictures."""
     image_seed: int = 200
     """Seed of their pictures and captions."""
     unet: Recipe = Recipe(
-        steps=3_000, batch=64, learning_rate=5e-4, warmup=50, average=0.995, seed=13
+        steps=1_200, batch=64, learning_rate=5e-4, warmup=30, average=0.99, seed=13
     )
 
 

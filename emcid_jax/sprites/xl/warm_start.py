@@ -20,29 +20,30 @@ _SILENT = ("to_out.0", "net.2", "linear_2")
 
 
 def stitch(
-    states: Sequence[Float[np.ndarray, "token _dim"]], wanted: Float[np.ndarray, "token old"]
-) -> tuple[Float[np.ndarray, "dims old"], Float[np.ndarray, " old"]]:
-    """The affine map of all encoders' states, side by side, to the `wanted` ones.
+    states: Sequence[Float[np.ndarray, "token _dim"]],
+    wanted: Float[np.ndarray, "token old"],
+    empty: Float[np.ndarray, " old"],
+) -> Float[np.ndarray, "dims old"]:
+    """The linear map of all encoders' states, side by side, to the `wanted` ones less `empty`.
 
     Every encoder predicts them for itself by least squares; the map is the mean of these
-    predictions. So an encoder alone moves what the UNet reads by half.
+    predictions. So an encoder alone moves what the UNet reads by half, and zeros, SDXL's empty
+    prompt, are read as the state `empty`.
     """
-    maps, constant = [], np.zeros(wanted.shape[1])
+    maps = []
     for each in states:
-        mean, goal = each.mean(0), wanted.mean(0)
-        centred = (each - mean).astype(np.float64)
-        gram = centred.T @ centred
+        exact = each.astype(np.float64)
+        gram = exact.T @ exact
         gram += 1e-6 * np.trace(gram) / len(gram) * np.eye(len(gram))
-        solved = np.linalg.solve(gram, centred.T @ (wanted - goal)) / len(states)
-        maps.append(solved)
-        constant += goal / len(states) - mean @ solved
-    return np.concatenate(maps), constant
+        maps.append(np.linalg.solve(gram, exact.T @ (wanted - empty)) / len(states))
+    return np.concatenate(maps)
 
 
 def grow_unet(
     fresh: Params,
     old: Params,
-    stitched: tuple[Float[np.ndarray, "dims old"], Float[np.ndarray, " old"]],
+    stitched: Float[np.ndarray, "dims old"],
+    empty: Float[np.ndarray, " old"],
 ) -> Params:
     """`fresh`, with every weight of `old` that has a place in it; `stitched` is of `stitch`.
 
@@ -51,7 +52,6 @@ def grow_unet(
     """
     source: dict[tuple[str, ...], Any] = flatten_dict(old)
     target: dict[tuple[str, ...], Any] = flatten_dict(fresh)
-    matrix, constant = stitched
     grown = {}
     for path, leaf in target.items():
         known = source.get(path)
@@ -59,10 +59,10 @@ def grow_unet(
             silent = any(name in path for name in _SILENT)
             grown[path] = jnp.zeros_like(leaf) if silent else leaf
         elif path[-3:-1] in (("attn2", "to_k"), ("attn2", "to_v")):
-            grown[path] = jnp.asarray(matrix @ known, leaf.dtype)
+            grown[path] = jnp.asarray(stitched @ known, leaf.dtype)
         elif path[-3:] == ("attn2", "to_out.0", "bias"):
             values, out = (*path[:-2], "to_v", "kernel"), (*path[:-1], "kernel")
-            grown[path] = jnp.asarray(known + constant @ source[values] @ source[out], leaf.dtype)
+            grown[path] = jnp.asarray(known + empty @ source[values] @ source[out], leaf.dtype)
         else:
             grown[path] = jnp.reshape(known, leaf.shape)
     return unflatten_dict(grown)

@@ -34,23 +34,29 @@ NEW = dataclasses.replace(
 
 
 def _states(seed):
-    """States of two encoders that both know those of a third, by affine maps."""
-    rng = np.random.default_rng(seed)
-    wanted = rng.normal(size=(300, 6))
+    """States of two encoders that both know those of a third, which are about `EMPTY`."""
+    told = np.random.default_rng(seed).normal(size=(300, 6))
     maps = np.random.default_rng(1)
-    first = wanted @ maps.normal(size=(6, 7)) + maps.normal(size=7)
-    second = wanted @ maps.normal(size=(6, 9)) + maps.normal(size=9)
-    return [first.astype(np.float32), second.astype(np.float32)], wanted.astype(np.float32)
+    first, second = told @ maps.normal(size=(6, 7)), told @ maps.normal(size=(6, 9))
+    wanted = told + EMPTY
+    return [x.astype(np.float32) for x in (first, second)], wanted.astype(np.float32)
+
+
+EMPTY = np.array([0.3, -1, 2, 0, 0.5, 1], np.float32)
 
 
 def test_stitched_states_are_the_mean_of_both_predictions():
     (first, second), wanted = _states(2)
-    matrix, constant = stitch([first, second], wanted)
-    found = np.concatenate([first, second], 1) @ matrix + constant
-    np.testing.assert_allclose(found, wanted, atol=1e-3)
-    # The other encoder's states at their mean: half of what it says is left.
-    alone = np.concatenate([first, np.tile(second.mean(0), (300, 1))], 1) @ matrix + constant
-    np.testing.assert_allclose(alone, (wanted + wanted.mean(0)) / 2, atol=1e-3)
+    matrix = stitch([first, second], wanted, EMPTY)
+
+    def read(first, second):
+        return np.concatenate([first, second], 1) @ matrix + EMPTY
+
+    np.testing.assert_allclose(read(first, second), wanted, atol=1e-3)
+    # One encoder alone says half of it, and none at all the empty prompt.
+    half = (wanted + EMPTY) / 2
+    np.testing.assert_allclose(read(first, 0 * second), half, atol=1e-3)
+    np.testing.assert_allclose(read(0 * first, second), half, atol=1e-3)
 
 
 def test_a_grown_unet_computes_what_the_old_one_did():
@@ -65,7 +71,9 @@ def test_a_grown_unet_computes_what_the_old_one_did():
     before = old.init(jax.random.key(0), latents, time, goal)["params"]
     before = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape), before)
     fresh = new.init(jax.random.key(1), latents, time, text, pooled, sizes)["params"]
-    grown = grow_unet(cast(dict[str, Any], fresh), before, stitch([first, second], wanted))
+    grown = grow_unet(
+        cast(dict[str, Any], fresh), before, stitch([first, second], wanted, EMPTY), EMPTY
+    )
     found = np.asarray(new.apply({"params": grown}, latents, time, text, pooled, sizes))
     expected = np.asarray(old.apply({"params": before}, latents, time, goal))
     np.testing.assert_allclose(found, expected, atol=2e-3)
