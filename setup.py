@@ -37,7 +37,14 @@ setuptools.setup(
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["emcid_jax", "emcid_jax.*"]),
     package_data={
-        "emcid_jax": ["sprites/data/*", "sprites/weights/*", "sprites/weights/**/*", "py.typed"],
+        "emcid_jax": [
+            "sprites/data/*",
+            "sprites/weights/*",
+            "sprites/weights/**/*",
+            "sprites/weights_xl/*",
+            "sprites/weights_xl/**/*",
+            "py.typed",
+        ],
         "emcid_jax.models.text": ["vocabulary/*"],
         "emcid_jax.reporting.pages": ["templates/*"],
     },

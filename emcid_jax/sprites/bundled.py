@@ -1,4 +1,4 @@
-"""Where the bundled model lies, and what is best for it."""
+"""Where the bundled models lie, and what is best for the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from emcid_jax.config import StageOneConfig
 
-BUNDLED = "sprites"
+BUNDLED, BUNDLED_XL = "sprites", "sprites-xl"
+SHIPPED = {BUNDLED: "weights", BUNDLED_XL: "weights_xl"}
+"""Name of a model that ships with the package -> its folder."""
 IMPLICIT = Path(__file__).parent / "data" / "implicit.csv"
 """Implicit assumptions of the sprite world in TIMED's format (docs/implicit.md)."""
 
@@ -27,5 +29,5 @@ UNITS_STAGE_ONE = dataclasses.replace(
 
 
 def model_folder(path: str) -> Path:
-    """The folder that `path` names; `sprites` is the model that ships with the package."""
-    return Path(__file__).parent / "weights" if path == BUNDLED else Path(path)
+    """The folder that `path` names: a shipped model, or any folder."""
+    return Path(__file__).parent / SHIPPED[path] if path in SHIPPED else Path(path)

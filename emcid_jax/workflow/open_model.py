@@ -17,13 +17,13 @@ from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
-from emcid_jax.sprites.bundled import BUNDLED, model_folder
+from emcid_jax.sprites.bundled import SHIPPED, model_folder
 
 
 def find_folder(config: ModelConfig) -> Path:
     """The model's folder in diffusers' layout; UserError if there is none, see `sources`."""
-    if config.path == BUNDLED:
-        return model_folder(BUNDLED)
+    if config.path in SHIPPED:
+        return model_folder(config.path)
     return find_model(
         config.path,
         revision=config.revision,
