@@ -189,7 +189,7 @@ def _mix(
         job.pipeline,
         job.judge,
         config.debias,
-        config.stage_one.layer,
+        job.sites,
         run,
     )
     found = debias_search.find_mixtures(search, solved)

@@ -29,9 +29,11 @@ from emcid_jax.editing.bank.memories import Memory, hash_of
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.debias.mixing import Factors, Trial
 from emcid_jax.editing.debias.offset_images import offset_batches
+from emcid_jax.editing.encoder.sites import Site
 from emcid_jax.evaluation.benchmarks.debias import Values, count_values, find_values
 from emcid_jax.evaluation.drawing.draw import drawn_seeds
 from emcid_jax.evaluation.judges.classifier import Judge
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import checksums, preemption
@@ -72,8 +74,8 @@ class Search:
     """The clean model."""
     judge: Judge
     config: DebiasConfig
-    block: int
-    """Stage I's block L."""
+    where: tuple[Site, ...]
+    """Where the memories were found."""
     run: Run
 
     @functools.cached_property
@@ -82,7 +84,14 @@ class Search:
         settings = dataclasses.asdict(self.config) | {"batch": 0}
         asked = [(request.source, request.ratios) for request in self.requests]
         states = [[memory.z.tolist() for memory in one] for one in self.memories]
-        return hash_of([FORMAT, settings, self.judge.fingerprint, self.block, asked, states])
+        return hash_of([FORMAT, settings, self.judge.fingerprint, self.place, asked, states])
+
+    @property
+    def place(self) -> int | list[list[Any]]:
+        """The sites as the fingerprint has them: of a single encoder its block."""
+        if len(self.where) == 1 and self.where[0].encoder == FIRST:
+            return self.where[0].layer
+        return [list(site) for site in self.where]
 
     def values(self, number: int) -> Values:
         """What the judge calls the destinations of a request; `require_judgeable` passed."""
@@ -311,7 +320,7 @@ class Rounds:
             prompts.positions[where],
             np.stack(offsets),
             self._seeds(number, pairs),
-            block=search.block,
+            where=search.where,
             steps=search.config.steps,
             guidance=search.config.guidance,
             batch=search.config.batch,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 
 from emcid_jax.diffusion.samplers import make_sampler
+from emcid_jax.editing.encoder.sites import Site, by_site
 from emcid_jax.models.image.conditioning import Conditioning
-from emcid_jax.models.text.clip import ClipTextModel, TextOutput
-from emcid_jax.pipelines.generate import batches_of_states, encode_prompts
+from emcid_jax.models.text.clip import ClipTextModel
+from emcid_jax.pipelines.families import Family
+from emcid_jax.pipelines.generate import batches_of_states, time_ids, unguided
 from emcid_jax.pipelines.pipeline import Params, Pipeline
 from emcid_jax.runtime import parallel
 
@@ -25,10 +27,10 @@ def offset_batches(
     pipeline: Pipeline,
     ids: Int[np.ndarray, "image token"],
     positions: Int[np.ndarray, " image"],
-    offsets: Float[np.ndarray, "image dim"],
+    offsets: Float[np.ndarray, "image size"],
     seeds: Sequence[int],
     *,
-    block: int,
+    where: Sequence[Site],
     steps: int,
     guidance: float,
     batch: int,
@@ -39,10 +41,10 @@ def offset_batches(
     Args:
         pipeline: the model.
         ids: token ids of the prompts.
-        positions: the token that an offset is added to, in the output of `block`.
-        offsets: one per image.
+        positions: the token that an offset is added to.
+        offsets: one per image, of all sites.
         seeds: one per image.
-        block: text block, Stage I's L.
+        where: the sites that offsets are added at.
         steps: denoising steps.
         guidance: strength of classifier-free guidance against the empty prompt.
         batch: images per call, rounded up to a multiple of the devices.
@@ -50,14 +52,25 @@ def offset_batches(
     """
     sampler = make_sampler(pipeline.scheduler_config, steps)
     everywhere, split = parallel.replicated(mesh), parallel.sharded(mesh)
-    encoder = parallel.place(pipeline.params["text_encoder"], everywhere)
-    negatives = 1 if guidance != 1.0 else 0
-    free = parallel.place(encode_prompts(pipeline, [""]).tokens[:negatives], everywhere)
+    encoders = pipeline.encoders
+    params = parallel.place(tuple(one.params for one in encoders), everywhere)
+    guided = guidance != 1.0
+    free = parallel.place(unguided(pipeline, ""), everywhere) if guided else None
+    own = [one.repadded(ids) for one in encoders]
+    sizes = time_ids(pipeline, len(ids))
 
     def states(index: Int[np.ndarray, " image"]) -> Conditioning:
-        rows = parallel.place((ids[index], positions[index], offsets[index]), split)
-        text = pipeline.encoder.model
-        return Conditioning(_offset_states(encoder, free, *rows, text=text, block=block))
+        rows = tuple(part[index] for part in own), positions[index], offsets[index]
+        told = None if sizes is None else sizes[index]
+        return _offset_states(
+            params,
+            free,
+            *parallel.place((*rows, told), split),
+            texts=tuple(pipeline.texts.values()),
+            names=tuple(pipeline.texts),
+            where=tuple(where),
+            family=pipeline.family,
+        )
 
     yield from batches_of_states(
         pipeline,
@@ -71,22 +84,37 @@ def offset_batches(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("text", "block"))
+@functools.partial(jax.jit, static_argnames=("texts", "names", "where", "family"))
 def _offset_states(
-    params: Params,
-    free: Float[Array, "negative token dim"],
-    ids: Int[Array, "image token"],
+    params: tuple[Params, ...],
+    free: Conditioning | None,
+    ids: tuple[Int[Array, "image token"], ...],
     positions: Int[Array, " image"],
-    offsets: Float[Array, "image dim"],
+    offsets: Float[Array, "image size"],
+    sizes: Float[Array, "image id"] | None,
     *,
-    text: ClipTextModel,
-    block: int,
-) -> Float[Array, "image text token dim"]:
+    texts: tuple[ClipTextModel, ...],
+    names: tuple[str, ...],
+    where: tuple[Site, ...],
+    family: Family,
+) -> Conditioning:
     """What `generate.draw` reads: states of the negative prompt, if any, and the edited ones."""
-    output = cast(
-        TextOutput,
-        text.apply({"params": params}, ids, delta=offsets, position=positions, block=block),
-    )
-    edited = output.last_hidden_state.astype(jnp.float32)[:, None]
-    negative = jnp.broadcast_to(free, (len(ids), *free.shape))
-    return jnp.concatenate([negative, edited], axis=1)
+    split = by_site(offsets, where)
+    layers = {site.encoder: site.layer for site in where}
+    outputs: list[Any] = []
+    for name, text, own, rows in zip(names, texts, params, ids, strict=True):
+        edit: dict[str, Any] = {}
+        if name in split:
+            edit = {"delta": split[name][:, 0], "position": positions, "block": layers[name]}
+        outputs.append(text.apply({"params": own}, rows, **edit))
+    edited = family.condition(outputs)
+    together = [edited] if free is None else [free, edited]
+
+    def stacked(*parts: Array) -> Array:
+        count = len(positions)
+        return jnp.stack([jnp.broadcast_to(p, (count, *p.shape[1:])) for p in parts], axis=1)
+
+    found = jax.tree.map(stacked, *together)
+    if sizes is None:
+        return found
+    return found._replace(time_ids=stacked(*[sizes] * len(together)))

@@ -81,7 +81,7 @@ class Blocks:
         # An edit may have added hidden units to the parameters.
         width = params["text_model"]["encoder"]["layers.0"]["mlp"]["fc1"]["kernel"].shape[1]
         config = dataclasses.replace(model.config, num_hidden_layers=1, intermediate_size=width)
-        self._model = model.clone(config=config)
+        self._model = model.clone(config=config, projection=False)
         self._params = place(dict(params), replicated(mesh))
         self._mesh = mesh
         self.depth = model.config.num_hidden_layers
