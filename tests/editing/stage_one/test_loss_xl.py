@@ -128,7 +128,12 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
 
 @pytest.mark.parametrize(
     ("objective", "pooled"),
-    [("ablate-dest", True), ("ablate-dest", False), ("esd", True), ("text-only", True)],
+    [
+        ("ablate-dest", True),
+        pytest.param("ablate-dest", False, marks=pytest.mark.slow),
+        pytest.param("esd", True, marks=pytest.mark.slow),
+        ("text-only", True),
+    ],
 )
 def test_loss_and_gradient_of_two_offsets_equal_pytorch(objective, pooled, pipeline, oracle):
     config = StageOneConfig(**SETTINGS, objective=objective, pooled_text_loss=pooled)
