@@ -55,7 +55,11 @@ def test_states_are_those_of_diffusers(pipeline: Pipeline, tiny_xl_folder: Path)
 
 @pytest.mark.parametrize(
     ("negative", "size", "guidance"),
-    [("", None, 4.0), ("a cat", (8, 24), 4.0), ("", (32, 32), 1.0)],
+    [
+        ("", None, 4.0),
+        ("a cat", (8, 24), 4.0),
+        pytest.param("", (32, 32), 1.0, marks=pytest.mark.slow),
+    ],
 )
 def test_draws_what_diffusers_draws(
     pipeline: Pipeline,
@@ -91,6 +95,7 @@ def test_draws_what_diffusers_draws(
     assert ours.std() > 1
 
 
+@pytest.mark.slow
 def test_sizes_and_both_encoders_change_the_picture(pipeline: Pipeline) -> None:
     plain = generate(pipeline, PROMPTS, SEEDS, steps=4, guidance=3.0)
     other = generate(pipeline, PROMPTS, SEEDS, steps=4, guidance=3.0, original_size=(4, 4))

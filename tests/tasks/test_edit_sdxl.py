@@ -192,6 +192,7 @@ def test_units_answer_in_both_encoders(config: EditConfig, tmp_path: Path) -> No
         assert reports[name].distance_after < 0.5 * reports[name].distance_before
 
 
+@pytest.mark.slow
 def test_the_bank_is_solved_alike_and_looked_at_by_encoder(
     done: Path, config: EditConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,6 +245,7 @@ def test_samples_of_the_edited_model_are_others(
     assert len({path.read_bytes() for path in pictures}) >= 2
 
 
+@pytest.mark.slow
 def test_trace_plan_and_convert_take_it(config: EditConfig, tmp_path: Path) -> None:
     trace.run(
         trace.TraceConfig(

@@ -47,6 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> EditConfig:
     )
 
 
+@pytest.mark.slow  # a minute: the main job on the bundled model
 def test_names_are_edited_all_else_is_the_base_and_the_run_goes_on(
     config: EditConfig, tmp_path: Path
 ) -> None:

@@ -132,7 +132,7 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
         ("ablate-dest", True),
         pytest.param("ablate-dest", False, marks=pytest.mark.slow),
         pytest.param("esd", True, marks=pytest.mark.slow),
-        ("text-only", True),
+        pytest.param("text-only", True, marks=pytest.mark.slow),
     ],
 )
 def test_loss_and_gradient_of_two_offsets_equal_pytorch(objective, pooled, pipeline, oracle):
