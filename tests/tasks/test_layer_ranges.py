@@ -75,7 +75,8 @@ def test_every_range_once(
     )
     log = folders.Log(tmp_path / "log")
     run = folders.Run(config.base.run, workdir, log, make_mesh())
-    edited, report = edit_job.written(job, run)
+    edited, reports = edit_job.written(job, run)
+    report = reports["text_encoder"]
     row = rows[1]
     assert row["left"] == pytest.approx(report.distance_after / report.distance_before, rel=1e-4)
     reader = make_reader(job.pipeline.encoder, job.requests, config.keep, "the {}")
