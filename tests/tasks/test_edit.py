@@ -392,7 +392,7 @@ def test_every_mistake_is_a_line_and_leaves_nothing(
     cases = [
         (changed(config, "requests", path=str(tmp_path / "no.json")), ["no.json"]),
         (changed(config, "model", path=str(tmp_path / "no")), ["config.model.path", "no"]),
-        (changed(block, "stage_two", layers=(1, 7)), ["config.stage_two.layers", "0 to 3"]),
+        (changed(block, "stage_two", layers=(1, 7)), ["config.stage_one.layer", "0 to 3"]),
         (changed(config, "model", path=str(nan)), [name, "NaN"]),
         (changed(config, "moments", captions=str(tmp_path / "no.txt")), ["moments.captions"]),
         (changed(config, "evaluation", judge=str(tmp_path / "no")), ["config.evaluation.judge"]),
