@@ -82,6 +82,17 @@ a female doctor, a male doctor, the portrait of an engineer, a red sports car in
 """
 
 
+TINY_VAE: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (16, 16),
+    "layers_per_block": 1,
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+    "norm_num_groups": 8,
+}
+"""Of both tiny models, in diffusers' words."""
+
+
 @pytest.hookimpl(tryfirst=True)  # Before `-m` chooses.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests of `MINUTES`."""
@@ -154,14 +165,7 @@ def tiny_pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             attention_head_dim=4,
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
-            sample_size=16,
-            block_out_channels=(16, 16),
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=8,
-        )
+        vae = AutoencoderKL(**TINY_VAE)
     with torch.no_grad():  # images depend visibly on the prompt
         for name, parameter in unet.named_parameters():
             if ".attn2." in name:
@@ -230,15 +234,7 @@ def tiny_xl_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             projection_class_embeddings_input_dim=88,
             norm_num_groups=8,
         )
-        vae = AutoencoderKL(
-            sample_size=16,
-            block_out_channels=(16, 16),
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            norm_num_groups=8,
-            scaling_factor=0.13025,
-        )
+        vae = AutoencoderKL(**TINY_VAE, scaling_factor=0.13025)
     with torch.no_grad():  # images depend visibly on the prompt and on the sizes
         for name, parameter in unet.named_parameters():
             if ".attn2." in name or "add_embedding" in name:

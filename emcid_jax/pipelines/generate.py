@@ -176,7 +176,7 @@ def image_batches(
     states, free = encode_prompts(pipeline, list(row), params), row[negative]
     if pipeline.empty_is_zero and not negative:
         free = len(row)
-        states = jax.tree.map(lambda part: np.pad(part, _one_row_more(part)), states)
+        states = jax.tree.map(lambda x: np.concatenate([x, np.zeros_like(x[:1])]), states)
     rows = np.array([[free, row[prompt]] for prompt in prompts]).reshape(-1, 2)
     if guidance == 1.0:
         rows = rows[:, 1:]
@@ -329,10 +329,6 @@ def _decode(
         return jnp.moveaxis(part, 0, 1).reshape(count, *part.shape[3:])
 
     return jax.tree.map(in_order, found)
-
-
-def _one_row_more(rows: np.ndarray) -> list[tuple[int, int]]:
-    return [(0, 1)] + [(0, 0)] * (rows.ndim - 1)
 
 
 def _finite_texts(text: Conditioning) -> Bool[Array, " image"]:

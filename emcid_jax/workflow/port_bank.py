@@ -21,6 +21,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import Settings, load, measured_moments, require_own, started
 from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.write_edit import export
 
 
 @runtime_checkable
@@ -76,11 +77,7 @@ def _export(
 ) -> None:
     """What is in the file is what is exported; edit.safetensors appears last."""
     edited = portability.apply(derived, found.content, found.report)
-    source = derived.folder / "text_encoder"
-    dtype = config.model.export_dtype
-    text_encoder.write_text_encoder(
-        workdir / "text_encoder", edited, source, dtype, derived.variant
-    )
+    export(derived, {FIRST: edited}, config.model.export_dtype, workdir)
     model, edited_hash = memories.model_hashes(derived), params_hash(edited)
     if found.moments is not None:
         settings = preservation.resolved(config.stage_two)

@@ -10,9 +10,8 @@ from emcid_jax.config import ExportDtype, StageTwoConfig
 from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.export import edit_file, text_encoder
-from emcid_jax.editing.export.edit_file import EditFile
-from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
+from emcid_jax.editing.export import port as portability
+from emcid_jax.editing.stage_two.solve import StageTwoReport
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
@@ -49,24 +48,16 @@ def write_edit(
             figures[key] = [report.distance_before, report.distance_after]
     with run.log.timed("export"):
         content = edit_file.pack_model(solved)
-        edited = with_content(pipeline, content, reports)
+        # What is in the file is what is exported.
+        edited = {
+            name: portability.apply(pipeline, content, reports[name], name)
+            for name in content.encoders
+        }
         export(pipeline, edited, export_dtype, run.workdir)
         hashes = {name: params_hash(params) for name, params in edited.items()}
         ledger = edit_file.make_ledger(concepts, model, moments, config, reports, hashes)
         edit_file.write_edit(run.workdir / "edit.safetensors", content, ledger)
     return reports
-
-
-def with_content(
-    pipeline: Pipeline, content: EditFile, reports: Mapping[str, StageTwoReport]
-) -> dict[str, dict[str, Any]]:
-    """Parameters of the edited text encoders with what an edit file holds: that is exported."""
-    edited = {}
-    for name in content.encoders:
-        own = content.of(name)
-        stored = WeightEdit(own.deltas(), reports[name], own.units())
-        edited[name] = stage_two.apply_edit(pipeline.params[name], stored)
-    return edited
 
 
 def export(

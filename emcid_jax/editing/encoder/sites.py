@@ -49,8 +49,7 @@ def sites(config: StageOneConfig, texts: Mapping[str, ClipTextModel]) -> tuple[S
     for name in chosen:
         field, layer = asked[name]
         size = texts[name].config
-        # Of several encoders the denoiser reads the output of the last block but one.
-        last = size.num_hidden_layers - (1 if len(texts) == 1 else 2)
+        last = last_block(texts, name)
         if layer > last:
             read = "" if len(texts) == 1 else "; the denoiser does not read later ones"
             raise UserError(
@@ -59,6 +58,11 @@ def sites(config: StageOneConfig, texts: Mapping[str, ClipTextModel]) -> tuple[S
             )
         found.append(Site(name, layer, size.hidden_size))
     return tuple(found)
+
+
+def last_block(texts: Mapping[str, ClipTextModel], encoder: str) -> int:
+    """The last block that the denoiser reads: of several encoders the last but one."""
+    return texts[encoder].config.num_hidden_layers - (1 if len(texts) == 1 else 2)
 
 
 def filed_sites(

@@ -126,10 +126,13 @@ def port(
     return Ported(how, difference, content, report, moments, reached)
 
 
-def apply(pipeline: Pipeline, content: EditFile, report: StageTwoReport) -> dict[str, Any]:
-    """Parameters of the text encoder with what an edit file holds in them."""
-    edit = WeightEdit(content.deltas(), report, content.units())
-    return solve.apply_edit(pipeline.params["text_encoder"], edit)
+def apply(
+    pipeline: Pipeline, content: EditFile, report: StageTwoReport, encoder: str = FIRST
+) -> dict[str, Any]:
+    """Parameters of a text encoder with what an edit file holds of it."""
+    own = content.of(encoder)
+    edit = WeightEdit(own.deltas(), report, own.units())
+    return solve.apply_edit(pipeline.params[encoder], edit)
 
 
 def as_json(found: Ported) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.encoder.sites import Site, by_site, sites
+from emcid_jax.editing.encoder.sites import Site, by_site, last_block, sites
 from emcid_jax.editing.stage_one import prompt_end
 from emcid_jax.editing.stage_one.prompt_end import Before
 from emcid_jax.models.image.conditioning import Conditioning
@@ -163,7 +163,7 @@ def student_texts(
         own = inputs.encoders.get(name)
         if own is None or own.earlier is not None:
             continue
-        hidden, layer = own.hidden, layers.get(name, text.config.num_hidden_layers - 2)
+        hidden, layer = own.hidden, layers.get(name, last_block(pipeline.texts, name))
         if name in offsets:
             # A product with 0 and 1 instead of a scatter: elementwise, so it shards without
             # collectives.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.encoder.sites import Site, sites
+from emcid_jax.editing.encoder.sites import Site, last_block, sites
 from emcid_jax.editing.stage_one import edited_tokens, loss, prompt_end
 from emcid_jax.editing.stage_one.loss import EncoderInputs, Params, StageOneInputs
 from emcid_jax.models.image.conditioning import Conditioning
@@ -91,17 +91,15 @@ def prepare(
         for one, hidden, target in rows
     }
     ends = None
-    for site in sites(config, pipeline.texts):
+    where = sites(config, pipeline.texts)
+    for site in where:
         if loss.runs_ends(config, site, pipeline.texts):
             ends = edited_tokens.positions(source, end, 2)[..., 1]
             length = max(behind, tokens_behind(source, end))
             own = inputs[site.encoder]
-            inputs[site.encoder] = _with_ends(pipeline, own, site, position, length, mesh)
+            inputs[site.encoder] = _with_ends(encoding, own, site, position, length)
     first: Any = {name: own.hidden[:, 0] for name, own in inputs.items()}
-    h0 = [
-        np.take_along_axis(first[site.encoder], position[:, 0, :, None], 1)
-        for site in sites(config, pipeline.texts)
-    ]
+    h0 = [np.take_along_axis(first[site.encoder], position[:, 0, :, None], 1) for site in where]
     mean, std = None, None
     if loss.needs_images(config):
         assert images is not None
@@ -174,6 +172,10 @@ class _Encoding:
     encoders: tuple[TextEncoder, ...]
     tokens: int | None
     """So many of a prompt are run; None: all."""
+    models: Mapping[str, ClipTextModel]
+    """In float32, see `loss.text_models`."""
+    params: Mapping[str, Params]
+    """On every device."""
     function: Callable[..., tuple[Any, ...]]
     mesh: Mesh
 
@@ -194,16 +196,16 @@ def _encoding(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> _Encodi
     encoders = tuple(one for one in pipeline.encoders if images or one.name in where)
     models = loss.text_models(pipeline)
     # An encoder without a site is run from its last state that is read.
-    layers = tuple(where.get(one.name, one.model.config.num_hidden_layers - 2) for one in encoders)
-    everywhere = parallel.replicated(mesh)
+    layers = tuple(where.get(one.name, last_block(pipeline.texts, one.name)) for one in encoders)
+    params = {one.name: parallel.place(one.params, parallel.replicated(mesh)) for one in encoders}
     function = functools.partial(
         _encode,
-        tuple(models[one.name] for one in encoders),
-        tuple(parallel.place(one.params, everywhere) for one in encoders),
+        tuple(models[name] for name in params),
+        tuple(params.values()),
         layers,
         pipeline.family if images else None,
     )
-    return _Encoding(encoders, config.text_tokens or None, function, mesh)
+    return _Encoding(encoders, config.text_tokens or None, models, params, function, mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("texts", "layers", "family"))
@@ -226,19 +228,17 @@ def _encode(
 
 
 def _with_ends(
-    pipeline: Pipeline,
+    encoding: _Encoding,
     own: EncoderInputs,
     site: Site,
     position: Int[np.ndarray, "concept prompt edited"],
     length: int,
-    mesh: Mesh,
 ) -> EncoderInputs:
     """What the ends of prompts need, from the subject on and `length` tokens long."""
-    params = parallel.place(pipeline.params[site.encoder], parallel.replicated(mesh))
-    text = loss.text_models(pipeline)[site.encoder]
+    text, params = encoding.models[site.encoder], encoding.params[site.encoder]
     before = functools.partial(_before, text, params, site.layer + 1)
     hidden: Any = own.hidden
-    known: tuple[Any, ...] = _per_prompt(before, (hidden,), mesh, "source keys and values")
+    known = _per_prompt(before, (hidden,), encoding.mesh, "source keys and values")
     places = np.minimum(position[..., :1] + np.arange(length), hidden.shape[2] - 1)
     tails: Any = np.take_along_axis(hidden, places[..., None], 2)
     return own._replace(earlier=prompt_end.Before(*known), behind=tails)
