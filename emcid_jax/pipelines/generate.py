@@ -81,15 +81,18 @@ def unguided(pipeline: Pipeline, negative: str, params: Params | None = None) ->
 
 
 def time_ids(
-    pipeline: Pipeline, rows: int, size: tuple[int, int] | None = None
+    pipeline: Pipeline,
+    rows: int,
+    size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
 ) -> Float[np.ndarray, "row id"] | None:
-    """Size conditioning of uncropped pictures of `size` (height, width), by default the model's.
+    """Size conditioning of pictures cut at `crop` (top, left) from ones of `size` (height, width).
 
-    None for models that read none.
+    By default these are the model's own, uncut. None for models that read none.
     """
     if not pipeline.family.joined:
         return None
-    ids = [*(size or pipeline.image_size), 0, 0, *pipeline.image_size]
+    ids = [*(size or pipeline.image_size), *crop, *pipeline.image_size]
     return np.tile(np.asarray(ids, np.float32), (rows, 1))
 
 
@@ -113,6 +116,7 @@ def generate(
     mesh: Mesh | None = None,
     noise: NoiseSource = "numpy",
     original_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
 ) -> UInt8[np.ndarray, "image height width 3"]:
     """Draws one image per prompt and seed; arguments as in `image_batches`."""
     batches = image_batches(
@@ -127,6 +131,7 @@ def generate(
         mesh=mesh,
         noise=noise,
         original_size=original_size,
+        crop=crop,
     )
     height, width = pipeline.image_size
     return np.concatenate([np.zeros((0, height, width, 3), np.uint8), *batches])
@@ -145,6 +150,7 @@ def image_batches(
     mesh: Mesh | None = None,
     noise: NoiseSource = "numpy",
     original_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
 ) -> Iterator[UInt8[np.ndarray, "image height width 3"]]:
     """Draws one image per prompt and seed, batch by batch and in order.
 
@@ -164,6 +170,7 @@ def image_batches(
         noise: who draws the noise of a seed, see `seeded_noise`.
         original_size: height and width that models with size conditioning are told; default: those
             of the image.
+        crop: top and left of the crop that they are told.
 
     Raises:
         UserError: the scheduler cannot take that many steps, or what is drawn is not finite.
@@ -180,7 +187,7 @@ def image_batches(
     rows = np.array([[free, row[prompt]] for prompt in prompts]).reshape(-1, 2)
     if guidance == 1.0:
         rows = rows[:, 1:]
-    states = states._replace(time_ids=time_ids(pipeline, len(row) + 1, original_size))
+    states = states._replace(time_ids=time_ids(pipeline, len(row) + 1, original_size, crop))
 
     def chosen_states(index: Int[np.ndarray, " image"]) -> Conditioning:
         chosen = jax.tree.map(lambda part: part[rows[index]], states)

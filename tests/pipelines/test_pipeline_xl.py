@@ -72,7 +72,9 @@ def test_draws_what_diffusers_draws(
     oracle = diffusers_pipeline(tiny_xl_folder)
     noise = initial_noise(pipeline, SEEDS)
     scaled = torch.tensor(noise.transpose(0, 3, 1, 2))
-    sizes = {"original_size": size, "negative_original_size": size} if size else {}
+    crop = (3, 5) if size else (0, 0)
+    named = {"original_size": size, "crops_coords_top_left": crop}
+    sizes = named | {f"negative_{name}": value for name, value in named.items()} if size else {}
     theirs = oracle(
         PROMPTS,
         negative_prompt=[negative] * 2 if negative else None,
@@ -90,6 +92,7 @@ def test_draws_what_diffusers_draws(
         guidance=guidance,
         negative=negative,
         original_size=size,
+        crop=crop,
     )
     assert psnr(ours, np.round(theirs * 255)) >= 40
     assert ours.std() > 1
