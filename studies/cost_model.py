@@ -98,7 +98,7 @@ def operations(model: str) -> tuple[Operations, Sizes]:
     image = traced_programs.trace_sampling(
         pipeline, 1, settings.image_steps, settings.image_guidance, mesh
     )
-    moments = traced_programs.trace_moments(pipeline, layers, 16, mesh)
+    moments = traced_programs.trace_moments(pipeline.encoder, layers, 16, mesh)
     about = pipeline.encoder.model.config
     return (
         Operations(

@@ -5,12 +5,18 @@ from __future__ import annotations
 import copy
 import json
 import os
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Half of the suite's time is XLA's; read at JAX's first use, here and in commands that tests run.
+# Most of the suite's time is XLA's. All of this is read at JAX's first use, here, in the other
+# workers and in commands that tests run: a program is compiled in one of them and read in the rest.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.TemporaryDirectory(prefix="emcid-jax-tests-")  # Deleted at the end.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 import hypothesis
 import jax

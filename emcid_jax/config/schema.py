@@ -58,7 +58,10 @@ class ModelConfig:
     prediction: Prediction = ""
     """What the UNet of a single Stable Diffusion 2 file predicts, for the file does not say."""
     dtype: Dtype = "float32"
-    """Computation of the networks; parameters, losses and solves keep float32 or better."""
+    """Computation of the networks; losses and solves keep float32 or better."""
+    unet_storage: Dtype = "float32"
+    """Type in which the UNet's parameters are held in memory: bfloat16 takes half. The other parts
+    are held in float32."""
     export_dtype: ExportDtype = "source"
     """Stored type of the edited text encoder; `source` keeps the base model's."""
 
@@ -263,6 +266,9 @@ class RunConfig:
     cpu_devices: CountOrZero = 1
     """Without an accelerator: devices that the CPU's cores are shared out to, 0 one per core. Each
     holds a copy of the weights; for small models that is much faster than one device of all."""
+    weight_shards: Count = 1
+    """Devices that share one copy of the UNet's weights, each a part of them, for models that are
+    too large for one; 1: every device has its own. Only Stage I and drawing read them."""
     distributed: bool = False
     """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
     say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""

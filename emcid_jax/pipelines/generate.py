@@ -226,22 +226,24 @@ def batches_of_states(
     size = parallel.padded_size(min(batch, max(len(seeds), 1)), mesh.size if mesh else 1)
     models = {part: params[part] for part in ("unet", "vae")}
     if mesh:
-        models = parallel.place(models, parallel.replicated(mesh))
+        models = parallel.place(models, parallel.spread(models, mesh))
     for start in range(0, len(seeds), size):
         count = min(size, len(seeds) - start)
         index = np.resize(np.arange(start, start + count), size)
         chosen = [seeds[i] for i in index.tolist()]
         fresh = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
-        drawn = draw(
-            models,
-            states(index),
-            parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh,
-            jnp.float32(guidance),
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            sampler=sampler,
-            mesh=mesh,
-        )
+        noises = parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh
+        with parallel.on(mesh):
+            drawn = draw(
+                models,
+                states(index),
+                noises,
+                jnp.float32(guidance),
+                unet=pipeline.unet,
+                vae=pipeline.vae,
+                sampler=sampler,
+                mesh=mesh,
+            )
         images, finite = parallel.fetch(drawn)
         _require_finite(finite, chosen)
         yield images[:count]
@@ -295,14 +297,17 @@ def draw(
 
     def predict(latents: Array, timestep: Array) -> Array:
         timesteps = jnp.broadcast_to(timestep, len(latents))
-        output = unet.apply({"params": params["unet"]}, latents, timesteps, *contexts)
+        weights = parallel.gathered(params["unet"])
+        output = unet.apply({"params": weights}, latents, timesteps, *contexts)
         return jnp.asarray(output, jnp.float32)
 
     denoiser = guided(predict, guidance) if text.tokens.shape[1] == 2 else predict
     fresh = noise[:, 1:] if sampler.fresh else None
     latents, finite = sample(denoiser, sampler, noise[:, 0], fresh)
     latents = latents / vae.config.scaling_factor
-    images, pixels = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
+    images, pixels = _decode(
+        parallel.gathered(params["vae"]), latents, vae, mesh.size if mesh else 1
+    )
     drawn = images, Finite(_finite_texts(text), finite.T, pixels)
     return jax.lax.with_sharding_constraint(drawn, parallel.sharded(mesh)) if mesh else drawn
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Sharding
 from jax.typing import DTypeLike
 
 from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler, require_nothing_overruled
@@ -56,7 +55,8 @@ class Pipeline:
     unet: UNet2DCondition
     vae: AutoencoderKL
     params: Params
-    """Every encoder's part, `unet` and `vae`: each the inner tree, float32."""
+    """Every encoder's part, `unet` and `vae`: each the inner tree, float32 but for what
+    `load_pipeline` was told to hold otherwise."""
     schedule: NoiseSchedule
     configs: Mapping[str, Mapping[str, Any]]
     """The folder's own JSON for every encoder, `unet`, `vae` and `scheduler`."""
@@ -179,15 +179,16 @@ def load_pipeline(
     folder: Path,
     dtype: DTypeLike = jnp.float32,
     variant: str = "",
-    sharding: Sharding | None = None,
+    held: Callable[[Params], Params] | None = None,
 ) -> Pipeline:
     """Reads a folder of Stable Diffusion 1.x, 2.x or XL in diffusers' format.
 
     Args:
         folder: holds `model_index.json` and a folder per component.
-        dtype: type of the computation; parameters are float32 whatever is stored.
+        dtype: type of the computation.
         variant: which weight files, e.g. `fp16` for `*.fp16.safetensors`; empty: the plain ones.
-        sharding: where every parameter goes; None: to the default device.
+        held: how parameters are held, from their shapes (`parameter_shapes`) to the same with other
+            types and shardings; default: float32 on the default device, whatever is stored.
 
     Raises:
         UserError: a folder or file is missing or damaged, another kind of model is inside, or
@@ -220,12 +221,14 @@ def load_pipeline(
     tokenizers = {part.name: load_tokenizer(folder / part.tokenizer) for part in family.encoders}
     options = {name: index[name] for name, _ in family.options if name in index}
     empty = make_pipeline(configs, {}, tokenizers, folder, dtype, family, options)
+    shapes = parameter_shapes(empty)
+    shapes = held(shapes) if held else shapes
     if checkpoints.holds_weights(folder):  # see tasks/convert
-        params = checkpoints.load_weights(folder, parameter_shapes(empty), sharding)
+        params = checkpoints.load_weights(folder, shapes)
     else:
         params = {
-            part: weights.read_params(folder / part, abstract, RENAMES[part], variant, sharding)
-            for part, abstract in parameter_shapes(empty).items()
+            part: weights.read_params(folder / part, abstract, RENAMES[part], variant)
+            for part, abstract in shapes.items()
         }
     return dataclasses.replace(empty, params=params, variant=variant)
 

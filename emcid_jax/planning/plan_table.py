@@ -43,6 +43,13 @@ class Part:
     """Time that the compiler took; None: not compiled."""
     details: Mapping[str, float]
     """Further figures."""
+    encoder: str = ""
+    """The text encoder that it is about, where a model has several."""
+
+    @property
+    def title(self) -> str:
+        """What heads its column."""
+        return f"{TITLES[self.name]} {self.encoder}".rstrip()
 
     @property
     def fits(self) -> bool:
@@ -53,7 +60,7 @@ class Part:
 def table(parts: Sequence[Part]) -> list[str]:
     """A column per part, a row per figure."""
     rows = {
-        "": [TITLES[part.name] for part in parts],
+        "": [part.title for part in parts],
         "in all": [f"{part.count:,} {part.unit}" for part in parts],
         "at once": [f"{part.batch}{' remat' if part.rematerialise else ''}" for part in parts],
         "GiB per device": [_gib(part.bytes_needed) for part in parts],

@@ -37,7 +37,7 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def tpu_mesh(target: Target) -> Mesh:
+def tpu_mesh(target: Target, weight_shards: int = 1) -> Mesh:
     """The mesh over the chips of a TPU topology, for compiling. Before JAX has looked for devices.
 
     Raises:
@@ -54,7 +54,8 @@ def tpu_mesh(target: Target) -> Mesh:
     options: dict[str, Any] = {}
     if target.name.startswith("v4:"):
         options["chip_config_name"] = "megacore"  # a chip's two cores as one device, as on a VM
-    if target.devices < 4 or chips.startswith("1"):
+    one_host = chips == "2x4" and target.name.startswith(("v5e:", "v6e:"))
+    if target.devices < 4 or chips.startswith("1") or one_host:
         options["chips_per_host_bounds"] = [*map(int, chips.split("x")), 1, 1][:3]
     try:
         description = topologies.get_topology_desc(target.name, "tpu", **options)
@@ -63,4 +64,4 @@ def tpu_mesh(target: Target) -> Mesh:
         if "lockfile" in reason:
             reason = "another process holds libtpu; wait for it to end"
         raise UserError(f"config.target is {target.name!r}: {reason}") from error
-    return parallel.make_mesh(description.devices)
+    return parallel.make_mesh(description.devices, weight_shards)

@@ -14,6 +14,7 @@ from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.editing.stage_one import loss
 from emcid_jax.editing.stage_one.loss import EncoderInputs, StageOneInputs
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.pipelines import generate
 from emcid_jax.pipelines.pipeline import Pipeline, conditioning_shapes
 from emcid_jax.runtime import parallel
@@ -62,16 +63,16 @@ def stage_one_inputs(
 
 
 def trace_moments(
-    pipeline: Pipeline, layers: tuple[int, ...], captions: int, mesh: Mesh
+    encoder: TextEncoder, layers: tuple[int, ...], captions: int, mesh: Mesh
 ) -> jax.stages.Traced:
     """One batch of second moments, as `second_moment.accumulate` adds it, at its largest.
 
     That is captions of full length of which no two begin alike. `captions` is rounded up to a
     multiple of the devices.
     """
-    params = _everywhere(pipeline.params["text_encoder"], mesh)
-    model = second_moment.exact(pipeline.encoder.model, params)
-    size, tokens = model.config.intermediate_size, pipeline.encoder.tokenizer.model_max_length
+    params = parallel.shapes(encoder.params, parallel.replicated(mesh))
+    model = second_moment.exact(encoder.model, params)
+    size, tokens = model.config.intermediate_size, encoder.tokenizer.model_max_length
     captions = parallel.padded_size(captions, mesh.size)
 
     def split(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -87,28 +88,22 @@ def trace_sampling(
 ) -> jax.stages.Traced:
     """The program that draws `images` images at once, as `generate.image_batches` calls it."""
     sampler = make_sampler(pipeline.scheduler_config, steps)
-    params = {name: _everywhere(pipeline.params[name], mesh) for name in ("unet", "vae")}
+    params = {name: pipeline.params[name] for name in ("unet", "vae")}
+    params = parallel.shapes(params, parallel.spread(params, mesh))
     prompts = 1 if guidance == 1.0 else 2
     text = conditioning_shapes(pipeline, images, prompts)
 
     def split(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=parallel.sharded(mesh))
 
-    return generate.draw.trace(
-        params,
-        jax.tree.map(lambda leaf: split(*leaf.shape), text),
-        split(images, 1 + sampler.fresh, *pipeline.latent_size),
-        jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
-        unet=pipeline.unet,
-        vae=pipeline.vae,
-        sampler=sampler,
-        mesh=mesh,
-    )
-
-
-def _everywhere(params: Any, mesh: Mesh) -> Any:
-    """Parameters' shapes, replicated over the mesh."""
-    where = parallel.replicated(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), params
-    )
+    with parallel.on(mesh):
+        return generate.draw.trace(
+            params,
+            jax.tree.map(lambda leaf: split(*leaf.shape), text),
+            split(images, 1 + sampler.fresh, *pipeline.latent_size),
+            jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
+            unet=pipeline.unet,
+            vae=pipeline.vae,
+            sampler=sampler,
+            mesh=mesh,
+        )

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, cast
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.sharding import Sharding
 
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import open_to_read, write_atomically
@@ -108,13 +107,11 @@ def holds_weights(folder: Path) -> bool:
     return (folder / RECORD).exists() or (folder / WEIGHTS).exists()
 
 
-def load_weights(
-    folder: Path, abstract: Mapping[str, Any], sharding: Sharding | None = None
-) -> dict[str, Any]:
+def load_weights(folder: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
     """The weights that `save_weights` wrote, in the types of `abstract` (`jax.ShapeDtypeStruct`s).
 
-    Devices read their own shares; how many wrote them does not matter. `sharding` is where every
-    array goes; None: `abstract` says it, or to the default device.
+    Devices read their own shares; how many wrote them does not matter. The shardings in `abstract`
+    say where each array goes, by default to the first device.
 
     UserError naming the file or array if a byte was changed, or these are another model's weights.
     """
@@ -134,9 +131,7 @@ def load_weights(
     where = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def placed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=sharding or leaf.sharding or where
-        )
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or where)
 
     target = jax.tree.map(placed, dict(abstract))
     try:

@@ -7,7 +7,9 @@ inputs; arrays over the mesh live on the devices of all of them.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +19,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emcid_jax.runtime.errors import UserError
 
-CONCEPT_AXIS = "concept"
+CONCEPT_AXIS, WEIGHT_AXIS = "concept", "weight"
+AXES = (CONCEPT_AXIS, WEIGHT_AXIS)
+"""All axes of the mesh. Work is split over both; along the second, weights may be."""
+SPLIT = PartitionSpec(AXES)
+"""A leading axis over all devices."""
 BLOCK = 4 * 2**20
 """Most bytes that `share` takes."""
 COORDINATOR, PROCESSES, PROCESS = (
@@ -76,15 +82,28 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A one-dimensional mesh over `devices` (default: all) with the axis `concept`."""
+def make_mesh(devices: Sequence[jax.Device] | None = None, weight_shards: int = 1) -> Mesh:
+    """A mesh over `devices` (default: all) with the axes `concept` and `weight`.
+
+    Each `weight_shards` neighbours share one copy of what `spread` splits. They belong to one
+    process, so that every process can read its weights without the others.
+
+    UserError if they cannot be grouped so.
+    """
     devices = jax.devices() if devices is None else devices
-    return Mesh(np.asarray(devices), (CONCEPT_AXIS,), axis_types=(AxisType.Auto,))
+    hosts = Counter(device.process_index for device in devices)
+    if any(count % weight_shards for count in hosts.values()):
+        raise UserError(
+            f"weight_shards is {weight_shards}, but there are {max(hosts.values())} "
+            "devices on a host; give a number that divides them"
+        )
+    grid = np.asarray(devices).reshape(-1, weight_shards)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def sharded(mesh: Mesh) -> NamedSharding:
     """Leading axis split over the mesh: concepts, captions or prompts."""
-    return NamedSharding(mesh, PartitionSpec(CONCEPT_AXIS))
+    return NamedSharding(mesh, SPLIT)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -92,16 +111,72 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(tree: Any, sharding: NamedSharding) -> Any:
-    """Arrays that are equal on every process, put where `sharding` says."""
-    if sharding.is_fully_addressable:
-        return jax.device_put(tree, sharding)
+def spread(tree: Any, mesh: Mesh) -> Any:
+    """The sharding of every weight in `tree`: split along the mesh's second axis.
 
-    def one(leaf: Any) -> jax.Array:
-        host = np.asarray(leaf)
-        return jax.make_array_from_callback(host.shape, sharding, host.__getitem__)
+    The last of the longest axes that this divides is cut; what has none is the same on every
+    device. `gathered` puts them together again.
+    """
+    parts = mesh.shape[WEIGHT_AXIS]
+
+    def one(leaf: Any) -> NamedSharding:
+        axes = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or not axes:
+            return replicated(mesh)
+        cut = max(axes, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * cut, WEIGHT_AXIS))
 
     return jax.tree.map(one, tree)
+
+
+def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Programs that are traced inside know that they run on `mesh`; None: on one device."""
+    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
+
+
+def gathered(tree: Any) -> Any:
+    """In a program: weights that `spread` split, whole, each gathered where it is used.
+
+    Left to itself the compiler would exchange some activations in their place.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape[WEIGHT_AXIS] == 1:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def spared(tree: Any, mesh: Mesh) -> int:
+    """Bytes of each device that `spread` spares, against a whole copy."""
+
+    def one(leaf: Any, where: NamedSharding) -> int:
+        return (leaf.size - math.prod(where.shard_shape(leaf.shape))) * leaf.dtype.itemsize
+
+    return sum(jax.tree.leaves(jax.tree.map(one, tree, spread(tree, mesh))))
+
+
+def shapes(tree: Any, sharding: Any) -> Any:
+    """The shapes of what `place` would give."""
+
+    def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda leaf: one(leaf, sharding), tree)
+    return jax.tree.map(one, tree, sharding)
+
+
+def place(tree: Any, sharding: Any) -> Any:
+    """Arrays that are equal on every process, put where `sharding` says: one, or one for each."""
+    if all(one.is_fully_addressable for one in jax.tree.leaves(sharding)):
+        return jax.device_put(tree, sharding)
+
+    def one(leaf: Any, where: NamedSharding) -> jax.Array:
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, host.__getitem__)
+
+    if isinstance(sharding, NamedSharding):
+        return jax.tree.map(lambda leaf: one(leaf, sharding), tree)
+    return jax.tree.map(one, tree, sharding)
 
 
 def fetch(tree: Any) -> Any:

@@ -41,7 +41,7 @@ class ConvertConfig:
 
 
 Config = ConvertConfig
-UNREAD = ("model.dtype",)
+UNREAD = ("model.dtype", "model.unet_storage")
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("*",)
 """What the task writes in its workdir, which must be new."""
@@ -55,8 +55,8 @@ def run(config: ConvertConfig, workdir: Path) -> None:
     require_writable(workdir, (), config)
     _require_empty(workdir)
     source = require_model(config.model)
-    everywhere = parallel.replicated(parallel.make_mesh())
-    pipeline = load_pipeline(source, variant=config.model.variant, sharding=everywhere)
+    held = functools.partial(parallel.shapes, sharding=parallel.replicated(parallel.make_mesh()))
+    pipeline = load_pipeline(source, variant=config.model.variant, held=held)
     params = {
         part: _cast(tree, _types(config.model, source / part, tree))
         for part, tree in pipeline.params.items()
@@ -76,7 +76,7 @@ def run(config: ConvertConfig, workdir: Path) -> None:
             said = staging / part / configs[part]
             kinds = [leaf.dtype.name for leaf in jax.tree.leaves(params[part])]
             write_json(said, json.loads(said.read_text()) | {"dtype": commonest(kinds)})
-        again = load_pipeline(staging, sharding=everywhere).params
+        again = load_pipeline(staging, held=held).params
         for part, digest in hashes.items():
             if params_hash(again[part]) != digest:
                 raise UserError(f"{workdir}: {part} is not read back as it was written; try again")

@@ -88,7 +88,7 @@ class EditFileConfig:
 
 
 Config = EditFileConfig
-UNREAD = ("model.dtype",)
+UNREAD = ("model.dtype", "model.unet_storage")
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("model", *CLIP.values(), LORA, DIFF, "*-edited.safetensors")
 """What the task writes in its workdir."""

@@ -198,7 +198,7 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:
         for one in edits
     ]
     captions = find_captions(base.moments)
-    pipeline = open_model(base.model)
+    pipeline = open_model(base.model, base.run.weight_shards)
     require_layers(base.stage_two, sites(base.stage_one, pipeline.texts), pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
     return Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)

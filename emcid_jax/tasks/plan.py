@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emcid_jax.config import Count, ModelConfig, MomentConfig, Range, RunConfig, StageOneConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_one import loss, training_images
 from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_one.concept_batch import ConceptBatch, needed_memory, refused_memory
@@ -35,7 +36,7 @@ from emcid_jax.sprites.bundled import BUNDLED
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.find_memories import IMAGE_BATCH
-from emcid_jax.workflow.open_model import find_folder
+from emcid_jax.workflow.open_model import as_held, find_folder
 
 TURNS = 10_000
 """Steps that Stage I is counted at: enough that its loop is the one in which most is done."""
@@ -60,6 +61,8 @@ class PlanConfig:
     """What is planned: Stage I, drawing its training images, second moments."""
     utilisation: Annotated[float, Range(0.01, 1.0)] = 0.4
     """Share of the chip's peak rate that the time is predicted for."""
+    weight_shards: Count = 1
+    """As `run.weight_shards` of the planned run."""
     effort: Annotated[float, Range(-1.0, 1.0)] = -1.0
     """How hard the TPU compiler tries: 0 is what runs use, -1 is several times as fast."""
     stage_one: StageOneConfig = StageOneConfig()  # noqa: RUF009 (frozen)
@@ -95,37 +98,38 @@ def run(config: PlanConfig, workdir: Path) -> None:
     """Prints the plan and leaves it in `workdir/plan.json`."""
     folders.require_writable(workdir, WRITES, config)
     target = find_target(config.target)
-    mesh = mesh_of(target)
+    mesh = mesh_of(target, config.weight_shards)
     pipeline = open_abstract(config.model)
-    parts = [_PARTS[name](config, pipeline, target, mesh) for name in config.parts]
+    sites(config.stage_one, pipeline.texts)  # Refuses blocks that are not there.
+    parts = [part for name in config.parts for part in _PARTS[name](config, pipeline, target, mesh)]
     with folders.exclusive(workdir, WRITES):
         folders.write_json(workdir / "plan.json", report(config, target, parts))
     show("\n".join(_lines(config, pipeline, target, parts)))
 
 
-def mesh_of(target: Target) -> Mesh:
+def mesh_of(target: Target, weight_shards: int = 1) -> Mesh:
     """Devices to compile for; for a GPU, one to trace on."""
     if target.kind == "tpu":
-        return tpu_topology.tpu_mesh(target)
+        return tpu_topology.tpu_mesh(target, weight_shards)
     tpu_topology.set_environment()  # JAX loads libtpu if it is there, whatever for.
     return parallel.make_mesh(jax.devices("cpu")[:1])
 
 
 def open_abstract(config: ModelConfig) -> Pipeline:
     """The model's shapes; weights are not read, and need not be there if the name is a folder."""
-    path = config.path
-    dtype = jnp.dtype(config.dtype)
-    if path in architectures.NAMES:
-        return architectures.abstract_pipeline(path, dtype)
-    if path != BUNDLED and Path(path).expanduser().is_dir():
-        return architectures.abstract_pipeline(Path(path).expanduser(), dtype)
-    return architectures.abstract_pipeline(find_folder(config), dtype)
+    path: str | Path = config.path
+    if path not in architectures.NAMES:
+        folder = Path(path).expanduser()
+        path = folder if path != BUNDLED and folder.is_dir() else find_folder(config)
+    pipeline = architectures.abstract_pipeline(path, jnp.dtype(config.dtype))
+    return dataclasses.replace(pipeline, params=as_held(config, pipeline.params))
 
 
-def plan_stage_one(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh) -> Part:
+def plan_stage_one(
+    config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh
+) -> Iterator[Part]:
     """Stage I with the largest batch that fits, as `run.compile_program` chooses it."""
     settings = config.stage_one
-    _require_layer(settings, pipeline)
     inputs = traced_programs.stage_one_inputs(pipeline, config.concepts, config.prompts, settings)
     memory = int(stage_one.MEMORY_SHARE * target.chip.memory)
 
@@ -149,7 +153,7 @@ def plan_stage_one(config: PlanConfig, pipeline: Pipeline, target: Target, mesh:
     whole, step = stage_one_cost(pipeline, config)
     runs = -(-config.concepts // batch.concepts)
     total = Cost(0.0, 0.0).plus(whole, runs * batch.concepts)
-    return _part(
+    yield _part(
         config,
         target,
         built,
@@ -175,7 +179,9 @@ def stage_one_cost(pipeline: Pipeline, config: PlanConfig) -> tuple[Cost, Cost]:
     return program_cost.cost(jaxpr).plus(step, settings.steps - turns), step
 
 
-def plan_images(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh) -> Part:
+def plan_images(
+    config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh
+) -> Iterator[Part]:
     """Drawing Stage I's training images, `IMAGE_BATCH` per device."""
     settings = config.stage_one
     count = config.concepts * config.prompts * settings.samples_per_prompt
@@ -185,20 +191,24 @@ def plan_images(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Me
     program = traced_programs.trace_sampling(
         pipeline, batch, settings.image_steps, settings.image_guidance, mesh
     )
-    return _plan_program(config, target, program, "images", "images", count, batch)
+    yield _plan_program(config, target, program, "images", "images", count, batch)
 
 
-def plan_moments(config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh) -> Part:
+def plan_moments(
+    config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh
+) -> Iterator[Part]:
     """Second moments of all blocks up to Stage I's, captions as long as they may be."""
-    _require_layer(config.stage_one, pipeline)
-    layers = tuple(range(config.stage_one.layer + 1))
+    encoders = {encoder.name: encoder for encoder in pipeline.encoders}
     batch = parallel.padded_size(config.moments.batch, target.devices)
-    program = traced_programs.trace_moments(pipeline, layers, batch, mesh)
-    count = config.moments.count
-    return _plan_program(config, target, program, "moments", "captions", count, batch)
+    for site in sites(config.stage_one, pipeline.texts):
+        layers = tuple(range(site.layer + 1))
+        program = traced_programs.trace_moments(encoders[site.encoder], layers, batch, mesh)
+        count = config.moments.count
+        part = _plan_program(config, target, program, "moments", "captions", count, batch)
+        yield dataclasses.replace(part, encoder=site.encoder) if len(encoders) > 1 else part
 
 
-_PARTS: Mapping[str, Callable[[PlanConfig, Pipeline, Target, Mesh], Part]] = {
+_PARTS: Mapping[str, Callable[[PlanConfig, Pipeline, Target, Mesh], Iterator[Part]]] = {
     "stage_one": plan_stage_one,
     "images": plan_images,
     "moments": plan_moments,
@@ -286,15 +296,6 @@ def _compiling(name: str, target: Target) -> Iterator[None]:
 def _options(config: PlanConfig, target: Target) -> dict[str, Any]:
     """The compiler's options; only the TPU's knows the effort."""
     return {"exec_time_optimization_effort": config.effort} if target.kind == "tpu" else {}
-
-
-def _require_layer(config: StageOneConfig, pipeline: Pipeline) -> None:
-    blocks = pipeline.encoder.model.config.num_hidden_layers
-    if config.layer >= blocks:
-        raise UserError(
-            f"config.stage_one.layer is {config.layer}; {pipeline.folder} has blocks 0 to "
-            f"{blocks - 1}"
-        )
 
 
 def report(config: PlanConfig, target: Target, parts: Sequence[Part]) -> dict[str, Any]:

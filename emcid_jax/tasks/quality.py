@@ -43,6 +43,8 @@ class QualityTaskConfig:
     """A published `erased-*.csv`: the artists' benchmark runs, too."""
     lpips: str = ""
     """LPIPS (AlexNet) as a .safetensors file, for the artists; empty: CLIP scores alone."""
+    weight_shards: Count = 1
+    """As `run.weight_shards` of other tasks: devices that share one copy of the UNet's weights."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder for the next run."""
     progress: bool = True
@@ -83,13 +85,14 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
     captions = quality.read_captions(config.quality, _sources(config.edited))
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
     lpips = load_lpips(Path(config.lpips)) if config.lpips else None
-    base = open_model(config.model)
+    base = open_model(config.model, config.weight_shards)
     edited = with_text_params(base, read_edited(config.edited, base, "config.edited"))
     folder = Path(config.evaluation.judge) if config.evaluation.judge else base.folder / "judge"
     named = bool(config.evaluation.judge)
     judge = load_judge(folder) if named or folder.is_dir() else None
     evaluators = quality.load_evaluators(config.quality, base, judge)
-    models = Both(base, edited, hash_of(model_hashes(base)), parallel.make_mesh())
+    mesh = parallel.make_mesh(weight_shards=config.weight_shards)
+    models = Both(base, edited, hash_of(model_hashes(base)), mesh)
     with folders.exclusive(workdir, WRITES):
         found: dict[str, Any] = {
             "quality": quality.evaluate(

@@ -78,6 +78,8 @@ class SampleConfig:
     """Which task of main runs."""
     model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
     sampling: SamplingConfig = SamplingConfig()
+    weight_shards: Count = 1
+    """As `run.weight_shards` of other tasks: devices that share one copy of the UNet's weights."""
     compile_cache: bool = True
     """Keep compiled programs in the user's cache folder for the next run."""
     progress: bool = True
@@ -127,8 +129,8 @@ def run(config: SampleConfig, workdir: Path) -> None:
         files: dict[tuple[str, str, int], Path] = {}
         hashes: dict[str, str] = {}
         for name, pipeline in models.items():
-            # The models share all parts but the text encoder.
-            parts = pipeline.params if not hashes else ("text_encoder",)
+            # The models share all parts but the text encoders.
+            parts = pipeline.texts if hashes else pipeline.params
             hashes |= {part: params_hash(pipeline.params[part]) for part in parts}
             settings = _settings(config, pipeline) | {"model": dict(hashes)}
             wanted = [Drawing(name, *pair) for pair in dict.fromkeys(asked)]
@@ -164,7 +166,7 @@ def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int
 
 def _models(config: SampleConfig) -> dict[str, Pipeline]:
     """The model, and the edited one if it is asked for."""
-    pipeline = open_model(config.model)
+    pipeline = open_model(config.model, config.weight_shards)
     chosen = SCHEDULERS.get(config.sampling.scheduler, {})
     configs = {**pipeline.configs, "scheduler": {**pipeline.scheduler_config, **chosen}}
     make_sampler(configs["scheduler"], config.sampling.steps)  # refuses before anything is drawn
@@ -220,7 +222,9 @@ def _draw_missing(
         return json.dumps(said, sort_keys=True, ensure_ascii=True)
 
     missing = [d for d, path in files.items() if read_note(path) != about(d)]
-    sampling = config.sampling
+    sampling, mesh = config.sampling, None
+    if jax.device_count() > 1:
+        mesh = parallel.make_mesh(weight_shards=config.weight_shards)
     batches = image_batches(
         pipeline,
         [drawing.prompt for drawing in missing],
@@ -229,7 +233,7 @@ def _draw_missing(
         guidance=sampling.guidance,
         negative=sampling.negative,
         batch=sampling.batch,
-        mesh=parallel.make_mesh() if jax.device_count() > 1 else None,
+        mesh=mesh,
         noise=sampling.noise,
     )
     name = next(iter(files)).model

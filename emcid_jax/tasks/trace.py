@@ -97,7 +97,7 @@ def run(config: TraceConfig, workdir: Path) -> None:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     names = _chosen(config)
-    pipeline = open_model(config.model)
+    pipeline = open_model(config.model, config.run.weight_shards)
     encoder = encoder_of(pipeline, config.encoder)
     blocks = encoder.model.config.num_hidden_layers
     if max(config.windows) > blocks:

@@ -93,7 +93,7 @@ def load(config: Settings, model: ModelConfig) -> Pipeline:
     """The model, with the cache of compiled programs if the settings want it."""
     if config.run.compile_cache:
         environment.use_compile_cache()
-    return open_model(model)
+    return open_model(model, config.run.weight_shards)
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ def prepare(config: EditConfig) -> Job:
     config = dataclasses.replace(config, stage_two=stage_two_config)
     requests = read_requests(config.requests)
     captions = find_captions(config.moments)
-    pipeline = open_model(config.model)
+    pipeline = open_model(config.model, config.run.weight_shards)
     require_layers(config.stage_two, sites(config.stage_one, pipeline.texts), pipeline)
     parts = [part for request in requests for part in mixing.parts(request)]
     prompts = read_prompts(pipeline, parts, config.stage_one)

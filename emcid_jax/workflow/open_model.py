@@ -15,6 +15,7 @@ from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import abstract_params, read_params
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.pipelines.sources import find_model
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.sprites.bundled import SHIPPED, model_folder
@@ -32,9 +33,31 @@ def find_folder(config: ModelConfig) -> Path:
     )
 
 
-def open_model(config: ModelConfig) -> Pipeline:
-    """The model, loaded; UserError if it is missing, damaged or of another kind."""
-    return load_pipeline(find_folder(config), jnp.dtype(config.dtype), config.variant)
+def open_model(config: ModelConfig, weight_shards: int = 1) -> Pipeline:
+    """The model, loaded; UserError if it is missing, damaged or of another kind.
+
+    With `weight_shards` the first so many devices hold a part of the UNet each.
+    """
+    devices = jax.local_devices()[:weight_shards]
+    mesh = parallel.make_mesh(devices, weight_shards) if weight_shards > 1 else None
+
+    def held(shapes: dict[str, Any]) -> dict[str, Any]:
+        found = as_held(config, shapes)
+        if mesh:
+            unet = found["unet"]
+            found["unet"] = parallel.shapes(unet, parallel.spread(unet, mesh))
+        return found
+
+    folder = find_folder(config)
+    return load_pipeline(folder, jnp.dtype(config.dtype), config.variant, held)
+
+
+def as_held(config: ModelConfig, shapes: dict[str, Any]) -> dict[str, Any]:
+    """The parameters' shapes by part, with the types that they are held in."""
+    kind = jnp.dtype(config.unet_storage)
+    return shapes | {
+        "unet": jax.tree.map(lambda one: jax.ShapeDtypeStruct(one.shape, kind), shapes["unet"])
+    }
 
 
 def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, dict[str, Any]]:

@@ -240,7 +240,8 @@ class Run:
 def running(config: RunConfig, workdir: Path, names: Sequence[str]) -> Iterator[Run]:
     """Holds `workdir` for a run that writes `names` there, see `exclusive`, and logs it there."""
     with exclusive(workdir, names):
-        yield Run(config, workdir, Log(workdir / "metrics.jsonl"), parallel.make_mesh())
+        mesh = parallel.make_mesh(weight_shards=config.weight_shards)
+        yield Run(config, workdir, Log(workdir / "metrics.jsonl"), mesh)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

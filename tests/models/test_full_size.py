@@ -184,7 +184,7 @@ def test_unet(name: str, side: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("side", [512, 768])
+@pytest.mark.parametrize("side", [512, 768, 1024])  # The last is SDXL's.
 def test_vae(side: int, tmp_path: Path) -> None:
     from diffusers import AutoencoderKL as Reference
 

@@ -329,6 +329,21 @@ def test_what_is_drawn_lies_split_and_each_device_does_its_share(
     assert 0.2 * whole < share < 0.35 * whole
 
 
+def test_devices_that_share_weights_draw_the_same(pipeline: Pipeline) -> None:
+    prompts, seeds = PROMPTS[:1] * 4, [1, 2, 3, 4]
+    alone, shared = (
+        generate(
+            pipeline,
+            prompts,
+            seeds,
+            mesh=parallel.make_mesh(jax.devices()[:4], weight_shards=count),
+            **SETTINGS,
+        )
+        for count in (1, 4)
+    )
+    assert np.abs(shared.astype(int) - alone).max() <= 1
+
+
 def test_prompts_and_seeds_must_match(pipeline: Pipeline) -> None:
     with pytest.raises(ValueError, match="3 prompts but 1 seeds"):
         generate(pipeline, PROMPTS, [1], steps=2, guidance=4.0)

@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines import single_file
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
-from emcid_jax.pipelines.families import SD
+from emcid_jax.pipelines.families import SD, SDXL
 from emcid_jax.pipelines.generate import encode_prompts, generate, initial_noise
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, save_pipeline, with_text_params
 from emcid_jax.pipelines.published_configs import default_configs
@@ -185,15 +185,17 @@ def test_broken_folders_are_one_clear_error(
 # VmHWM, not getrusage: that starts from the peak of the process that started this one.
 MEASURED = """
 import sys, time
-from pathlib import Path
 import jax
-from emcid_jax.pipelines.pipeline import load_pipeline
+from emcid_jax.config import ModelConfig
+from emcid_jax.workflow.open_model import open_model
 
 began = time.perf_counter()
-jax.block_until_ready(load_pipeline(Path(sys.argv[1])).params)
+params = open_model(ModelConfig(path=sys.argv[1], unet_storage=sys.argv[2])).params
+jax.block_until_ready(params)
 lines = Path("/proc/self/status").read_text().splitlines()
 peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
-print(peak * 2**10, time.perf_counter() - began)
+held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+print(peak * 2**10, held, time.perf_counter() - began)
 """
 
 
@@ -213,26 +215,30 @@ def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]], kind: str) -> in
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kind", ["F32", "F16"])
-def test_loading_stable_diffusion_takes_its_size_and_less_than_a_gigabyte(
-    kind: str, tiny_pipeline_folder: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("version", "kind", "storage"),
+    [(1, "F32", "float32"), (1, "F16", "float32"), ("xl", "F16", "bfloat16")],
+)
+def test_loading_a_published_model_takes_its_size_and_less_than_a_gigabyte(
+    version: Any, kind: str, storage: str, tiny_pipeline_folder: Path, tmp_path: Path
 ) -> None:
-    configs = default_configs(1, "epsilon")
-    write_configs(tmp_path, configs)
-    shutil.copytree(tiny_pipeline_folder / "tokenizer", tmp_path / "tokenizer")
-    set_json("tokenizer/tokenizer_config.json", model_max_length=77)(tmp_path)
-    write_index(tmp_path, "PNDMScheduler")
+    configs, family = default_configs(version, "epsilon"), SDXL if version == "xl" else SD
+    write_configs(tmp_path, configs, family)
+    for part in family.encoders:
+        shutil.copytree(tiny_pipeline_folder / "tokenizer", tmp_path / part.tokenizer)
+        set_json(f"{part.tokenizer}/tokenizer_config.json", model_max_length=77)(tmp_path)
+    write_index(tmp_path, configs["scheduler"]["_class_name"], family)
     names = single_file.names_of(configs)
     count = sum(
         write_zeros(tmp_path / part / file, dict(names[part]), kind)
-        for part, file in SD.weight_files.items()
+        for part, file in family.weight_files.items()
     )
-    command = [sys.executable, "-c", MEASURED, str(tmp_path)]
+    command = [sys.executable, "-c", MEASURED, str(tmp_path), storage]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak, seconds = map(float, done.stdout.split())
-    model = 4 * count  # parameters are float32 whatever is stored
+    peak, model, seconds = map(float, done.stdout.split())
+    assert model == 4 * count if storage == "float32" else model < 3 * count
     print(
-        f"\n{kind}: model {model / 2**30:.2f} GiB, peak of the process {peak / 2**30:.2f} GiB, "
-        f"{seconds:.0f} s"
+        f"\n{version} {kind}: model {model / 2**30:.2f} GiB, peak of the process "
+        f"{peak / 2**30:.2f} GiB, {seconds:.0f} s"
     )
     assert model < peak < model + 2**30

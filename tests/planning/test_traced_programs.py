@@ -79,7 +79,9 @@ def test_the_sampling_program_draws(tiny_pipeline_folder: Path) -> None:
 def test_the_moments_program_adds(tiny_pipeline_folder: Path) -> None:
     pipeline = load_pipeline(tiny_pipeline_folder)
     mesh = parallel.make_mesh(jax.devices()[:2])
-    traced = traced_programs.trace_moments(abstract_pipeline(tiny_pipeline_folder), (0, 2), 3, mesh)
+    traced = traced_programs.trace_moments(
+        abstract_pipeline(tiny_pipeline_folder).encoder, (0, 2), 3, mesh
+    )
     program = traced.lower().compile()
     ids = tokenize(
         pipeline.encoder.tokenizer, ["a dog", "a photo of a cat in the snow", "the city", ""]

@@ -74,6 +74,36 @@ def test_place_and_fetch_are_inverse_and_split_as_asked() -> None:
         np.testing.assert_array_equal(found["b"], tree["b"])
 
 
+def test_weights_are_cut_along_the_longest_axis_that_can_be() -> None:
+    mesh = parallel.make_mesh(weight_shards=4)
+    tree = {
+        "last": np.zeros((3, 3, 8, 16)),
+        "square": np.zeros((8, 8)),
+        "first": np.zeros((12, 9)),
+        "odd": np.zeros((7, 9)),
+        "one": np.zeros(()),
+    }
+    placed = parallel.place(tree, parallel.spread(tree, mesh))
+    held = {name: array.addressable_shards[0].data.shape for name, array in placed.items()}
+    assert held == {
+        "last": (3, 3, 8, 4),
+        "square": (8, 2),
+        "first": (3, 9),
+        "odd": (7, 9),
+        "one": (),
+    }
+    whole = sum(array.nbytes for array in tree.values())
+    assert parallel.spared(tree, mesh) == whole - 8 * (288 + 16 + 27 + 63 + 1)
+    assert parallel.spared(tree, parallel.make_mesh()) == 0
+    for name, array in parallel.fetch(placed).items():
+        np.testing.assert_array_equal(array, tree[name])
+
+
+def test_weights_are_shared_by_devices_of_one_host_only() -> None:
+    with pytest.raises(UserError, match=r"weight_shards is 3, but there are 8 devices on a host"):
+        parallel.make_mesh(weight_shards=3)
+
+
 def test_alone_everything_is_ones_own() -> None:
     assert parallel.is_first()
     assert parallel.share(b"x") == b"x"

@@ -77,7 +77,7 @@ def test_what_depends_on_the_platform_counts_as_on_an_accelerator() -> None:
 
 def test_what_devices_do_side_by_side_is_added_up() -> None:
     mesh = parallel.make_mesh(jax.devices()[:4])
-    split = jax.P(parallel.CONCEPT_AXIS)
+    split = parallel.SPLIT
     local = jax.shard_map(lambda x: x @ x.T, mesh=mesh, in_specs=split, out_specs=split)
     assert program_cost.cost(jaxpr_of(local, shape(8, 16))).flops == 4 * 2 * 2 * 16 * 2
 

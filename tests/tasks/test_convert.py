@@ -36,14 +36,15 @@ def test_the_converted_folder_is_the_same_model_on_any_mesh(
     assert not list(folder.rglob("*.safetensors"))
 
     base = load_pipeline(tiny_pipeline_folder)
-    mesh = parallel.make_mesh(jax.devices()[:2])
+    everywhere = parallel.replicated(parallel.make_mesh(jax.devices()[:2]))
     found = load_pipeline(
-        require_model(ModelConfig(path=str(folder))), sharding=parallel.replicated(mesh)
+        require_model(ModelConfig(path=str(folder))),
+        held=lambda shapes: parallel.shapes(shapes, everywhere),
     )
     # Requests, memories and edits of the one are those of the other.
     assert model_hashes(found) == model_hashes(base)
     leaf = jax.tree.leaves(found.params)[0]
-    assert leaf.sharding.is_equivalent_to(parallel.replicated(mesh), leaf.ndim)
+    assert leaf.sharding.is_equivalent_to(everywhere, leaf.ndim)
 
     text = found.params["text_encoder"]
     text_encoder.write_text_encoder(tmp_path / "text_encoder", text, folder / "text_encoder")

@@ -109,6 +109,32 @@ def test_a_plan_for_a_gpu_is_counted(
     assert 0.5 < parts[0]["bytes_needed"] / compiled["bytes_needed"] < 2
 
 
+def test_a_plan_for_two_encoders_and_a_unet_of_half_the_size(
+    tiny_xl_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = {}
+    for storage in ("float32", "bfloat16"):
+        config = config_for(
+            tiny_xl_folder,
+            target="h200",
+            parts=("stage_one", "moments"),
+            model=ModelConfig(str(tiny_xl_folder), dtype="bfloat16", unet_storage=storage),
+            stage_one=StageOneConfig(layer=2, second_layer=1, steps=5, concept_batch=4),
+        )
+        plan.run(config, tmp_path)
+        found[storage] = json.loads((tmp_path / "plan.json").read_text())["parts"]
+    _, first, second = found["float32"]
+    assert [part["encoder"] for part in (first, second)] == ["text_encoder", "text_encoder_2"]
+    assert first["flops"] != second["flops"]
+    title = "".join(capsys.readouterr().out.splitlines()[1].split())
+    assert title == "StageImomentstext_encodermomentstext_encoder_2"
+    unet = abstract_pipeline(tiny_xl_folder).params["unet"]
+    saved = found["float32"][0]["bytes_needed"] - found["bfloat16"][0]["bytes_needed"]
+    count = sum(leaf.size for leaf in jax.tree.leaves(unet))
+    # Computing in bfloat16 keeps a copy of float32 weights, and none of those held so.
+    assert 2 * count < saved < 4.2 * count
+
+
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra [aot]")
 def test_a_plan_for_tpus(tiny_pipeline_folder: Path, tmp_path: Path) -> None:
     """In a process of its own, for libtpu reads its environment once. No loop communicates."""

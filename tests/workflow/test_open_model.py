@@ -130,6 +130,33 @@ def test_an_edit_has_the_type_of_the_weights_that_were_read(
         assert {array.dtype.name for array in stored.values()} == {expected}
 
 
+@pytest.mark.parametrize("shards", [1, 4])
+def test_a_unet_held_in_bfloat16_is_the_rounded_one(
+    shards: int, tiny_pipeline_folder: Path
+) -> None:
+    """Half the memory, and computing in float32 goes on from the rounded weights."""
+    path = str(tiny_pipeline_folder)
+    base = open_model(ModelConfig(path=path))
+    found = open_model(ModelConfig(path=path, unet_storage="bfloat16"), shards)
+    rounded = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), base.params["unet"])
+    jax.tree.map(np.testing.assert_array_equal, found.params["unet"], rounded)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found.params["unet"])} == {"bfloat16"}
+    parts = {len(leaf.devices()) for leaf in jax.tree.leaves(found.params["unet"])}
+    assert parts == {shards}
+    for part in ("text_encoder", "vae"):
+        jax.tree.map(np.testing.assert_array_equal, found.params[part], base.params[part])
+
+    wide = jax.tree.map(lambda leaf: leaf.astype("float32"), rounded)
+    latents = np.random.default_rng(0).standard_normal((2, *base.latent_size)).astype(np.float32)
+    text = np.random.default_rng(1).standard_normal((2, 32, 32)).astype(np.float32)
+    arguments = latents, np.array([1, 500]), text
+    wanted, got = (
+        jax.jit(base.unet.apply)({"params": params}, *arguments)
+        for params in (wide, found.params["unet"])
+    )
+    np.testing.assert_allclose(got, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -34,7 +34,8 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.finite import require_finite
 from emcid_jax.runtime.json_text import loads
 from emcid_jax.runtime.parallel import (
-    CONCEPT_AXIS,
+    AXES,
+    SPLIT,
     make_mesh,
     padded_size,
     place,
@@ -279,7 +280,7 @@ def _add(
     counts: Int[Array, " slot"],
 ) -> tuple[Float[Array, "device key key"], ...]:
     """Add one batch to every device's own sums, above the diagonal; no communication."""
-    split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
+    split, whole = SPLIT, PartitionSpec()
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(whole, split, split, split, split), out_specs=split
@@ -317,7 +318,7 @@ def _total(
     """The one collective: add the devices' sums."""
 
     def add(sums: tuple[Array, ...]) -> tuple[Array, ...]:
-        return jax.lax.psum(tuple(total[0] for total in sums), CONCEPT_AXIS)
+        return jax.lax.psum(tuple(total[0] for total in sums), AXES)
 
-    split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
+    split, whole = SPLIT, PartitionSpec()
     return jax.shard_map(add, mesh=mesh, in_specs=(split,), out_specs=whole)(sums)

@@ -32,6 +32,7 @@ from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.generate import time_ids
 from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.runtime import parallel
 
 Params = Mapping[str, Any]
 
@@ -171,8 +172,9 @@ def student_texts(
             added = here[..., None] * offsets[name][:, None, :, None]
             hidden = hidden + added.sum(axis=2)
         edited = _fold(hidden)
+        weights = parallel.gathered(params[name])
         output: Any = text.apply(
-            {"params": params[name]}, _fold(own.source_ids), hidden=edited, start=layer + 1
+            {"params": weights}, _fold(own.source_ids), hidden=edited, start=layer + 1
         )
         states = (*output.hidden[:layer], edited, *output.hidden[layer + 1 :])
         found[name] = output._replace(hidden=states)
@@ -298,7 +300,8 @@ def predict(
     """
     sizes = time_ids(pipeline, len(noisy))
     read = text._replace(time_ids=None if sizes is None else jnp.asarray(sizes))
-    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, *read)
+    weights = parallel.gathered(params["unet"])
+    predicted = pipeline.unet.apply({"params": weights}, noisy, timesteps, *read)
     return cast(Array, predicted).astype(jnp.float32)
 
 
@@ -321,7 +324,7 @@ def _end_features(
     (layer,) = (site.layer for site in where if site.encoder == name)
     return prompt_end.end_features(
         text_models(pipeline)[name],
-        params[name],
+        parallel.gathered(params[name]),
         Before(*map(_fold, own.earlier)),
         _fold(edited),
         _fold(inputs.position[..., 0]),

@@ -69,7 +69,8 @@ def optimise(
         UserError: the smallest batch needs more memory than there is, or a result is not finite.
     """
     program = compile_program(pipeline, inputs, config, mesh) if program is None else program
-    params = parallel.place(model_params(pipeline), parallel.replicated(mesh))
+    params = model_params(pipeline)
+    params = parallel.place(params, parallel.spread(params, mesh))
     count, size = len(inputs.h0), program.batch.concepts
     results = []
     for first in range(0, count, size):
@@ -130,10 +131,11 @@ def compile_program(
     if batch is None:
         free = int(MEMORY_SHARE * free_memory(mesh)) if memory is None else memory
         one = parallel.make_mesh(list(mesh.devices.flat)[:1])
+        spared = parallel.spared(model_params(pipeline), mesh)
 
         @functools.cache
         def estimated(batch: ConceptBatch) -> int:
-            return estimated_memory(pipeline, inputs, config, one, batch, mesh.size)
+            return estimated_memory(pipeline, inputs, config, one, batch, mesh.size) - spared
 
         batch = choose_batch(needed, estimated, inputs, config, mesh.size, free)
     program, seconds = compiled(batch)
@@ -207,7 +209,8 @@ def trace(
         lambda leaf: jax.ShapeDtypeStruct((batch.concepts, *leaf.shape[1:]), leaf.dtype), inputs
     )
     zeros = jax.ShapeDtypeStruct(rows.h0.shape, jnp.float32)
-    return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
+    with parallel.on(mesh):
+        return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
 
 
 def model_params(pipeline: Pipeline) -> Params:
@@ -218,11 +221,11 @@ def model_params(pipeline: Pipeline) -> Params:
 def _jitted(
     pipeline: Pipeline, config: StageOneConfig, batch: ConceptBatch, mesh: Mesh
 ) -> jax.stages.Wrapped:
-    """The loop of (params, inputs, zeros); concepts sharded, parameters replicated."""
-    concept, everywhere = parallel.sharded(mesh), parallel.replicated(mesh)
+    """The loop of (params, inputs, zeros); concepts sharded, parameters as `spread` says."""
+    concept, weights = parallel.sharded(mesh), parallel.spread(model_params(pipeline), mesh)
     return jax.jit(
         functools.partial(adam_loop.run, pipeline, config, batch.rematerialise),
-        in_shardings=(everywhere, concept, concept),
+        in_shardings=(weights, concept, concept),
         out_shardings=concept,
         donate_argnums=2,
     )

@@ -19,7 +19,7 @@ from emcid_jax.editing.units.contexts import NamePrompts
 from emcid_jax.models.text.clip import ClipTextModel, TextEmbeddings
 from emcid_jax.models.text.transformer import ClipAttention, layer_norm
 from emcid_jax.runtime.parallel import (
-    CONCEPT_AXIS,
+    SPLIT,
     fetch,
     make_mesh,
     padded_size,
@@ -105,7 +105,7 @@ def _states(
     ids: Int[Array, "name context token"],
     positions: Int[Array, "name context"],
 ) -> Float[Array, "name context dim"]:
-    split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
+    split, whole = SPLIT, PartitionSpec()
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False

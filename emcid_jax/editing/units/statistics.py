@@ -32,7 +32,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import (
-    CONCEPT_AXIS,
+    SPLIT,
     fetch,
     make_mesh,
     padded_size,
@@ -217,7 +217,7 @@ def _at_places(
     ids: Int[Array, "caption token"],
     places: Int[Array, " slot"],
 ) -> Float[Array, "slot dim"]:
-    split, whole = PartitionSpec(CONCEPT_AXIS), PartitionSpec()
+    split, whole = SPLIT, PartitionSpec()
 
     @functools.partial(
         jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False

@@ -71,7 +71,6 @@ def read_params(
     abstract: Params,
     rename: Rename | None = None,
     variant: str = "",
-    sharding: Sharding | None = None,
 ) -> Params:
     """Read the parameters that `abstract` describes from safetensors.
 
@@ -80,10 +79,10 @@ def read_params(
     Args:
         folder_or_file: one `*.safetensors` file, or a folder that holds one (a sharded set with
             `*.index.json` counts as one).
-        abstract: tree of `jax.ShapeDtypeStruct`, see `abstract_params`.
+        abstract: tree of `jax.ShapeDtypeStruct`, see `abstract_params`; their shardings say where
+            each parameter goes, by default to the default device.
         rename: maps a name on disk to the expected name, or to None to skip that tensor.
         variant: which files of the folder, see `weight_files`.
-        sharding: where every parameter goes; None: to the default device.
 
     Returns:
         A tree like `abstract` of float32 (or `abstract`'s dtype) arrays; half precision on disk
@@ -127,7 +126,7 @@ def read_params(
                     array = _from_disk(path[-1], array).astype(leaf.dtype, order="C", copy=False)
                 if not np.isfinite(array).all():
                     problems.non_finite.append(stored + at)
-                leaves[path] = _placed(array, sharding)
+                leaves[path] = _placed(array, leaf.sharding)
     problems.missing = sorted(name for name, (path, _) in expected.items() if path not in leaves)
     problems.raise_if_any(files[0] if len(files) == 1 else folder_or_file)
     return unflatten_dict({path: leaves[path] for path, _ in expected.values()})

@@ -123,6 +123,24 @@ def test_same_memories_on_eight_devices(pipeline, inputs, result):
     np.testing.assert_allclose(np.asarray(eight.curve)[:3], result.curve, rtol=1e-5)
 
 
+def test_weights_may_be_shared_by_devices(pipeline, inputs, result):
+    """Four hold a copy together: the same memories, and nothing but weights is gathered."""
+    shared = parallel.make_mesh(jax.devices(), weight_shards=4)
+    program = stage_one.compile_program(pipeline, inputs, CONFIG, shared)
+    params = stage_one.model_params(pipeline)
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    spared = parallel.spared(params, shared)
+    assert spared > 0.7 * whole
+    alone = stage_one.compile_program(pipeline, inputs, CONFIG, mesh(8))
+    held = [p.run.memory_analysis().argument_size_in_bytes for p in (program, alone)]
+    assert 0.75 * spared < held[1] - held[0] <= spared  # Some weights are not read.
+    found = set(COLLECTIVE.findall(program.run.as_text()))
+    assert found == {"gather"}
+    got = stage_one.optimise(pipeline, inputs, CONFIG, shared, program)
+    assert_same(got.delta, result.delta)
+    np.testing.assert_allclose(got.curve, result.curve, rtol=1e-5)
+
+
 def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, result):
     # The middle request has one template: alone, its rectangle is not padded.
     alone = prepare(pipeline, REQUESTS[1:2], images[1:2, :, :1])

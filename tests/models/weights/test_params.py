@@ -259,7 +259,7 @@ def test_a_shard_with_a_problem_is_named(tmp_path, tensors, abstract):
 def test_parameters_go_where_they_shall(file, tensors, abstract):
     save_file(tensors, file)
     everywhere = parallel.replicated(parallel.make_mesh())
-    params = read_params(file, abstract, sharding=everywhere)
+    params = read_params(file, parallel.shapes(abstract, everywhere))
     assert {leaf.sharding for leaf in jax.tree.leaves(params)} == {everywhere}
     jax.tree.map(np.testing.assert_array_equal, params, read_params(file, abstract))
 
