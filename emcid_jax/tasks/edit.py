@@ -19,7 +19,7 @@ from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.benchmarks.aice import Evaluation, evaluate
 from emcid_jax.evaluation.benchmarks.aice_protocol import as_json
-from emcid_jax.evaluation.benchmarks.registry import evaluate_others, split
+from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, split
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.pages.edit import ReportData, write_report
 from emcid_jax.reporting.plots.theme import LayerBar
@@ -121,7 +121,7 @@ def finish(job: Job, edited: Pipeline, run: Run) -> None:
         models = edit_job.models(job, edited, run)
         scored = split(job.requests, job.judge.groups)
         with run.log.timed("evaluation"):
-            evaluation = evaluate(scored.aice, models, config, workdir, progress=progress)
+            evaluation = evaluate(scored[AICE], models, config, workdir, progress=progress)
             others = evaluate_others(scored, models, config, workdir, progress=progress)
     mixing = workdir / debias_search.FILE
     if mixing.exists():

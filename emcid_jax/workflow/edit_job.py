@@ -25,7 +25,7 @@ from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.evaluation.benchmarks.aice import evaluate, make_plan
 from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
-from emcid_jax.evaluation.benchmarks.registry import split
+from emcid_jax.evaluation.benchmarks.registry import AICE, split
 from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
@@ -133,7 +133,7 @@ def prepare(config: EditConfig) -> Job:
         judge = _load_judge(config.evaluation, pipeline.folder)
         debias_search.require_judgeable(mixed, judge, config.debias)
     if judge and config.evaluation.enabled:
-        scored = split(requests, judge.groups).aice
+        scored = split(requests, judge.groups)[AICE]
         for reason in make_plan(scored, judge.groups[OBJECT], config.evaluation).skipped:
             logging.warning("not evaluated: %s", reason)
     job = Job(config, requests, pipeline, prompts, captions, model_hashes(pipeline), judge)

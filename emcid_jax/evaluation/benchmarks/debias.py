@@ -70,6 +70,11 @@ class Debiased(NamedTuple):
     delta: Float[np.ndarray, "request seed"]
 
 
+def takes(request: EditRequest, groups: Mapping[str, LabelGroup]) -> bool:
+    """Requests to debias whose destinations one label group tells apart."""
+    return request.task == "debias" and find_values(request, groups) is not None
+
+
 def find_values(request: EditRequest, groups: Mapping[str, LabelGroup]) -> Values | None:
     """The first label group that tells the request's destinations apart; None if none does.
 

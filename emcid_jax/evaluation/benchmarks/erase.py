@@ -82,6 +82,14 @@ class StyleScores(NamedTuple):
     post_top: Float[np.ndarray, " artist"]
 
 
+def takes(request: EditRequest, groups: Mapping[str, LabelGroup]) -> bool:
+    """Requests to erase an artist that the judge knows."""
+    artists = groups.get(ARTIST)
+    return (
+        request.task == "erase" and artists is not None and artists.find(request.source) is not None
+    )
+
+
 def make_plan(
     requests: Sequence[EditRequest],
     artists: LabelGroup,

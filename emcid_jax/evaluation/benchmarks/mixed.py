@@ -96,7 +96,7 @@ def make_plan(
     objects, artists = groups[OBJECT], groups.get(ARTIST)
     most = config.prompts_per_request
     scored, skipped = aice.plan_requests(
-        split.aice, objects, SENTENCES, prompts_per_request=most, aliases=config.aliases
+        split[registry.AICE], objects, SENTENCES, prompts_per_request=most, aliases=config.aliases
     )
     classes, kept = (
         tuple(one for one in untouched.held_out if one.group == group) for group in (OBJECT, ARTIST)
@@ -104,12 +104,12 @@ def make_plan(
     erased: tuple[Artist, ...] = ()
     if artists is not None:
         # No objects in the artists' style: what becomes of these is the task's own question.
-        erased = erase.make_plan(split.erase, artists, None, config).erased
-    names = rectify.make_plan(split.rectify, objects, config)
+        erased = erase.make_plan(split["erase"], artists, None, config).erased
+    names = rectify.make_plan(split["rectify"], objects, config)
     judged = [
-        *(_updated(split.aice[one.index], one) for one in scored),
-        *(_erased(*pair, most) for pair in zip(split.erase, erased, strict=True)),
-        *(_rectified(*pair) for pair in zip(split.rectify, names, strict=True)),
+        *(_updated(split[registry.AICE][one.index], one) for one in scored),
+        *(_erased(*pair, most) for pair in zip(split["erase"], erased, strict=True)),
+        *(_rectified(*pair) for pair in zip(split["rectify"], names, strict=True)),
     ]
     order = {id(request): place for place, request in enumerate(requests)}
     judged.sort(key=lambda one: order[id(one.request)])

@@ -55,6 +55,11 @@ class SetScores(NamedTuple):
     post_right: Float[np.ndarray, " request"]
 
 
+def takes(request: EditRequest, groups: Mapping[str, LabelGroup]) -> bool:
+    """Requests to rectify whose destination is an object that the judge knows."""
+    return request.task == "rectify" and find_class(request, groups[OBJECT]) is not None
+
+
 def find_class(request: EditRequest, labels: LabelGroup) -> int | None:
     """Class id of the destination: the request's own, else by name; None if the judge has none."""
     if request.dest_id is None:

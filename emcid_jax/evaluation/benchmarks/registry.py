@@ -4,57 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
 from emcid_jax.evaluation.benchmarks import debias, erase, rectify
 from emcid_jax.evaluation.drawing.before_after import Models
-from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
+from emcid_jax.evaluation.judges.labels import LabelGroup
 
 
-class Split(NamedTuple):
-    """A run's requests by benchmark, each in the order of the run."""
+class Benchmark(Protocol):
+    """What the module of a benchmark has."""
 
-    aice: tuple[EditRequest, ...]
-    """All that no other benchmark takes."""
-    debias: tuple[EditRequest, ...]
-    erase: tuple[EditRequest, ...]
-    """Sources that the judge knows as artists."""
-    rectify: tuple[EditRequest, ...]
-    """Destinations that the judge knows as objects."""
+    def takes(self, request: EditRequest, groups: Mapping[str, LabelGroup]) -> bool:
+        """Whether a judge with these label groups can score the request by it."""
+        ...
+
+    def evaluate(
+        self,
+        requests: Sequence[EditRequest],
+        models: Models,
+        config: EvaluationConfig,
+        workdir: Path,
+        *,
+        progress: bool,
+    ) -> dict[str, Any]:
+        """Draws, judges and scores; JSON values only."""
+        ...
 
 
-def split(requests: Sequence[EditRequest], groups: Mapping[str, LabelGroup]) -> Split:
-    """Sorts requests by task, as far as a judge with these label groups can score them."""
-    found: dict[str, list[EditRequest]] = {name: [] for name in Split._fields}
+BENCHMARKS: Mapping[str, Benchmark] = {"debias": debias, "erase": erase, "rectify": rectify}
+"""By the entry of `metrics.json`; a request goes to the first that takes it."""
+AICE = "aice"
+"""The entry of all other requests."""
+
+
+def split(
+    requests: Sequence[EditRequest], groups: Mapping[str, LabelGroup]
+) -> dict[str, tuple[EditRequest, ...]]:
+    """The requests of every benchmark and of AICE, each in the order of the run."""
+    found: dict[str, list[EditRequest]] = {name: [] for name in (AICE, *BENCHMARKS)}
     for request in requests:
-        found[_benchmark(request, groups)].append(request)
-    return Split(**{name: tuple(part) for name, part in found.items()})
+        takers = (name for name, one in BENCHMARKS.items() if one.takes(request, groups))
+        found[next(takers, AICE)].append(request)
+    return {name: tuple(part) for name, part in found.items()}
 
 
 def evaluate_others(
-    requests: Split, models: Models, config: EvaluationConfig, workdir: Path, *, progress: bool
+    requests: Mapping[str, Sequence[EditRequest]],
+    models: Models,
+    config: EvaluationConfig,
+    workdir: Path,
+    *,
+    progress: bool,
 ) -> dict[str, Any]:
-    """The entries `debias`, `erase` and `rectify` of `metrics.json`, of those with requests."""
-    others = {
-        "debias": (debias, requests.debias),
-        "erase": (erase, requests.erase),
-        "rectify": (rectify, requests.rectify),
-    }
+    """The entries of `metrics.json` beside AICE's, of the benchmarks with requests."""
     return {
-        key: module.evaluate(part, models, config, workdir, progress=progress)
-        for key, (module, part) in others.items()
-        if part
+        name: one.evaluate(requests[name], models, config, workdir, progress=progress)
+        for name, one in BENCHMARKS.items()
+        if requests[name]
     }
-
-
-def _benchmark(request: EditRequest, groups: Mapping[str, LabelGroup]) -> str:
-    artists = groups.get(erase.ARTIST)
-    if request.task == "debias":
-        return "debias" if debias.find_values(request, groups) else "aice"
-    if request.task == "erase" and artists and artists.find(request.source) is not None:
-        return "erase"
-    if request.task == "rectify" and rectify.find_class(request, groups[OBJECT]) is not None:
-        return "rectify"
-    return "aice"

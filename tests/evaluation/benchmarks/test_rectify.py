@@ -66,7 +66,9 @@ def test_every_request_has_one_benchmark() -> None:
     people = EditRequest("a cook", ("a male cook", "she cook"), ("{}",), **pair)
     tall = EditRequest("a cook", ("a tall cook", "a short cook"), ("{}",), **pair)
     found = registry.split([update, monet, hidden, people, tall, KITTY, UNKNOWN], GROUPS)
-    assert found.aice == (update, hidden, tall, UNKNOWN)
-    assert found.debias == (people,)
-    assert found.erase == (monet,)
-    assert found.rectify == (KITTY,)
+    assert found == {
+        "aice": (update, hidden, tall, UNKNOWN),
+        "debias": (people,),
+        "erase": (monet,),
+        "rectify": (KITTY,),
+    }
