@@ -29,6 +29,7 @@ hypothesis.settings.register_profile("any-machine", deadline=None)
 hypothesis.settings.load_profile("any-machine")
 
 MINUTES = (
+    "tests/baselines/test_fine_tune.py",
     "tests/benchmarks/test_torture.py",
     "tests/concepts/readers/test_manifests.py::test_manifests_round_trip",
     "tests/concepts/test_conflicts.py::test_a_long_chain_needs_no_recursion",

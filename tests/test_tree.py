@@ -18,6 +18,7 @@ ACROSS = {
     "studies/test_questions.py": "what the studies compute by hand",
     "tasks/test_resuming.py": "tasks that fill a table",
     "tasks/test_settings_are_read.py": "every task",
+    "tasks/test_tasks_xl.py": "tasks that compare and measure, with two text encoders",
     "workflow/test_units_refused.py": "tasks that predict nothing of concept units",
 }
 """Tests of what several modules have in common; those in `tests/` itself are of the package."""

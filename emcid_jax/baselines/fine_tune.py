@@ -2,16 +2,17 @@
 
 The loss is Stage I's (`editing/stage_one/loss.py`), over all requests and a batch of them per step,
 without the decay of the offset, for there is none. With `part` = `text_encoder` that is the plain
-alternative to both of EMCID's stages; with `cross_attention` and the objective `esd` it is ESD-x
-(Gandikota et al., arXiv 2303.07345), but for the noisy images: ESD takes them from the trained
-model half way through sampling, this adds noise to the clean model's images of the source.
+alternative to both of EMCID's stages, in all text encoders that they edit; with `cross_attention`
+and the objective `esd` it is ESD-x (Gandikota et al., arXiv 2303.07345), but for the noisy images:
+ESD takes them from the trained model half way through sampling, this adds noise to the clean
+model's images of the source.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import jax
@@ -23,12 +24,11 @@ from jax import Array
 from jaxtyping import Float
 
 from emcid_jax.config import Count, Positive, StageOneConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import random_draws
 from emcid_jax.editing.stage_one.loss import Params, Sample, StageOneInputs
-from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import TextOutput
-from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline
 
 Part = Literal["text_encoder", "cross_attention"]
@@ -40,7 +40,7 @@ class FineTuneConfig:
     """Settings of fine-tuning; the loss is that of `stage_one`."""
 
     part: Part = "text_encoder"
-    """What is trained: the text encoder, or the UNet's attention to the text."""
+    """What is trained: the text encoders that Stage I edits, or the UNet's attention to text."""
     passes: Count = 60
     """How often every request is seen: what Stage I's steps are to a memory."""
     learning_rate: Positive = 1e-4
@@ -73,8 +73,9 @@ def train(
 
     Every pass takes the requests in a new order, which is a function of their number only.
     """
-    clean = {name: pipeline.params[name] for name in ("text_encoder", "unet")}
-    weights = trained_weights(clean, config.part)
+    clean = {name: pipeline.params[name] for name in (*pipeline.texts, "unet")}
+    encoders = [site.encoder for site in sites(stage_one, pipeline.texts)]
+    weights = trained_weights(clean, config.part, encoders)
     optimiser = optax.adam(config.learning_rate)
     state = optimiser.init(weights)
     step = jax.jit(functools.partial(_step, pipeline, stage_one, optimiser), donate_argnums=(0, 1))
@@ -94,11 +95,14 @@ def batches(count: int, config: FineTuneConfig) -> Iterator[np.ndarray]:
         yield np.resize(order[first : first + size], size)
 
 
-def trained_weights(params: Params, part: Part) -> Weights:
-    """The arrays that are trained, by path in the parameters of text encoder and UNet."""
+def trained_weights(params: Params, part: Part, encoders: Sequence[str]) -> Weights:
+    """The arrays that are trained, by path in the parameters of text encoders and UNet.
+
+    `encoders` are trained if `part` is `text_encoder`.
+    """
     flat: Any = traverse_util.flatten_dict({name: dict(params[name]) for name in params})
     if part == "text_encoder":
-        return {path: leaf for path, leaf in flat.items() if path[0] == "text_encoder"}
+        return {path: leaf for path, leaf in flat.items() if path[0] in encoders}
     return {path: leaf for path, leaf in flat.items() if path[0] == "unet" and "attn2" in path}
 
 
@@ -118,16 +122,25 @@ def loss(
 ) -> Float[Array, ""]:
     """Stage I's noise and text loss of the model with `params`, mean over the requests."""
     mask = inputs.prompt_mask
-    own = inputs.encoders[FIRST]
-    flat = own.source_ids.reshape(-1, own.source_ids.shape[-1])
-    text = objective.text_models(pipeline)[FIRST]
-    student = cast(TextOutput, text.apply({"params": params[FIRST]}, flat))
-    features = objective.text_features(student, inputs.position.reshape(len(flat), -1))
-    error = jnp.square(features - own.target_features.reshape(len(flat), -1))
-    total = config.text_loss_scale * objective.prompt_mean(error, mask).mean()
+    position = inputs.position.reshape(-1, inputs.position.shape[-1])
+    texts = objective.text_models(pipeline)
+    students = {
+        name: cast(
+            TextOutput,
+            texts[name].apply(
+                {"params": params[name]}, own.source_ids.reshape(-1, own.source_ids.shape[-1])
+            ),
+        )
+        for name, own in inputs.encoders.items()
+    }
+    total = jnp.zeros(())
+    for name in objective.aligned(config, sites(config, pipeline.texts)):
+        features = objective.text_features(students[name], position)
+        error = jnp.square(features - inputs.encoders[name].target_features.reshape(features.shape))
+        total += config.text_loss_scale * objective.prompt_mean(error, mask).mean()
     if sample is not None:
-        states = Conditioning(student.last_hidden_state)
-        predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, states)
+        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, read)
         total += objective.prompt_mean(jnp.square(predicted - sample.target), mask).mean()
     return total
 

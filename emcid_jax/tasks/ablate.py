@@ -15,12 +15,14 @@ from typing import Any
 
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
+from emcid_jax.workflow.inputs import require_layers
 from emcid_jax.workflow.overrides import override
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
@@ -63,13 +65,19 @@ WRITES = ("ablation.json", "ablation.md", "metrics.jsonl", "bank", "moments", "c
 
 
 def run(config: AblateConfig, workdir: Path) -> None:
-    """Fills `workdir/ablation.json` and `workdir/ablation.md`."""
+    """Fills `workdir/ablation.json` and `workdir/ablation.md`.
+
+    UserError, before anything is written, if requests, model or a variant are unfit.
+    """
     if config.base.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
+    job = edit_job.prepare(config.base)
+    for variant in config.variants:
+        own = _varied(config.base, variant)
+        require_layers(own.stage_two, sites(own.stage_one, job.pipeline.texts), job.pipeline)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "ablation.json")
-        job = edit_job.prepare(config.base)
         for count in sorted(config.counts):
             for variant in config.variants:
                 varied = dataclasses.replace(job, config=_varied(config.base, variant))

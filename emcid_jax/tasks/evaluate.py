@@ -17,6 +17,7 @@ from emcid_jax import config as settings
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
+from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
@@ -199,7 +200,8 @@ def prepare(config: EvaluateConfig) -> tuple[Job, UntouchedNames]:
     requests = dataclasses.replace(base.requests, count=most)
     job = edit_job.prepare(dataclasses.replace(base, requests=requests))
     for row in config.rows:
-        require_layers(varied(config, row)[1].base.stage_two, job.sites, job.pipeline)
+        own = varied(config, row)[1].base
+        require_layers(own.stage_two, sites(own.stage_one, job.pipeline.texts), job.pipeline)
     assert job.judge is not None
     evaluation = base.evaluation
     return job, split_untouched(

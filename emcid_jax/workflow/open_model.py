@@ -68,7 +68,8 @@ def read_edited(path: str, pipeline: Pipeline, field: str) -> dict[str, dict[str
     """
     folder = Path(path).expanduser()
     found = {name: folder / name for name in pipeline.texts if (folder / name).is_dir()}
-    found = found or {FIRST: folder}
+    # A folder of another name is one of Stable Diffusion 1 or 2, or a copy of the first encoder's.
+    found = found or {folder.name if folder.name in pipeline.texts else FIRST: folder}
     if not path or not folder.is_dir():
         raise UserError(
             f"{field} is {path!r}; give a text_encoder folder or the workdir of a finished edit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,12 +25,12 @@ REQUESTS = [
     EditRequest("cat", "tench", ("a photo of a {}",)),
     EditRequest("nurse", "engineer", ("the {}",)),
 ]
-CONFIG = StageOneConfig(layer=2, text_loss_scale=0.3, weight_decay=1e-30)
+CONFIG = StageOneConfig(layer=2, second_layer=1, text_loss_scale=0.3, weight_decay=1e-30)
 
 
-@pytest.fixture(scope="module")
-def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
-    return load_pipeline(tiny_pipeline_folder)
+@pytest.fixture(scope="module", params=["tiny_pipeline_folder", "tiny_xl_folder"])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return load_pipeline(request.getfixturevalue(request.param))
 
 
 def prepared(pipeline: Pipeline, config: StageOneConfig) -> StageOneInputs:
@@ -43,7 +42,7 @@ def prepared(pipeline: Pipeline, config: StageOneConfig) -> StageOneInputs:
 
 
 def parts(pipeline: Pipeline) -> dict:
-    return {name: pipeline.params[name] for name in ("text_encoder", "unet")}
+    return {name: pipeline.params[name] for name in (*pipeline.texts, "unet")}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,16 @@ def test_the_clean_models_loss_is_stage_ones_at_offset_zero(
     np.testing.assert_allclose(found, expected.mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("part", ["text_encoder", "cross_attention"])
+@pytest.mark.parametrize(
+    ("pipeline", "part"),
+    [
+        ("tiny_pipeline_folder", "text_encoder"),
+        ("tiny_pipeline_folder", "cross_attention"),
+        ("tiny_xl_folder", "text_encoder"),
+        pytest.param("tiny_xl_folder", "cross_attention", marks=pytest.mark.slow),
+    ],
+    indirect=["pipeline"],
+)
 def test_training_changes_one_part_and_lowers_its_loss(pipeline: Pipeline, part: str) -> None:
     esd = part == "cross_attention"
     stage_one = dataclasses.replace(CONFIG, objective="esd" if esd else "text-only")
@@ -91,12 +99,12 @@ def test_training_changes_one_part_and_lowers_its_loss(pipeline: Pipeline, part:
         if not np.array_equal(old, new)
     }
     if esd:
-        # Queries, keys, values and output with its bias of four attentions.
-        assert len(changed) == 5 * 4
+        # Queries, keys, values and output with its bias of four attentions, or SDXL's eight.
+        assert len(changed) == 5 * (8 if len(pipeline.texts) > 1 else 4)
         assert all("unet" in name and "attn2" in name for name in changed)
     else:
-        assert changed
-        assert all("text_encoder" in name for name in changed)
+        parts = {name.split("'")[1] for name in changed}
+        assert parts == set(pipeline.texts)
         assert progress[-1].params["unet"] is pipeline.params["unet"]
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
 import numpy as np
 import pytest
@@ -17,9 +15,9 @@ from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 DIM, OUT = 6, 4
 
 
-@pytest.fixture(scope="module")
-def pipeline(tiny_pipeline_folder: Path) -> Pipeline:
-    return load_pipeline(tiny_pipeline_folder)
+@pytest.fixture(scope="module", params=["tiny_pipeline_folder", "tiny_xl_folder"])
+def pipeline(request: pytest.FixtureRequest) -> Pipeline:
+    return load_pipeline(request.getfixturevalue(request.param))
 
 
 def written_out(matrix, pairs, kept, config) -> np.ndarray:
@@ -96,7 +94,8 @@ def test_edit_changes_the_text_projections_and_nothing_else(pipeline: Pipeline) 
         if not np.array_equal(old, new)
     }
     # One attention in the down block, two in the up block, one in the middle: keys and values.
-    assert len(changed) == 2 * 4
+    # SDXL's there have two transformer blocks each.
+    assert len(changed) == 2 * (8 if len(pipeline.texts) > 1 else 4)
     assert all("attn2" in name and ("to_k" in name or "to_v" in name) for name in changed)
     # The source is read as the destination was, and "cat", which is kept, as before; "Dog" is
     # edited, whatever its letters' case, and so not kept.
