@@ -16,12 +16,14 @@ from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
+from emcid_jax.editing.export.edit_file import ledger_of
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.benchmarks.aice import Evaluation, evaluate
 from emcid_jax.evaluation.benchmarks.aice_protocol import as_json
 from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, split
+from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
-from emcid_jax.reporting.pages.edit import ReportData, write_report
+from emcid_jax.reporting.pages.edit import ReportData, Written, write_report
 from emcid_jax.reporting.plots.theme import LayerBar
 from emcid_jax.runtime import checksums
 from emcid_jax.workflow import debias_search, edit_job, environment
@@ -127,19 +129,24 @@ def finish(job: Job, edited: Pipeline, run: Run) -> None:
     if mixing.exists():
         others["debias_search"] = checksums.read_json(mixing, "delete it", older=True)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
-    report = ledger["report"]
+    reports = {site.encoder: ledger_of(ledger, site.encoder)["report"] for site in job.sites}
     with run.log.timed("report"):
-        _write_page(job, report, evaluation, run)
-    metrics: dict[str, Any] = {"requests": len(job.requests), "stage_two": report}
+        _write_page(job, reports, evaluation, run)
+    more = {name: report for name, report in reports.items() if name != FIRST}
+    written = ledger["report"] | ({"encoders": more} if more else {})  # As the ledger has it.
+    metrics: dict[str, Any] = {"requests": len(job.requests), "stage_two": written}
     if evaluation is not None:
         metrics |= as_json(evaluation.result)
     folders.write_json(workdir / "metrics.json", metrics | others | {"seconds": run.log.seconds()})
 
 
 def _write_page(
-    job: Job, report: Mapping[str, Any], evaluation: Evaluation | None, run: Run
+    job: Job,
+    reports: Mapping[str, Mapping[str, Any]],
+    evaluation: Evaluation | None,
+    run: Run,
 ) -> None:
-    """report.html, from what `workdir` holds; `report` is Stage II's, as the ledger has it."""
+    """report.html, from what `workdir` holds; `reports` are Stage II's by encoder, as filed."""
     found = (
         bank.read(run.workdir / "bank", bank.provenance(part, job.config.stage_one, job.model))
         for parts in job.parts
@@ -147,17 +154,22 @@ def _write_page(
     )
     curves = [memory.curve for memory in found if memory is not None]
     about = folders.read_config(run.workdir)
-    layers = [
-        LayerBar(layer["layer"], layer["asked"], layer["left"], layer["change"])
-        for layer in report["layers"]
-    ]
+    written = {
+        name: Written(
+            [
+                LayerBar(layer["layer"], layer["asked"], layer["left"], layer["change"])
+                for layer in report["layers"]
+            ],
+            (report["distance_before"], report["distance_after"]),
+        )
+        for name, report in reports.items()
+    }
     data = ReportData(
         model=job.config.model.path,
         requests=len(job.requests),
         evaluation=evaluation,
         loss_curves=np.stack(curves) if curves else None,
-        layers=layers,
-        distance=(report["distance_before"], report["distance_after"]),
+        written=written,
         seconds=run.log.seconds(),
         config=about["config"],
         versions=about["environment"],

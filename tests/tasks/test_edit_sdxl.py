@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +153,13 @@ def test_a_finished_run_is_not_done_again_and_its_page_is_there(
     edit.run(config, done)
     metrics = json.loads((done / "metrics.json").read_text())
     assert metrics["requests"] == len(REQUESTS)
-    assert (done / "report.html").stat().st_size > 10_000
+    _, ledger = read_edit(done / "edit.safetensors")
+    second = {"text_encoder_2": ledger_of(ledger, "text_encoder_2")["report"]}
+    assert metrics["stage_two"] == ledger["report"] | {"encoders": second}
+    page = (done / "report.html").read_text()
+    for name in ENCODERS:
+        after = ledger_of(ledger, name)["report"]["distance_after"]
+        assert re.search(rf"Stage II in {name}:[^<]*, {after:.3g} after", page)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -28,6 +28,15 @@ SHOWN = 6
 """Requests shown from the top, the middle and the bottom of the ranking."""
 
 
+class Written(NamedTuple):
+    """What Stage II did in one text encoder."""
+
+    layers: Sequence[theme.LayerBar]
+    """One entry per edited block."""
+    distance: tuple[float, float]
+    """Root mean square distance of the states to their memories before and after."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReportData:
     """All a report shows, as plain data; what is None or empty is left out."""
@@ -39,10 +48,8 @@ class ReportData:
     evaluation: Evaluation | None = None
     loss_curves: Float[np.ndarray, "request step"] | None = None
     """Stage I's training losses."""
-    layers: Sequence[theme.LayerBar] = ()
-    """Stage II, one entry per edited block."""
-    distance: tuple[float, float] | None = None
-    """Root mean square distance of the states to their memories before and after Stage II."""
+    written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
+    """Stage II by text encoder."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Wall time per phase, in order."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -62,7 +69,11 @@ def report_html(data: ReportData) -> str:
     values = {
         "losses": None if curves is None or not curves.size else theme.loss_figure(curves),
         "memories": 0 if curves is None else len(curves),
-        "bars": theme.layers_figure(data.layers) if data.layers else None,
+        "bars": {
+            name: theme.layers_figure(one.layers)
+            for name, one in data.written.items()
+            if one.layers
+        },
     }
     if data.evaluation is not None:
         values |= _evaluated(data.evaluation, data.requests)

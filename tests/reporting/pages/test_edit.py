@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import re
 import shutil
@@ -21,7 +22,7 @@ from emcid_jax.evaluation.benchmarks.aice_scores import (
     raw_scores,
 )
 from emcid_jax.evaluation.statistics.bootstrap import Metric
-from emcid_jax.reporting.pages.edit import ReportData, report_html, write_report
+from emcid_jax.reporting.pages.edit import ReportData, Written, report_html, write_report
 from emcid_jax.reporting.pages.render import environment, number
 from emcid_jax.reporting.plots.theme import LayerBar, layers_figure, loss_figure
 from emcid_jax.reporting.published import published_value
@@ -85,14 +86,17 @@ def evaluation(folder: Path, requests: int = 3) -> Evaluation:
     return Evaluation(result, pairs, strip)
 
 
+def written(*layers: int) -> Written:
+    return Written([LayerBar(i, 2.0, 0.5, 0.01 * i) for i in layers], (3.25, 0.75))
+
+
 def report(folder: Path, requests: int = 3) -> ReportData:
     return ReportData(
         model="a <b>model</b>",
         requests=requests,
         evaluation=evaluation(folder, requests),
         loss_curves=np.exp(-np.arange(30)[None] / 10 + np.zeros((requests, 1))),
-        layers=[LayerBar(i, 2.0, 0.5, 0.01 * i) for i in (7, 8, 9)],
-        distance=(3.25, 0.75),
+        written={"text_encoder": written(7, 8, 9)},
         seconds={"stage_one": 12.5, "evaluation": 30.0},
         config={"task": EVIL, "stage_one": {"layer": 10}},
         versions={"jax": "0.10.2", "git": "abc123"},
@@ -204,6 +208,24 @@ def test_without_evaluation(tmp_path: Path) -> None:
     empty = report_html(ReportData("m", 1))
     assert "1 concept edited in m" in empty
     assert "<h2>" not in empty
+
+
+def test_every_text_encoder_has_its_bars() -> None:
+    one = report_html(ReportData("m", 1, written={"text_encoder": written(7, 8)}))
+    assert one.count("<img") == 1
+    assert "Stage II: the residual" in one
+    other = Written(written(3).layers, (1.5, 0.25))
+    parts = {"text_encoder": written(7, 8), "text_encoder_2": other}
+    both = report_html(ReportData("m", 1, written=parts))
+    bars = [base64.b64encode(layers_figure(part.layers)).decode() for part in parts.values()]
+    places = [both.index(bar) for bar in bars]
+    first, second = both[places[0] : places[1]], both[places[1] :]
+    assert "Stage II in text_encoder:" in first
+    assert "3.25 before, 0.75 after" in first
+    assert "Stage II in text_encoder_2:" in second
+    assert "1.5 before, 0.25 after" in second
+    alone = report_html(ReportData("m", 1, written={"text_encoder_2": other}))
+    assert "Stage II in text_encoder_2:" in alone
 
 
 def test_requests_nobody_could_score(tmp_path: Path) -> None:
