@@ -226,8 +226,16 @@ def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm
     not read.
 
     Raises:
-        UserError: an unknown `_class_name` or a value we do not support; names field and value.
+        UserError: an unknown `_class_name`, one of UNDRAWN, or a value we do not support; names
+            field and value.
     """
+    if scheduler_config.get("_class_name") in UNDRAWN:
+        raise unsupported(
+            "_class_name",
+            scheduler_config["_class_name"],
+            f"to draw, let `scheduler` in model_index.json name one of {', '.join(SAMPLERS)} (task "
+            "sample: give --config.sampling.scheduler)",
+        )
     name = choice(scheduler_config, "_class_name", "", tuple(SAMPLERS))
     schedule = NoiseSchedule.from_dict(scheduler_config)
     if not 1 <= steps <= schedule.num_train_timesteps:
@@ -235,6 +243,22 @@ def make_sampler(scheduler_config: Mapping[str, Any], steps: int) -> Ddim | Pndm
     spacing = _spacing(scheduler_config)
     spaced_timesteps(schedule, steps, spacing)  # raises before anything is compiled
     return SAMPLERS[name](scheduler_config, schedule, steps, spacing)
+
+
+def require_known(scheduler_config: Mapping[str, Any], overruled: bool) -> None:
+    """Refuses what drawing would refuse, whatever the number of steps.
+
+    A model of an UNDRAWN class is taken: it can be edited by text alone, and be drawn with after
+    another sampler is chosen. `overruled`: whether `make_sampler` may overrule fields, see
+    `require_nothing_overruled`.
+    """
+    if scheduler_config.get("_class_name") in UNDRAWN:
+        if boolean(scheduler_config, "use_flow_sigmas", False):
+            raise unsupported("use_flow_sigmas", True, "flow matching has another noise schedule")
+        return
+    make_sampler(scheduler_config, 1)
+    if not overruled:
+        require_nothing_overruled(scheduler_config)
 
 
 def require_nothing_overruled(scheduler_config: Mapping[str, Any]) -> None:
@@ -321,6 +345,18 @@ SAMPLERS: Mapping[str, Callable[..., Ddim | Pndm | Euler]] = {
     "EulerAncestralDiscreteScheduler": _make_ancestral,
 }
 """By diffusers' class name: config, noise schedule, steps and spacing to sampler."""
+
+UNDRAWN = (
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
+    "UniPCMultistepScheduler",
+    "DEISMultistepScheduler",
+    "LMSDiscreteScheduler",
+    "DDPMScheduler",
+)
+"""Classes whose noise schedule is read like the others', though nothing here draws with them.
+Their files have the fields and defaults of `NoiseSchedule`; Heun's and LCM's have other defaults.
+"""
 
 
 def _alphas(schedule: NoiseSchedule, timesteps: np.ndarray, last_is_one: bool) -> np.ndarray:

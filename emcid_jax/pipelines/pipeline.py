@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emcid_jax.diffusion.samplers import SAMPLERS, make_sampler, require_nothing_overruled
+from emcid_jax.diffusion.samplers import SAMPLERS, UNDRAWN, require_known
 from emcid_jax.diffusion.schedule import NoiseSchedule
 from emcid_jax.models.image.conditioning import TIME_IDS, Conditioning
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
@@ -131,9 +131,7 @@ def make_pipeline(
     unet = UNetConfig.from_dict(configs["unet"], files["unet"])
     vae = VaeConfig.from_dict(configs["vae"], files["vae"])
     schedule = NoiseSchedule.from_dict(configs["scheduler"])
-    make_sampler(configs["scheduler"], 1)  # refuses now what `generate` would refuse later
-    if family.joined:
-        require_nothing_overruled(configs["scheduler"])
+    require_known(configs["scheduler"], overruled=not family.joined)
     if not isinstance(tokenizers, Mapping):
         tokenizers = dict.fromkeys(family.text_parts, tokenizers)
     texts = {}
@@ -205,7 +203,10 @@ def load_pipeline(
                 f"{folder / 'model_index.json'}: {part}={shown(found)} is not supported; use {name}"
             )
     configs = {
-        part: read_json_object(folder / part / file, f"the {part}'s config")
+        # diffusers writes `lambda_min_clipped` of its DPM-Solver as -Infinity.
+        part: read_json_object(
+            folder / part / file, f"the {part}'s config", infinities=part == "scheduler"
+        )
         for part, file in family.config_files.items()
     }
     # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.
@@ -268,12 +269,13 @@ def with_text_params(pipeline: Pipeline, edited: Mapping[str, Params]) -> Pipeli
 def _sampler_class(index: Mapping[str, Any], folder: Path) -> str:
     """The class that `model_index.json` names for the scheduler."""
     found = index.get("scheduler")
-    for name in SAMPLERS:
+    known = (*SAMPLERS, *UNDRAWN)
+    for name in known:
         if found == ["diffusers", name]:
             return name
     raise UserError(
         f"{folder / 'model_index.json'}: scheduler={shown(found)} is not supported; use "
-        f'["diffusers", NAME] with NAME one of {", ".join(SAMPLERS)}'
+        f'["diffusers", NAME] with NAME one of {", ".join(known)}'
     )
 
 

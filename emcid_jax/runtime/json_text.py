@@ -60,14 +60,16 @@ class Listed(list[Any]):
         self.lines = list(lines)
 
 
-def parse_json(text: str, failures: Failures, first_line: int = 1) -> Any:
+def parse_json(text: str, failures: Failures, first_line: int = 1, infinities: bool = False) -> Any:
     """The value that `text` holds: objects as `Record`s, lists as `Listed`, which know lines.
+
+    `infinities`: whether `Infinity` and `-Infinity`, which Python writes, are numbers.
 
     What is wrong is added to `failures`; the value is then of no use.
     """
     text = _newlines(text)
     try:
-        decoder = _LineDecoder(text, failures, first_line)
+        decoder = _LineDecoder(text, failures, first_line, infinities)
         return checked_tree(decoder.decode(text), failures, first_line)
     except json.JSONDecodeError as error:
         line = first_line + error.lineno - 1
@@ -142,15 +144,19 @@ def _float(digits: str) -> float:
     return value
 
 
+def _constant(word: str) -> float:
+    return _float(word) if word == "NaN" else float(word)
+
+
 class _LineDecoder(json.JSONDecoder):
     """A JSON decoder that knows lines; the C scanner cannot report positions."""
 
-    def __init__(self, text: str, failures: Failures, first_line: int) -> None:
+    def __init__(self, text: str, failures: Failures, first_line: int, infinities: bool) -> None:
         super().__init__(
             object_pairs_hook=lambda pairs: pairs,
             parse_int=_integer,
             parse_float=_float,
-            parse_constant=_float,
+            parse_constant=_constant if infinities else _float,
         )
         self._failures = failures
         self._first_line = first_line

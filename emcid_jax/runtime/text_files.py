@@ -75,20 +75,22 @@ def lines(text: str) -> Iterator[tuple[int, str]]:
         number, start = number + 1, match.end()
 
 
-def read_json(path: Path | str, field: str, limit: int = LIMIT) -> Any:
+def read_json(path: Path | str, field: str, limit: int = LIMIT, infinities: bool = False) -> Any:
     """The value in a JSON file, read strictly (see `json_text`). UserError as for `read_text`."""
     failures = Failures(Path(path))
     text = read_text(path, field, limit)
     if not text.strip():
         raise UserError(f"{field} is {str(path)!r}: is empty — give a JSON file")
-    value = parse_json(text, failures)
+    value = parse_json(text, failures, infinities=infinities)
     failures.raise_if_any()
     return value
 
 
-def read_json_object(path: Path | str, field: str, limit: int = LIMIT) -> dict[str, Any]:
+def read_json_object(
+    path: Path | str, field: str, limit: int = LIMIT, infinities: bool = False
+) -> dict[str, Any]:
     """As `read_json`; UserError if the value is no object."""
-    value = read_json(path, field, limit)
+    value = read_json(path, field, limit, infinities)
     if not isinstance(value, dict):
         raise UserError(f"{path}: {field}: is no JSON object ({shown(value)}) — write {{...}}")
     return value

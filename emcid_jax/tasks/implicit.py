@@ -22,6 +22,7 @@ from emcid_jax.concepts.readers.implicit import Choice, ImplicitEdit, read_impli
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES
 from emcid_jax.config import Count, EditConfig
+from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank.memories import Memory, hash_of, model_hashes
 from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -199,6 +200,7 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:
     ]
     captions = find_captions(base.moments)
     pipeline = open_model(base.model, base.run.weight_shards)
+    make_sampler(pipeline.scheduler_config, base.evaluation.steps)  # Refuses before any work.
     require_layers(base.stage_two, sites(base.stage_one, pipeline.texts), pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
     return Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)

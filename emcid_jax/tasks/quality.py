@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.config import EvaluationConfig, ModelConfig
+from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank.memories import hash_of, model_hashes
 from emcid_jax.editing.export import edit_file
 from emcid_jax.evaluation.benchmarks import artists, quality
@@ -86,6 +87,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
     lpips = load_lpips(Path(config.lpips)) if config.lpips else None
     base = open_model(config.model, config.weight_shards)
+    make_sampler(base.scheduler_config, config.evaluation.steps)  # Refuses before any work.
     edited = with_text_params(base, read_edited(config.edited, base, "config.edited"))
     folder = Path(config.evaluation.judge) if config.evaluation.judge else base.folder / "judge"
     named = bool(config.evaluation.judge)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import EditConfig, EvaluationConfig
+from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.bank import solve as bank_solve
@@ -20,6 +21,7 @@ from emcid_jax.editing.bank.memories import Memory, Record, hash_of, model_hashe
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.encoder.sites import Site, sites
+from emcid_jax.editing.stage_one.loss import needs_images
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
@@ -129,6 +131,8 @@ def prepare(config: EditConfig) -> Job:
             "set it to 1, or edit the others alone"
         )
     judge = None
+    if config.evaluation.enabled or mixed or needs_images(config.stage_one):
+        make_sampler(pipeline.scheduler_config, 1)  # Refuses now what drawing would refuse later.
     if config.evaluation.enabled or mixed:
         judge = _load_judge(config.evaluation, pipeline.folder)
         debias_search.require_judgeable(mixed, judge, config.debias)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from jax.flatten_util import ravel_pytree
 
+from emcid_jax.diffusion.samplers import UNDRAWN
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines import single_file
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
@@ -83,6 +84,16 @@ def set_json(path: str, **fields: Any) -> Callable[[Path], None]:
         (folder / path).write_text(json.dumps(content | fields))
 
     return change
+
+
+def rescheduled(name: str, **fields: Any) -> Callable[[Path], None]:
+    """Another sampler in the index, and `fields` in its file."""
+
+    def damage(folder: Path) -> None:
+        set_json("model_index.json", scheduler=["diffusers", name])(folder)
+        set_json("scheduler/scheduler_config.json", _class_name=name, **fields)(folder)
+
+    return damage
 
 
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -162,10 +173,49 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         r"tokenizer: the token '<.endoftext.>' has id \d+, but .*vocab_size is 300, so",
     ),
     "another scheduler": (
-        set_json("model_index.json", scheduler=["diffusers", "UniPCMultistepScheduler"]),
-        r"scheduler=\['diffusers', 'UniPCMultistepScheduler'\] is not supported; use .*PNDM",
+        set_json("model_index.json", scheduler=["diffusers", "HeunDiscreteScheduler"]),
+        r"scheduler=\['diffusers', 'HeunDiscreteScheduler'\] is not supported; use .*PNDM",
+    ),
+    "another noise schedule": (
+        rescheduled("UniPCMultistepScheduler", use_flow_sigmas=True),
+        "use_flow_sigmas=True is not supported; flow matching has another noise schedule",
+    ),
+    "an unread noise schedule": (
+        rescheduled("DPMSolverMultistepScheduler", prediction_type="sample"),
+        "prediction_type='sample' is not supported; use one of epsilon, v_prediction",
     ),
 }
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' LMS
+@pytest.mark.parametrize("name", UNDRAWN)
+def test_folders_of_samplers_that_nothing_draws_with_are_read_and_kept(
+    name: str, tiny_pipeline_folder: Path, tmp_path: Path
+) -> None:
+    import diffusers
+
+    kind: Any = getattr(diffusers, name)
+    shutil.copytree(tiny_pipeline_folder, tmp_path / "model")
+    for settings in (
+        {},
+        {"beta_end": 0.01, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction"},
+    ):
+        theirs = kind(**settings)
+        theirs.save_pretrained(tmp_path / "model" / "scheduler")
+        set_json("model_index.json", scheduler=["diffusers", name])(tmp_path / "model")
+        read = load_pipeline(tmp_path / "model")
+        ours = read.schedule.alphas_cumprod
+        np.testing.assert_allclose(ours, theirs.alphas_cumprod.numpy(), rtol=1e-4)
+        assert read.schedule.prediction_type == theirs.config.prediction_type
+    with pytest.raises(UserError, match=f"_class_name='{name}' is not supported; to draw, let"):
+        generate(read, PROMPTS[:1], SEEDS[:1], steps=1, guidance=1.0)
+
+    save_pipeline(read, tmp_path / "saved")
+    again = kind.from_pretrained(tmp_path / "saved" / "scheduler", local_files_only=True)
+    fields = theirs.config.keys() - {"_use_default_values"}  # Those that a file need not give.
+    assert {f: again.config[f] for f in fields} == {f: theirs.config[f] for f in fields}
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["scheduler"] == ["diffusers", name]
 
 
 @pytest.mark.parametrize("name", BROKEN)

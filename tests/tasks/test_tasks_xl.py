@@ -31,7 +31,7 @@ from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, with_text_params
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks import ablate, edit, evaluate, implicit, quality
+from emcid_jax.tasks import ablate, convert, edit, evaluate, implicit, quality
 from emcid_jax.workflow import edit_job, methods
 from emcid_jax.workflow.open_model import read_edited
 from emcid_jax.workflow.workdir import running
@@ -108,6 +108,16 @@ def changed(found: Pipeline, base: Pipeline) -> set[str]:
         for part, old in base.params.items()
         if not all(jax.tree.leaves(jax.tree.map(np.array_equal, old, found.params[part])))
     }
+
+
+def with_table(config: EditConfig, folder: Path) -> EditConfig:
+    """With a table of one implicit edit for requests."""
+    table = [["old", "new", "positive1", "gt1", "negative1", "gn1"]]
+    table += [["A dog", "A red dog", "a photo of a dog", "a photo of a red dog", "snow", "art"]]
+    with (folder / "table.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    requests = settings.RequestsConfig(path=str(folder / "table.csv"), templates=("{}",))
+    return dataclasses.replace(config, requests=requests)
 
 
 def written(config: EditConfig, workdir: Path) -> tuple[Pipeline, Mapping[str, Any]]:
@@ -220,15 +230,49 @@ def test_a_row_whose_blocks_are_not_there_is_named_first(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_model_that_nothing_draws_with_is_edited_by_text_alone(
+    config: EditConfig, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(config.model.path, tmp_path / "model"))
+    name = "UniPCMultistepScheduler"
+    file = model / "scheduler" / "scheduler_config.json"
+    about = json.loads(file.read_text()) | {"_class_name": name, "solver_order": 2}
+    file.write_text(json.dumps(about))
+    index = json.loads((model / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", name]
+    (model / "model_index.json").write_text(json.dumps(index))
+
+    chosen = dataclasses.replace(config, model=settings.ModelConfig(path=str(model)))
+    unjudged = dataclasses.replace(config.evaluation, enabled=False)
+    drawn = dataclasses.replace(config.stage_one, objective="ablate-dest")
+    for run in (
+        lambda: edit.run(chosen, tmp_path / "run"),
+        lambda: edit.run(
+            dataclasses.replace(chosen, evaluation=unjudged, stage_one=drawn), tmp_path / "run"
+        ),
+        lambda: implicit.run(
+            implicit.ImplicitConfig(base=with_table(chosen, tmp_path)), tmp_path / "run"
+        ),
+        lambda: quality.run(
+            quality.QualityTaskConfig(
+                model=chosen.model, edited=str(model), quality=QualityConfig(count=8)
+            ),
+            tmp_path / "run",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"_class_name='{name}' is not supported; to draw"):
+            run()
+    assert not (tmp_path / "run").exists()
+
+    edit.run(dataclasses.replace(chosen, evaluation=unjudged), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").glob("text_encoder*")} == set(ENCODERS)
+    convert.run(convert.ConvertConfig(model=chosen.model), tmp_path / "converted")
+    kept = tmp_path / "converted" / "scheduler" / "scheduler_config.json"
+    assert json.loads(kept.read_text()) == about
+
+
 def test_an_implicit_edit_draws_with_both_encoders(config: EditConfig, tmp_path: Path) -> None:
-    table = [["old", "new", "positive1", "gt1", "negative1", "gn1"]]
-    table += [["A dog", "A red dog", "a photo of a dog", "a photo of a red dog", "snow", "art"]]
-    with (tmp_path / "table.csv").open("w", newline="") as file:
-        csv.writer(file).writerows(table)
-    asked = dataclasses.replace(
-        config,
-        requests=settings.RequestsConfig(path=str(tmp_path / "table.csv"), templates=("{}",)),
-    )
+    asked = with_table(config, tmp_path)
     implicit.run(implicit.ImplicitConfig(base=asked, seeds=1), tmp_path / "run")
     (row,) = json.loads((tmp_path / "run" / "implicit.json").read_text())["rows"]
 
