@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from emcid_jax.editing.stage_one import loss
+from emcid_jax.editing.stage_one.prompt_by_prompt import prompt_by_prompt
 from emcid_jax.models.image import attention as image_attention
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig
@@ -92,11 +92,14 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
     def predict(params: Any, latents: Any, times: Any, text: Any) -> Any:
         return unet.apply({"params": params}, latents, times, text)
 
-    def error(params: Any, latents: Any, times: Any, rematerialise: bool, text: Any) -> jax.Array:
-        student = functools.partial(predict, params, latents, times)
-        if rematerialise:
-            student = jax.checkpoint(student, policy=loss._is_kept)
-        return jnp.square(student(text).astype(jnp.float32) - latents).sum()
+    def error(params: Any, latents: Any, times: Any, one_by_one: bool, text: Any) -> jax.Array:
+        def values(text: Any, rows: Any) -> jax.Array:
+            found = predict(params, *rows, text).astype(jnp.float32)
+            return jnp.square(found - rows[0]).sum(axis=(1, 2, 3))
+
+        rows = (latents, times)
+        found = prompt_by_prompt(values, text, rows, PROMPTS) if one_by_one else values(text, rows)
+        return found.sum()
 
     ways = {
         "at once": attention._attend_at_once,
@@ -106,12 +109,12 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
     for how, attend in ways.items():
         change = mock.patch.object(image_attention, "attend", attend)
         yield f"UNet, batch 2, attention {how}", predict, (params, *inputs(2)), change
-        for rematerialise in (False, True):
+        for one_by_one in (False, True):
 
-            def gradient(p: Any, x: Any, t: Any, text: Any, again: bool = rematerialise) -> Any:
-                return jax.grad(functools.partial(error, p, x, t, again))(text)
+            def gradient(p: Any, x: Any, t: Any, text: Any, single: bool = one_by_one) -> Any:
+                return jax.grad(functools.partial(error, p, x, t, single))(text)
 
-            kept = ", rematerialised" if rematerialise else ""
+            kept = ", one by one" if one_by_one else ""
             change = mock.patch.object(image_attention, "attend", attend)
             name = f"gradient, {PROMPTS} prompts, {how}{kept}"
             yield name, gradient, (params, *inputs(PROMPTS)), change

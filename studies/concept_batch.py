@@ -1,6 +1,6 @@
 """`python -m studies.concept_batch`: what a step of Stage I costs per concept, by batch size.
 
-Measures what `run.MAX_SAMPLES` should be on this machine; with `--rematerialise`, what it
+Measures what `run.MAX_SAMPLES` should be on this machine; with `--one-by-one`, what it
 costs to keep fewer activations, hence `run.ENOUGH_SAMPLES`. Beside the memory of the compiled
 program stands the estimate by which real runs look for their batch.
 """
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = load_pipeline(model_folder(BUNDLED))
     print(f"{'samples':>8}{'concepts':>10}{'s per concept-step':>20}{'MiB':>8}{'estimated':>11}")
     for samples in options.samples:
-        batch = ConceptBatch(max(1, samples // PROMPTS), options.rematerialise)
+        batch = ConceptBatch(max(1, samples // PROMPTS), options.one_by_one)
         seconds, memory, estimated = measure(pipeline, batch, options.steps, options.repeats)
         counts = f"{batch.concepts * PROMPTS:>8}{batch.concepts:>10}"
         sizes = f"{memory / 2**20:>8.0f}{estimated / 2**20:>11.0f}"
@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each; the fastest counts")
-    parser.add_argument("--rematerialise", action="store_true")
+    parser.add_argument("--one-by-one", action="store_true")
     return parser.parse_args(arguments)
 
 

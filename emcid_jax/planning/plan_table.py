@@ -26,7 +26,8 @@ class Part:
     """What it does `batch` of at once, over all devices, and `count` of in all."""
     count: int
     batch: int
-    rematerialise: bool
+    one_by_one: bool
+    """Whether the prompts of a concept follow each other."""
     bytes_needed: int
     """Per device: arguments, results, temporaries."""
     bytes_available: int
@@ -62,7 +63,9 @@ def table(parts: Sequence[Part]) -> list[str]:
     rows = {
         "": [part.title for part in parts],
         "in all": [f"{part.count:,} {part.unit}" for part in parts],
-        "at once": [f"{part.batch}{' remat' if part.rematerialise else ''}" for part in parts],
+        "at once": [
+            f"{part.batch}{', prompt by prompt' if part.one_by_one else ''}" for part in parts
+        ],
         "GiB per device": [_gib(part.bytes_needed) for part in parts],
         "of its memory": [_share(part) for part in parts],
         "computes": [amount(part.flops, "FLOP") for part in parts],

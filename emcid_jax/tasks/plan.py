@@ -162,13 +162,13 @@ def plan_stage_one(
         count=config.concepts,
         batch=batch.concepts,
         total=total,
-        rematerialise=batch.rematerialise,
+        one_by_one=batch.one_by_one,
         details={"flops_per_concept_step": step.flops, "bytes_per_concept_step": step.bytes},
     )
 
 
 def stage_one_cost(pipeline: Pipeline, config: PlanConfig) -> tuple[Cost, Cost]:
-    """What one concept costs, and one of its steps; rematerialising is not counted."""
+    """What one concept costs, and one of its steps."""
     settings = config.stage_one
     pool = min(settings.teacher_pool, settings.steps)
     many = dataclasses.replace(settings, steps=TURNS, teacher_pool=pool)
@@ -259,7 +259,7 @@ def _part(
     count: int,
     batch: int,
     total: Cost,
-    rematerialise: bool = False,
+    one_by_one: bool = False,
     details: Mapping[str, float] | None = None,
 ) -> Part:
     rate = target.chip.flops["highest" if name == "moments" else config.model.dtype]
@@ -269,7 +269,7 @@ def _part(
         unit,
         count,
         batch,
-        rematerialise,
+        one_by_one,
         built.bytes_needed,
         target.chip.memory,
         total.flops,

@@ -43,7 +43,7 @@ class StageOneResult(NamedTuple):
 def run(
     pipeline: Pipeline,
     config: StageOneConfig,
-    rematerialise: bool,
+    one_by_one: bool,
     params: Params,
     inputs: StageOneInputs,
     zeros: Float[Array, "concept size"],
@@ -51,7 +51,7 @@ def run(
     """All steps from delta = 0, and the held-out loss before and after them.
 
     `zeros` are the offsets to start from, given so that their buffer can be donated. For
-    `rematerialise` see `loss.loss`.
+    `one_by_one` see `loss.loss`.
     """
     where = sites(config, pipeline.texts)
     sample = training_samples(pipeline, params, inputs, config)
@@ -59,7 +59,7 @@ def run(
     def step(carry: tuple[Array, AdamState], index: Array) -> tuple[tuple[Array, AdamState], Array]:
         delta, state = carry
         losses, gradient = objective.loss_and_gradient(
-            pipeline, params, inputs, delta, sample(index), config, rematerialise
+            pipeline, params, inputs, delta, sample(index), config, one_by_one
         )
         return adam_step(delta, state, gradient, inputs.h0, config, where), losses.total
 

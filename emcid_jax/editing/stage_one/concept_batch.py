@@ -24,8 +24,8 @@ class ConceptBatch(NamedTuple):
     """What a program takes at once, and how."""
 
     concepts: int
-    rematerialise: bool = False
-    """Whether the student's activations are computed again in its backward pass."""
+    one_by_one: bool = False
+    """Whether the student takes a concept's prompts one after another, see `prompt_by_prompt`."""
 
 
 def choose_concept_batch(
@@ -36,7 +36,7 @@ def choose_concept_batch(
     enough: int,
     memory: int,
 ) -> ConceptBatch:
-    """The batch to compile: as many concepts as fit, rematerialised if else there are too few.
+    """The batch to compile: as many concepts as fit, with prompts one by one if else too few.
 
     Compiles few programs: one if an estimate says that the largest fits, and it does; else about
     two, for the estimate says where to look and its errors are the same from batch to batch.
@@ -46,18 +46,18 @@ def choose_concept_batch(
         estimated: the same without compiling, roughly.
         largest: most concepts.
         multiple: the number of concepts is a multiple of this, and at least this.
-        enough: from this many concepts on, nothing is rematerialised.
+        enough: from this many concepts on, prompts are taken all at once.
         memory: bytes per device that there are.
 
     Raises:
         UserError: `multiple` concepts need more than `memory`.
     """
 
-    def fitting(rematerialise: bool) -> int:
+    def fitting(one_by_one: bool) -> int:
         """Most concepts that fit; 0 if not even the smallest batch does."""
 
         def batch(concepts: int) -> ConceptBatch:
-            return ConceptBatch(concepts, rematerialise)
+            return ConceptBatch(concepts, one_by_one)
 
         def within(points: Sequence[tuple[int, int]], room: int) -> int:
             """How many fit by the line through two points (concepts, bytes)."""

@@ -12,20 +12,19 @@ and losses are kept per concept: their sum has, for each concept, exactly that c
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.extend.core import Primitive
-from jax.extend.core.primitives import conv_general_dilated_p
 from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, last_block, sites
 from emcid_jax.editing.stage_one import prompt_end
+from emcid_jax.editing.stage_one.prompt_by_prompt import prompt_by_prompt
 from emcid_jax.editing.stage_one.prompt_end import Before
 from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import ClipTextModel, TextOutput
@@ -227,7 +226,7 @@ def loss(
     delta: Float[Array, "concept size"],
     sample: Sample | None,
     config: StageOneConfig,
-    rematerialise: bool = False,
+    one_by_one: bool = False,
 ) -> Losses:
     """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
@@ -236,8 +235,7 @@ def loss(
     are `aligned`. decay: weight_decay |delta| / |h0|^2, summed over sites and edited tokens, with
     gradient 0 at delta = 0.
 
-    With `rematerialise` only the results of the UNet's convolutions and dense layers are kept for
-    its backward pass, and the rest, above all the attention weights, is computed again.
+    With `one_by_one` the UNet takes a concept's prompts one after another, see `prompt_by_prompt`.
     """
     where = sites(config, pipeline.texts)
     students = student_texts(pipeline, params, inputs, delta, config)
@@ -252,12 +250,19 @@ def loss(
         text = text + prompt_mean(error, inputs.prompt_mask)
     noise = jnp.zeros_like(text)
     if sample is not None:
-        student_unet = functools.partial(predict, pipeline, params, sample.noisy, sample.timesteps)
-        if rematerialise:
-            student_unet = jax.checkpoint(student_unet, policy=_is_kept)
         read = pipeline.family.condition([students[name] for name in pipeline.texts])
-        error = student_unet(read) - sample.target
-        noise = prompt_mean(jnp.square(error), inputs.prompt_mask)
+
+        def squared(read: Conditioning, sample: Sample) -> Array:
+            predicted = predict(pipeline, params, sample.noisy, sample.timesteps, read)
+            return jnp.square(predicted - sample.target)
+
+        if one_by_one:
+            prompts = inputs.prompt_mask.shape[1]
+            means = functools.partial(_row_means, squared)
+            errors = prompt_by_prompt(means, read, sample, prompts)
+        else:
+            errors = squared(read, sample)
+        noise = prompt_mean(errors, inputs.prompt_mask)
     # optax.safe_norm: the gradient of |delta| at 0 is 0, where jnp.linalg.norm has NaN.
     decay = jnp.zeros_like(text)
     states = by_site(inputs.h0, where)
@@ -275,12 +280,12 @@ def loss_and_gradient(
     delta: Float[Array, "concept size"],
     sample: Sample | None,
     config: StageOneConfig,
-    rematerialise: bool = False,
+    one_by_one: bool = False,
 ) -> tuple[Losses, Float[Array, "concept size"]]:
     """The loss and, for each concept, the gradient of its own total with respect to its `delta`."""
 
     def summed(offset: Array) -> tuple[Array, Losses]:
-        parts = loss(pipeline, params, inputs, offset, sample, config, rematerialise)
+        parts = loss(pipeline, params, inputs, offset, sample, config, one_by_one)
         return parts.total.sum(), parts
 
     gradient, parts = jax.grad(summed, has_aux=True)(delta)
@@ -351,10 +356,6 @@ def _fold(array: Array) -> Array:
     return array.reshape((-1, *array.shape[2:]))
 
 
-def _is_kept(primitive: Primitive, *arguments: Any, **options: Any) -> bool:
-    """Policy of `jax.checkpoint`: keeps products with weights, which cost most per number.
-
-    Products of activations with each other, i.e. attention, have batch dimensions.
-    """
-    dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return primitive is conv_general_dilated_p or dense(primitive, *arguments, **options)
+def _row_means(values: Callable[..., Array], *rows: Any) -> Float[Array, " row"]:
+    found = values(*rows)
+    return found.reshape(len(found), -1).mean(axis=-1)

@@ -36,7 +36,7 @@ from emcid_jax.runtime.errors import UserError
 MAX_SAMPLES = 96
 """Most prompts per device and step that `concept_batch = 0` takes, however much memory is free."""
 ENOUGH_SAMPLES = 8
-"""Prompts per device and step from which on nothing is rematerialised to fit more."""
+"""Prompts per device and step from which on they are not taken one by one to fit more."""
 MEMORY_SHARE = 0.8
 """Share of a device's free memory that a program may need."""
 
@@ -224,7 +224,7 @@ def _jitted(
     """The loop of (params, inputs, zeros); concepts sharded, parameters as `spread` says."""
     concept, weights = parallel.sharded(mesh), parallel.spread(model_params(pipeline), mesh)
     return jax.jit(
-        functools.partial(adam_loop.run, pipeline, config, batch.rematerialise),
+        functools.partial(adam_loop.run, pipeline, config, batch.one_by_one),
         in_shardings=(weights, concept, concept),
         out_shardings=concept,
         donate_argnums=2,

@@ -18,13 +18,13 @@ LARGEST, ENOUGH = 40, 4
 
 
 def needed(batch: ConceptBatch, devices: int) -> int:
-    """100 bytes per device and 50 per concept on it; rematerialised 12."""
-    return 100 + (12 if batch.rematerialise else 50) * batch.concepts // devices
+    """100 bytes per device and 50 per concept on it; with prompts one by one 12."""
+    return 100 + (12 if batch.one_by_one else 50) * batch.concepts // devices
 
 
-def by_trying(devices: int, memory: int, rematerialise: bool) -> int:
+def by_trying(devices: int, memory: int, one_by_one: bool) -> int:
     sizes = range(devices, devices * LARGEST + 1, devices)
-    fits = (n for n in sizes if needed(ConceptBatch(n, rematerialise), devices) <= memory)
+    fits = (n for n in sizes if needed(ConceptBatch(n, one_by_one), devices) <= memory)
     return max(fits, default=0)
 
 
@@ -49,11 +49,11 @@ def test_batch_is_as_large_as_memory_allows(
     if wanted.concepts < ENOUGH * devices:
         wanted = ConceptBatch(by_trying(devices, memory, True), True)
     assert got == wanted
-    ways = 2 if got.rematerialise else 1
+    ways = 2 if got.one_by_one else 1
     assert len(asked) <= ways * (2 if error == (1.0, 0.0) else 4)
 
 
-def test_nothing_is_rematerialised_in_vain() -> None:
+def test_prompts_are_taken_one_by_one_only_where_it_helps() -> None:
     def alike(batch: ConceptBatch) -> int:
         return 100 * batch.concepts
 

@@ -140,7 +140,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
 
 
 @pytest.mark.parametrize(
-    ("name", "prediction", "rematerialise", "tokens", "count"),
+    ("name", "prediction", "one_by_one", "tokens", "count"),
     [
         pytest.param("ablate-dest", "epsilon", False, 0, 1, marks=pytest.mark.slow),
         pytest.param("ablate-dest", "epsilon", False, 12, 1, marks=pytest.mark.slow),
@@ -155,7 +155,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     ],
 )
 def test_loss_and_gradient_equal_pytorch(
-    name, prediction, rematerialise, tokens, count, pipeline, oracle, prompts
+    name, prediction, one_by_one, tokens, count, pipeline, oracle, prompts
 ):
     schedule = dataclasses.replace(pipeline.schedule, prediction_type=prediction)
     pipeline = dataclasses.replace(pipeline, schedule=schedule)
@@ -181,9 +181,7 @@ def test_loss_and_gradient_equal_pytorch(
         params, sample = pipeline.params, None
         if name != "text-only":
             sample = loss.make_sample(pipeline, params, inputs, draw, config)
-        return loss.loss_and_gradient(
-            pipeline, params, inputs, delta, sample, config, rematerialise
-        )
+        return loss.loss_and_gradient(pipeline, params, inputs, delta, sample, config, one_by_one)
 
     random = np.random.default_rng(1).standard_normal(inputs.h0.shape).astype(np.float32)
 
