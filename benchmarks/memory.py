@@ -94,8 +94,9 @@ def _unet(dtype: DTypeLike) -> Iterator[Program]:
 
     def error(params: Any, latents: Any, times: Any, one_by_one: bool, text: Any) -> jax.Array:
         def values(text: Any, rows: Any) -> jax.Array:
-            found = predict(params, *rows, text).astype(jnp.float32)
-            return jnp.square(found - rows[0]).sum(axis=(1, 2, 3))
+            latents, times = rows
+            found = predict(params, latents, times, text).astype(jnp.float32)
+            return jnp.square(found - latents).sum(axis=(1, 2, 3))
 
         rows = (latents, times)
         found = prompt_by_prompt(values, text, rows, PROMPTS) if one_by_one else values(text, rows)

@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from emcid_jax.models.text.clip import ClipTextConfig
 from emcid_jax.models.text.encoder import SECOND
-from emcid_jax.pipelines.families import SD, SDXL, read_family
+from emcid_jax.pipelines.families import SD, SDXL, read_config, read_family
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
 from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
@@ -78,7 +78,7 @@ def abstract_pipeline(model: str | Path, dtype: DTypeLike = jnp.float32) -> Pipe
             index = read_json_object(folder / "model_index.json", "the model's index")
             family = read_family(index, folder)
         configs = {
-            part: read_json_object(folder / part / file, f"{file} of config.model.path")
+            part: read_config(part, folder / part / file, f"{file} of config.model.path")
             for part, file in family.config_files.items()
         }
     tokenizers = {}

@@ -13,6 +13,7 @@ from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import TextOutput
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.text_files import read_json_object
 
 _FILES = {
     FIRST: ("config.json", "model.safetensors"),
@@ -134,3 +135,9 @@ def read_family(index: Mapping[str, Any], folder: Path) -> Family:
             f"folder of a {' or '.join(FAMILIES)}"
         )
     return FAMILIES[found]
+
+
+def read_config(part: str, file: Path, field: str) -> dict[str, Any]:
+    """The JSON of a part of a model; UserError that names `field` if there is none."""
+    # diffusers writes `lambda_min_clipped` of its DPM-Solver as -Infinity.
+    return read_json_object(file, field, infinities=part == "scheduler")

@@ -24,7 +24,7 @@ from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
 from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
-from emcid_jax.pipelines.families import SD, Family, read_family
+from emcid_jax.pipelines.families import SD, Family, read_config, read_family
 from emcid_jax.pipelines.part_checks import require_fitting
 from emcid_jax.runtime import checkpoints
 from emcid_jax.runtime.errors import UserError, shown
@@ -203,10 +203,7 @@ def load_pipeline(
                 f"{folder / 'model_index.json'}: {part}={shown(found)} is not supported; use {name}"
             )
     configs = {
-        # diffusers writes `lambda_min_clipped` of its DPM-Solver as -Infinity.
-        part: read_json_object(
-            folder / part / file, f"the {part}'s config", infinities=part == "scheduler"
-        )
+        part: read_config(part, folder / part / file, f"the {part}'s config")
         for part, file in family.config_files.items()
     }
     # The index decides the sampler's class, whatever class wrote the file; diffusers does the same.

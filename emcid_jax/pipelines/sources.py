@@ -15,7 +15,7 @@ from emcid_jax.models.text.clip_vocabulary import clip_tokenizer
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
-from emcid_jax.pipelines.families import FAMILIES, SD, SDXL, EncoderPart, read_family
+from emcid_jax.pipelines.families import FAMILIES, SD, SDXL, EncoderPart, read_config, read_family
 from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.text_files import read_json_object
@@ -167,7 +167,7 @@ def _convert(file: Path, prediction: str, cache: Path) -> Path:
         )
     family = SDXL if version == "xl" else SD
     beside = {
-        part: read_json_object(path, f"{part} beside {file.name}")
+        part: read_config(part, path, f"{part} beside {file.name}")
         for part, name in family.config_files.items()
         if (path := file.parent / part / name).is_file()
     }

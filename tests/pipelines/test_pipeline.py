@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 from emcid_jax.diffusion.samplers import UNDRAWN
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines import single_file
+from emcid_jax.pipelines.abstract import abstract_pipeline
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
 from emcid_jax.pipelines.families import SD, SDXL
 from emcid_jax.pipelines.generate import encode_prompts, generate, initial_noise
@@ -207,6 +208,8 @@ def test_folders_of_samplers_that_nothing_draws_with_are_read_and_kept(
         ours = read.schedule.alphas_cumprod
         np.testing.assert_allclose(ours, theirs.alphas_cumprod.numpy(), rtol=1e-4)
         assert read.schedule.prediction_type == theirs.config.prediction_type
+        planned = abstract_pipeline(tmp_path / "model").scheduler_config
+        assert planned == read.scheduler_config
     with pytest.raises(UserError, match=f"_class_name='{name}' is not supported; to draw, let"):
         generate(read, PROMPTS[:1], SEEDS[:1], steps=1, guidance=1.0)
 
