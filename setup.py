@@ -28,7 +28,7 @@ class BuildPy(build_py):
 setuptools.setup(
     cmdclass={"build_py": BuildPy},
     name="emcid_jax",
-    version="0.1.0",
+    version="0.2.0",
     description="Edit hundreds of concepts at once in a text-to-image model's text encoder, in JAX",
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
