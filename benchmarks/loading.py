@@ -18,8 +18,8 @@ import jax
 from benchmarks.timing import take_turns
 from emcid_jax.config import ModelConfig
 from emcid_jax.pipelines.pipeline import load_pipeline
-from emcid_jax.runtime import checkpoints
 from emcid_jax.sprites.bundled import model_folder
+from emcid_jax.storage import checkpoints
 from emcid_jax.tasks import convert
 
 

@@ -37,9 +37,9 @@ from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines import pipeline as pipelines
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError as UserError
 from emcid_jax.runtime.parallel import make_mesh
+from emcid_jax.storage import ownership
 from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.inputs import require_model
 from emcid_jax.workflow.workdir import Log, Run

@@ -21,16 +21,16 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import WeightEdit
-from emcid_jax.evaluation.benchmarks.aice_holdout import holdout_from_labels, limited
-from emcid_jax.evaluation.benchmarks.aice_protocol import AicePlan, Scores, plan_requests
+from emcid_jax.evaluation.benchmarks.aice.holdout import holdout_from_labels, limited
+from emcid_jax.evaluation.benchmarks.aice.protocol import AicePlan, Scores, plan_requests
 from emcid_jax.evaluation.drawing.batches import drawing, edited_fingerprint, judging
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.runtime import parallel
-from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.sprites.bundled import STAGE_ONE
+from emcid_jax.storage.hashing import fingerprint
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow.find_moments import moments_of
 from emcid_jax.workflow.workdir import Log, Run

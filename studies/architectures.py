@@ -33,9 +33,9 @@ from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.text_space.nearest_name import nearest
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
 from emcid_jax.runtime import parallel
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.captions import OBJECT_TEMPLATES as CAPTIONS
+from emcid_jax.storage.files import write_atomically
 from studies import encoder_cases, panels, small_encoders
 from studies.encoder_cases import HELD, UNSEEN, Case
 from studies.panels import COLOURS, Line, Panel

@@ -32,9 +32,9 @@ from emcid_jax.evaluation.text_space import measure as text_space
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, STAGE_ONE, model_folder
 from emcid_jax.sprites.catalogue import catalogue
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow.find_memories import prepare_chunk, read_prompts
 from studies import cost_model, panels, solver_table
 from studies.cost_model import Fit

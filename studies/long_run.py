@@ -33,8 +33,8 @@ from emcid_jax.editing.stage_two.preservation import Protection
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, with_text_params
-from emcid_jax.runtime.files import replacing, write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
+from emcid_jax.storage.files import replacing, write_atomically
 from studies import panels, solver_table
 from studies.panels import Line, Panel
 from studies.solver_table import BLOCK, World

@@ -26,8 +26,8 @@ from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import load_pipeline, with_text_params
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
+from emcid_jax.storage.files import write_atomically
 from studies import overlap_study, panels
 from studies.overlap_study import DESTINATIONS, UNSEEN, Pair, Study
 from studies.panels import Line, Panel

@@ -30,9 +30,9 @@ from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize, with_text_params
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.catalogue import catalogue
+from emcid_jax.storage.files import write_atomically
 from studies import long_run, panels, solver_table
 from studies.long_run import Written
 from studies.panels import Line, Panel

@@ -2,7 +2,7 @@
 
 A reduced sprite world of `NAMES` objects, and no UNet: an encoder is taught to read a name's look
 at the end token and at the subject, and to hand names on after block `late`
-(`sprites/interchange.py`). `studies.architectures` edits them. A killed run goes on.
+(`sprites/training/interchange.py`). `studies.architectures` edits them. A killed run goes on.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import numpy as np
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.sprites import recipe as sizes
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.captions import OBJECT_TEMPLATES, Caption
 from emcid_jax.sprites.catalogue import Picture, catalogue
 from emcid_jax.sprites.factors import LABELS, label_array
-from emcid_jax.sprites.interchange import interchange_batches, interchange_loss
-from emcid_jax.sprites.text_training import tokenise
-from emcid_jax.sprites.training import Recipe, fit
+from emcid_jax.sprites.training import recipe as sizes
+from emcid_jax.sprites.training.interchange import interchange_batches, interchange_loss
+from emcid_jax.sprites.training.loop import Recipe, fit
+from emcid_jax.sprites.training.text import tokenise
 
 NAMES = 200
 """Objects of the world: the first so many of at most `LONGEST` tokens."""

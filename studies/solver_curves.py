@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 
 PANELS = (
     ("edited", "edited names that read as their destination"),

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult, score_plan
+from emcid_jax.evaluation.benchmarks.aice.protocol import AiceResult, score_plan
 from studies import aice_images
 from studies.aice_images import Edited, kept_names
 

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import stats
 
 from emcid_jax.config import StageTwoConfig
-from emcid_jax.evaluation.benchmarks.aice_protocol import (
+from emcid_jax.evaluation.benchmarks.aice.protocol import (
     AiceResult,
     Scores,
     score_plan,

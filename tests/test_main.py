@@ -14,7 +14,7 @@ from absl import flags
 
 from emcid_jax import main
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.user_cache import cache_folder
+from emcid_jax.storage.user_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"

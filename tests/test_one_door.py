@@ -1,4 +1,4 @@
-"""Text that a user can name is read by `runtime/text_files.py`; nothing else reads on its own."""
+"""Text that a user can name is read by `storage/text_files.py`; nothing else reads on its own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ PACKAGE = Path(__file__).parents[1] / "emcid_jax"
 
 ALLOWED = {
     # The parsers of text that the door has read.
-    "runtime/json_text.py": {"json.loads"},
+    "storage/json_text.py": {"json.loads"},
     "concepts/readers/located.py": {"json.loads", "csv.reader"},
     # Checksums, locks, logs and records that this program wrote itself.
-    "runtime/checksums.py": {"json.loads"},
-    "runtime/checkpoints.py": {"json.loads"},
-    "runtime/ownership.py": {"json.loads", "file.open"},
+    "storage/checksums.py": {"json.loads"},
+    "storage/checkpoints.py": {"json.loads"},
+    "storage/ownership.py": {"json.loads", "file.open"},
     "editing/bank/concepts.py": {"json.loads"},
     "editing/bank/memories.py": {"json.loads"},
     "editing/bank/pack_file.py": {"json.loads"},

@@ -31,8 +31,8 @@ def make_model(folder: Path) -> None:
     from emcid_jax.pipelines.abstract import abstract_pipeline
     from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
     from emcid_jax.pipelines.families import SD
-    from emcid_jax.sprites.judge_training import judge_config
     from emcid_jax.sprites.tokenizer import train_tokenizer
+    from emcid_jax.sprites.training.judge import judge_config
 
     train_tokenizer([LETTERS], folder / "tokenizer", vocab_size=560, max_length=PLACES)
     tokenizer = load_tokenizer(folder / "tokenizer")

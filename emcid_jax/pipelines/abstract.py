@@ -16,7 +16,7 @@ from emcid_jax.pipelines.families import SD, SDXL, read_config, read_family
 from emcid_jax.pipelines.pipeline import Pipeline, make_pipeline, parameter_shapes
 from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage.text_files import read_json_object
 
 NAMES = {
     "sd-1.4": (1, "epsilon"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from emcid_jax.pipelines.families import SD, Family
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 
 
 def write_configs(

@@ -13,7 +13,7 @@ from emcid_jax.models.image.conditioning import Conditioning
 from emcid_jax.models.text.clip import TextOutput
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage.text_files import read_json_object
 
 _FILES = {
     FIRST: ("config.json", "model.safetensors"),

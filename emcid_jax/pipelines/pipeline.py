@@ -26,9 +26,9 @@ from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index
 from emcid_jax.pipelines.families import SD, Family, read_config, read_family
 from emcid_jax.pipelines.part_checks import require_fitting
-from emcid_jax.runtime import checkpoints
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage import checkpoints
+from emcid_jax.storage.text_files import read_json_object
 
 __all__ = [
     "Pipeline",

@@ -30,8 +30,8 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index, write_json
 from emcid_jax.pipelines.families import Family
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing, replacing_folder
-from emcid_jax.runtime.locks import held
+from emcid_jax.storage.files import replacing, replacing_folder
+from emcid_jax.storage.locks import held
 
 FORMAT = 2
 """Part of a conversion's name: raise it whenever the same file is converted differently."""

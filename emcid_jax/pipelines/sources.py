@@ -18,8 +18,8 @@ from emcid_jax.pipelines import ldm_keys, single_file
 from emcid_jax.pipelines.families import FAMILIES, SD, SDXL, EncoderPart, read_config, read_family
 from emcid_jax.pipelines.published_configs import default_configs
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.text_files import read_json_object
-from emcid_jax.runtime.user_cache import cache_folder
+from emcid_jax.storage.text_files import read_json_object
+from emcid_jax.storage.user_cache import cache_folder
 
 PARTS = tuple(dict.fromkeys(part for family in FAMILIES.values() for part in family.weight_files))
 """Folders that hold weights, of any family."""

@@ -12,7 +12,7 @@ from emcid_jax.models.weights.params import hf_name
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header
 from emcid_jax.models.weights.shards import weight_files
 from emcid_jax.pipelines.pipeline import RENAMES
-from emcid_jax.runtime import checkpoints
+from emcid_jax.storage import checkpoints
 
 
 def stored_types(source: Path, part: str, variant: str = "") -> dict[str, str]:

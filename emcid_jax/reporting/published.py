@@ -71,7 +71,7 @@ MEANINGS: dict[str, Meaning] = {
         "higher",
     ),
 }
-"""Every aggregate of `aice_scores.aggregates`, in the order of a table."""
+"""Every aggregate of `aice.scores.aggregates`, in the order of a table."""
 
 PUBLISHED_REQUESTS = (10, 50, 100, 150, 200, 250, 300)
 

@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from emcid_jax.runtime.files import replacing
 from emcid_jax.sprites.captions import Caption
 from emcid_jax.sprites.drawing import draw
+from emcid_jax.storage.files import replacing
 
 
 def drawn_pictures(

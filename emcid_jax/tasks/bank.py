@@ -34,10 +34,10 @@ from emcid_jax.editing.diagnostics.predicted_conflicts import Prediction
 from emcid_jax.editing.export import text_encoder
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.reporting.pages.text_space import conflicts_html
-from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import show
+from emcid_jax.storage import ownership
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
 from emcid_jax.workflow.find_memories import add_to_bank

@@ -20,9 +20,10 @@ from emcid_jax.config import ModelConfig
 from emcid_jax.models.weights.params import hf_name, params_hash
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.stored_types import commonest, stored_types
-from emcid_jax.runtime import checkpoints, parallel
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing_folder
+from emcid_jax.storage import checkpoints
+from emcid_jax.storage.files import replacing_folder
 from emcid_jax.workflow.inputs import require_model
 from emcid_jax.workflow.workdir import require_writable, write_json
 

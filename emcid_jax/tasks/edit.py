@@ -18,14 +18,14 @@ from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.export.edit_file import ledger_of
 from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.evaluation.benchmarks.aice import Evaluation, evaluate
-from emcid_jax.evaluation.benchmarks.aice_protocol import as_json
+from emcid_jax.evaluation.benchmarks.aice.protocol import as_json
+from emcid_jax.evaluation.benchmarks.aice.run import Evaluation, evaluate
 from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, split
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.pages.edit import ReportData, Written, write_report
 from emcid_jax.reporting.plots.theme import LayerBar
-from emcid_jax.runtime import checksums
+from emcid_jax.storage import checksums
 from emcid_jax.workflow import debias_search, edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job, prepare, records_of

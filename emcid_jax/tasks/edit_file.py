@@ -23,10 +23,10 @@ from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash, read_refiner, source_hash
-from emcid_jax.runtime import ownership
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import sweep
 from emcid_jax.runtime.terminal import show
+from emcid_jax.storage import ownership
+from emcid_jax.storage.files import sweep
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
 

@@ -32,9 +32,9 @@ from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, repor
 from emcid_jax.reporting.plots import before_after
 from emcid_jax.reporting.plots import comparison as comparison_figures
 from emcid_jax.reporting.plots.before_after import Grid, make_grid
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage import checksums
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import edit_job, environment, methods
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job

@@ -35,7 +35,7 @@ from emcid_jax.evaluation.judges.clip import Clip, find_clip
 from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job

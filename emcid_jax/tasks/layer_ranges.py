@@ -21,7 +21,7 @@ from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job

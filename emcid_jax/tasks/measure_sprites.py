@@ -10,11 +10,11 @@ import numpy as np
 from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import load_pipeline
-from emcid_jax.runtime.files import replacing
 from emcid_jax.runtime.terminal import show
 from emcid_jax.sprites.bundled import model_folder
 from emcid_jax.sprites.drawing import contact_sheet
 from emcid_jax.sprites.measure import measure, probes
+from emcid_jax.storage.files import replacing
 from emcid_jax.workflow import workdir as folders
 
 

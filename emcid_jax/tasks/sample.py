@@ -29,7 +29,7 @@ from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.plots import sample_grids
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import Failures, UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.open_model import open_model, read_edited

@@ -26,7 +26,7 @@ from emcid_jax.evaluation.text_space.trace_scores import Recovery, whole_windows
 from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.trace_maps import MEASURES, panels
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import encoder_of, names_to_keep

@@ -23,18 +23,23 @@ from emcid_jax.models.text.tokenizer import load_tokenizer, tokenize
 from emcid_jax.models.weights import params as weights
 from emcid_jax.pipelines.diffusers_layout import write_json
 from emcid_jax.pipelines.pipeline import make_pipeline, save_pipeline
-from emcid_jax.sprites import judge_training as judges
-from emcid_jax.sprites import recipe as sizes
 from emcid_jax.sprites.captions import Caption, sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.sprites.drawn_pictures import drawn_pictures
 from emcid_jax.sprites.factors import LABELS, label_array
-from emcid_jax.sprites.interchange import train_interchange
-from emcid_jax.sprites.recipe import SpriteRecipe
-from emcid_jax.sprites.text_training import tokenise, train_text_encoder
 from emcid_jax.sprites.tokenizer import train_tokenizer
-from emcid_jax.sprites.training import Recipe
-from emcid_jax.sprites.unet_training import (
+from emcid_jax.sprites.training import recipe as sizes
+from emcid_jax.sprites.training.interchange import train_interchange
+from emcid_jax.sprites.training.judge import (
+    fold_classifier,
+    judge_config,
+    train_classifier,
+    train_image_tower,
+)
+from emcid_jax.sprites.training.loop import Recipe
+from emcid_jax.sprites.training.recipe import SpriteRecipe
+from emcid_jax.sprites.training.text import tokenise, train_text_encoder
+from emcid_jax.sprites.training.unet import (
     UNetData,
     caption_rows,
     encode_images,
@@ -42,7 +47,7 @@ from emcid_jax.sprites.unet_training import (
     start_unet,
     train_unet,
 )
-from emcid_jax.sprites.vae_training import train_vae
+from emcid_jax.sprites.training.vae import train_vae
 from emcid_jax.workflow import workdir as folders
 
 
@@ -148,16 +153,16 @@ def _make_judges(
     sizes_json = sizes.judge_sizes()
     vit_sizes = ViTConfig.from_dict({**sizes_json, "num_labels": LABELS})
     labels = label_array([caption.picture for caption in captions])
-    factors = judges.train_classifier(
+    factors = train_classifier(
         ViTForImageClassification(vit_sizes, jnp.bfloat16), images, labels, recipe.judge, workdir
     )
-    folded, names = judges.fold_classifier(factors)
-    write_json(model / "judge" / "config.json", judges.judge_config(vit_sizes, names))
+    folded, names = fold_classifier(factors)
+    write_json(model / "judge" / "config.json", judge_config(vit_sizes, names))
     weights.write_params(model / "judge" / "model.safetensors", folded, jnp.float16)
 
     tower_json = {**sizes_json, "projection_dim": 64, "hidden_act": "quick_gelu"}
     tower = ClipVisionModelWithProjection(ClipVisionConfig.from_dict(tower_json), jnp.bfloat16)
-    trained = judges.train_image_tower(tower, images, pooled, recipe.image_tower, workdir)
+    trained = train_image_tower(tower, images, pooled, recipe.image_tower, workdir)
     tower_json |= {
         "architectures": ["CLIPVisionModelWithProjection"],
         "model_type": "clip_vision_model",

@@ -20,18 +20,18 @@ from emcid_jax.models.text.encoder import FIRST, SECOND, TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines.families import SDXL
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, make_pipeline, save_pipeline
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
 from emcid_jax.sprites.captions import Caption, sample_captions
 from emcid_jax.sprites.drawn_pictures import drawn_pictures
-from emcid_jax.sprites.text_training import tokenise
-from emcid_jax.sprites.unet_training import encode_images, encode_texts, start_unet, train_unet
+from emcid_jax.sprites.training.text import tokenise
+from emcid_jax.sprites.training.unet import encode_images, encode_texts, start_unet, train_unet
 from emcid_jax.sprites.xl import recipe as sizes
 from emcid_jax.sprites.xl.encoders import first_encoder, read, second_encoder
 from emcid_jax.sprites.xl.micro_conditions import varied
 from emcid_jax.sprites.xl.recipe import XlRecipe
 from emcid_jax.sprites.xl.unet_rows import XlData, xl_rows
 from emcid_jax.sprites.xl.warm_start import grow_unet, stitch
+from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import workdir as folders
 
 

@@ -36,9 +36,10 @@ from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.generate import image_batches
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checksums, preemption
+from emcid_jax.runtime import preemption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import convert
+from emcid_jax.storage import checksums
 from emcid_jax.workflow.workdir import Run
 
 FORMAT = 1

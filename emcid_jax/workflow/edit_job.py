@@ -25,8 +25,8 @@ from emcid_jax.editing.stage_one.loss import needs_images
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
-from emcid_jax.evaluation.benchmarks.aice import evaluate, make_plan
-from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult
+from emcid_jax.evaluation.benchmarks.aice.protocol import AiceResult
+from emcid_jax.evaluation.benchmarks.aice.run import evaluate, make_plan
 from emcid_jax.evaluation.benchmarks.registry import AICE, split
 from emcid_jax.evaluation.drawing.before_after import Models
 from emcid_jax.evaluation.judges.classifier import Judge, load_judge

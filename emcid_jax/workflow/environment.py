@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from emcid_jax.runtime.user_cache import cache_folder
+from emcid_jax.storage.user_cache import cache_folder
 
 PACKAGES = ("emcid_jax", "jax", "jaxlib", "flax", "optax", "numpy", "scipy", "transformers")
 

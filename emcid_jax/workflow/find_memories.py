@@ -29,8 +29,9 @@ from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
 from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.editing.stage_one.run import Program
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checksums, parallel, preemption
+from emcid_jax.runtime import parallel, preemption
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 from emcid_jax.workflow.workdir import Run
 
 IMAGE_BATCH = 16

@@ -25,8 +25,9 @@ from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.models.text.encoder import FIRST, SECOND, TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checkpoints, parallel, preemption
+from emcid_jax.runtime import parallel, preemption
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checkpoints
 from emcid_jax.workflow.workdir import Run
 
 Measured = SecondMoments | UnitStatistics

@@ -17,8 +17,8 @@ from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.sprites.bundled import SHIPPED, model_folder
+from emcid_jax.storage.text_files import read_json_object
 
 
 def find_folder(config: ModelConfig) -> Path:

@@ -8,8 +8,8 @@ from typing import Any
 
 from emcid_jax.config import renamed
 from emcid_jax.editing.bank.memories import hash_of
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 
 FORMAT = 2
 """Part of every row's hash. Raise it whenever a task's figures come out differently from the same

@@ -17,10 +17,11 @@ from typing import Any
 from jax.sharding import Mesh
 
 from emcid_jax.config import RunConfig, renamed
-from emcid_jax.runtime import checksums, ownership, parallel
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import open_to_append, sweep, write_atomically
-from emcid_jax.runtime.locks import held
+from emcid_jax.storage import checksums, ownership
+from emcid_jax.storage.files import open_to_append, sweep, write_atomically
+from emcid_jax.storage.locks import held
 
 FREE_FIELDS = (
     "evaluation",

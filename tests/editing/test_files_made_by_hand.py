@@ -26,8 +26,8 @@ from emcid_jax.editing.encoder.sites import filed_sites
 from emcid_jax.editing.export import edit_file, lora
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 from emcid_jax.tasks.edit_file import summary
 
 DATA = Path(__file__).parents[1] / "data" / "version_0_1"

@@ -40,7 +40,7 @@ CAPTIONS = [" ".join(row) for row in np.random.default_rng(0).choice(WORDS, (600
 # how far the second moments are.
 TOLD = """
 import os, signal, sys
-from emcid_jax.runtime import checkpoints
+from emcid_jax.storage import checkpoints
 from emcid_jax.editing.bank import memories as bank
 
 module, name, process = {where}

@@ -94,7 +94,7 @@ def test_a_small_disk_and_one_to_read_only(tmp_path: Path) -> None:
         "import sys\n"
         "from pathlib import Path\n"
         "from emcid_jax import main\n"
-        "from emcid_jax.runtime.files import write_atomically\n"
+        "from emcid_jax.storage.files import write_atomically\n"
         "for name, size in (('small', 10), ('large', 10**6)):\n"
         "    try: write_atomically(Path(sys.argv[1]) / name, bytes(size))\n"
         "    except OSError as error: print(main.answer(error, 'PLACE'))\n"

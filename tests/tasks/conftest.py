@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from emcid_jax.runtime import ownership
+from emcid_jax.storage import ownership
 from emcid_jax.workflow import workdir as folders
 
 

@@ -19,8 +19,9 @@ from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.export import text_encoder
 from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
-from emcid_jax.runtime import checkpoints, parallel
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checkpoints
 from emcid_jax.tasks import convert
 from emcid_jax.tasks.convert import ConvertConfig
 from emcid_jax.workflow.inputs import require_model

@@ -72,7 +72,7 @@ KILLS = [
         3,
     ),  # Stage I, between the records of a chunk
     ("emcid_jax.editing.bank.memories", "write", TERM, 0),
-    ("emcid_jax.runtime.checkpoints", "save", KILL, 2),  # statistics
+    ("emcid_jax.storage.checkpoints", "save", KILL, 2),  # statistics
     ("emcid_jax.editing.moments.second_moment", "_add", TERM, 0),
     ("emcid_jax.editing.export.edit_file", "write_edit", KILL, 0),  # between the two exports
     ("emcid_jax.evaluation.drawing.cache", "write_atomically", KILL, 9),  # evaluation

@@ -25,7 +25,7 @@ from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.sources import find_model
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
+from emcid_jax.storage.files import replacing
 from emcid_jax.tasks.edit_file import EditFileConfig, run
 
 

@@ -19,8 +19,8 @@ from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import memories as bank_files
 from emcid_jax.editing.debias import mixing
 from emcid_jax.editing.export.edit_file import read_edit
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import debias_search, edit_job
 from emcid_jax.workflow.find_memories import read_prompts

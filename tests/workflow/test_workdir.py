@@ -16,7 +16,7 @@ import pytest
 
 from emcid_jax.config import EditConfig, EvaluationConfig, RequestsConfig, RunConfig, StageOneConfig
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
+from emcid_jax.storage.files import replacing
 from emcid_jax.workflow import workdir as folders
 
 CONFIG = EditConfig(requests=RequestsConfig(path="a.json"))

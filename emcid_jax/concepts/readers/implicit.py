@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import Record
-from emcid_jax.runtime.text_files import read_text
+from emcid_jax.storage.json_text import Record
+from emcid_jax.storage.text_files import read_text
 
 FIX = "give a TIMED table (old, new, positive1, gt1, negative1, gn1, ...) or a RoAD table"
 

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from emcid_jax.runtime.errors import Failures
-from emcid_jax.runtime.json_text import Listed, parse_json
+from emcid_jax.storage.json_text import Listed, parse_json
 
 _ENTRY = re.compile(
     r"""\s*(?P<text>'(?:[^'\\\n]|\\.)*'|"(?:[^"\\\n]|\\.)*")\s*|\s*(?P<number>[-+.eE0-9]{1,32})\s*"""

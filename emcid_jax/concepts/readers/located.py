@@ -14,8 +14,8 @@ from typing import Any
 from emcid_jax.concepts.names import stripped
 from emcid_jax.concepts.readers.yaml_text import parse_yaml
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import Listed, Record, parse_json
-from emcid_jax.runtime.text_files import lines
+from emcid_jax.storage.json_text import Listed, Record, parse_json
+from emcid_jax.storage.text_files import lines
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 """What may stand between the values of a CSV file, the likeliest first."""

@@ -16,8 +16,8 @@ from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.concepts.requests import TASKS, EditRequest, RequestError, is_integer
 from emcid_jax.concepts.templates import DEBIAS_TEMPLATES, OBJECT_TEMPLATES, SLOT, TEMPLATE_SETS
 from emcid_jax.runtime.errors import Failures, Problem, shown
-from emcid_jax.runtime.json_text import Listed, Record
-from emcid_jax.runtime.text_files import read_text
+from emcid_jax.storage.json_text import Listed, Record
+from emcid_jax.storage.text_files import read_text
 
 DEFAULT_SEED = 0
 

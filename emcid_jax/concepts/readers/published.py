@@ -16,7 +16,7 @@ from emcid_jax.concepts.templates import (
     template_from,
 )
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import Record
+from emcid_jax.storage.json_text import Record
 
 ARTIST_DEST = "art"
 ACCEPTED = (

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from emcid_jax.concepts.names import clean_name, stripped, text_problems
 from emcid_jax.concepts.readers.located import Table, header, parse, parse_csv, parse_json_lines
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import Listed, Record
-from emcid_jax.runtime.text_files import lines, read_text
+from emcid_jax.storage.json_text import Listed, Record
+from emcid_jax.storage.text_files import lines, read_text
 
 CAPTION_COLUMNS = ("caption", "prompt")
 PROMPT_COLUMNS = ("prompt", "caption")

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.json_text import MAX_DEPTH, Listed, Record, checked_tree
+from emcid_jax.storage.json_text import MAX_DEPTH, Listed, Record, checked_tree
 
 LIMIT = 2**22
 """Characters read at most; PyYAML takes seconds for a million."""

@@ -24,11 +24,11 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import NotNegative
 from emcid_jax.editing.bank import memories, pack_file
 from emcid_jax.editing.bank.memories import Record
-from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.files import open_to_read, require_plain, sweep, write_atomically
-from emcid_jax.runtime.locks import held
 from emcid_jax.runtime.typed_values import convert
+from emcid_jax.storage import checksums, ownership
+from emcid_jax.storage.files import open_to_read, require_plain, sweep, write_atomically
+from emcid_jax.storage.locks import held
 
 LIST, LOCK = "concepts.json", ".lock"
 FORMAT = 1

@@ -29,10 +29,10 @@ from emcid_jax.editing.stage_one.training_images import reads_files
 from emcid_jax.models.text.encoder import SECOND
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.files import open_to_read, write_atomically
-from emcid_jax.runtime.json_text import loads
+from emcid_jax.storage import checksums
+from emcid_jax.storage.files import open_to_read, write_atomically
+from emcid_jax.storage.json_text import loads
 
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""

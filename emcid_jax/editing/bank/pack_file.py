@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from emcid_jax.runtime import checksums
-from emcid_jax.runtime.files import open_to_read, write_atomically
+from emcid_jax.storage import checksums
+from emcid_jax.storage.files import open_to_read, write_atomically
 
 FILE = "memories.pack"
 

@@ -26,9 +26,10 @@ from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import ModelEdit, StageTwoReport
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.models.text.encoder import FIRST, SECOND
-from emcid_jax.runtime import checksums, typed_values
+from emcid_jax.runtime import typed_values
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.json_text import loads
+from emcid_jax.storage import checksums
+from emcid_jax.storage.json_text import loads
 
 WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
 """Name on disk of the weight that block {} gets changed."""

@@ -28,9 +28,9 @@ from emcid_jax.editing.export.stored_weights import (
 from emcid_jax.editing.export.text_encoder import with_width
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.shards import SHARD, head_file, variant_of
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import (
+from emcid_jax.storage import checksums
+from emcid_jax.storage.files import (
     changing_folder,
     link_or_copy,
     replacing_folder,
@@ -38,9 +38,9 @@ from emcid_jax.runtime.files import (
     sweep,
     write_atomically,
 )
-from emcid_jax.runtime.locks import held_folder
-from emcid_jax.runtime.ownership import require_new
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage.locks import held_folder
+from emcid_jax.storage.ownership import require_new
+from emcid_jax.storage.text_files import read_json_object
 
 RECORD = "edit.json"
 """What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have

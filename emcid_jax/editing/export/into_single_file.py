@@ -22,8 +22,8 @@ from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing
-from emcid_jax.runtime.ownership import require_new
+from emcid_jax.storage.files import replacing
+from emcid_jax.storage.ownership import require_new
 
 
 def write_checkpoint(path: Path, source: Path, content: EditFile | Edits, sha256: str) -> None:

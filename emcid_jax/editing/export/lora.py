@@ -16,8 +16,8 @@ import scipy.linalg
 
 from emcid_jax.editing.export.edit_file import EditFile, Edits, by_part, require_own_width
 from emcid_jax.models.text.encoder import FIRST, SECOND
-from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums, ownership
 
 NAME = "{}_text_model_encoder_layers_{}_mlp_fc2"
 """kohya's name of an encoder's `mlp.fc2`; see `_begins` for the encoder, then comes the block."""

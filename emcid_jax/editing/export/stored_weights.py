@@ -19,9 +19,9 @@ from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.models.weights.shards import head_file, weight_files
-from emcid_jax.runtime.checkpoints import holds_weights
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import open_to_read
+from emcid_jax.storage.checkpoints import holds_weights
+from emcid_jax.storage.files import open_to_read
 
 LAYER = "text_model.encoder.layers.{}"
 _WORDS = {FIRST: "text encoder", SECOND: "second text encoder"}

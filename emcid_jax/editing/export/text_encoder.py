@@ -15,10 +15,10 @@ from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import write_params
 from emcid_jax.pipelines.stored_types import commonest, stored_types
-from emcid_jax.runtime import checksums, ownership
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import replacing_folder
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage import checksums, ownership
+from emcid_jax.storage.files import replacing_folder
+from emcid_jax.storage.text_files import read_json_object
 
 WEIGHTS = "model.safetensors"
 

@@ -29,10 +29,9 @@ from emcid_jax.editing.moments.caption_batches import canonical, make_batches
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.runtime import checksums, typed_values
+from emcid_jax.runtime import typed_values
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.finite import require_finite
-from emcid_jax.runtime.json_text import loads
 from emcid_jax.runtime.parallel import (
     AXES,
     SPLIT,
@@ -43,6 +42,8 @@ from emcid_jax.runtime.parallel import (
     sharded,
 )
 from emcid_jax.runtime.typed_values import Range
+from emcid_jax.storage import checksums
+from emcid_jax.storage.json_text import loads
 
 _ABOUT = "second_moments"
 _REMEDY = "compute it again"

@@ -18,7 +18,7 @@ from emcid_jax.editing.stage_one import loss
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.pictures import read_picture
+from emcid_jax.storage.pictures import read_picture
 
 SOURCE_OBJECTIVES = ("ablate-source", "esd")
 """Objectives that are defined on images of the source."""

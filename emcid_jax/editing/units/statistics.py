@@ -29,7 +29,6 @@ from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import (
     SPLIT,
@@ -40,6 +39,7 @@ from emcid_jax.runtime.parallel import (
     replicated,
     sharded,
 )
+from emcid_jax.storage import checksums
 
 REFERENCE = 2**24
 """Numbers in the reference: rows of it times the encoder's width."""

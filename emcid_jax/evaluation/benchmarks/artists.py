@@ -21,9 +21,9 @@ from emcid_jax.evaluation.judges.clip import Clip
 from emcid_jax.evaluation.judges.lpips import Lpips64, perceptual_change
 from emcid_jax.evaluation.statistics.clip_score import artist_scores, clip_scores
 from emcid_jax.runtime.errors import Failures, Problem
-from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
-from emcid_jax.runtime.text_files import read_text
+from emcid_jax.storage.hashing import fingerprint
+from emcid_jax.storage.text_files import read_text
 
 FORMAT = 1
 """Raised whenever stored vectors would come out differently from the same inputs."""

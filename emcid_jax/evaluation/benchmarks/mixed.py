@@ -16,8 +16,8 @@ import numpy as np
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import EvaluationConfig
-from emcid_jax.evaluation.benchmarks import aice_protocol as aice
 from emcid_jax.evaluation.benchmarks import erase, rectify, registry
+from emcid_jax.evaluation.benchmarks.aice import protocol as aice
 from emcid_jax.evaluation.benchmarks.erase import ARTIST, Artist, ErasePlan
 from emcid_jax.evaluation.benchmarks.untouched_names import UntouchedNames
 from emcid_jax.evaluation.drawing.before_after import (

@@ -34,8 +34,8 @@ from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.evaluation.statistics.fid import FeatureMoments, feature_moments, frechet_distance
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
+from emcid_jax.storage.hashing import fingerprint
 
 __all__ = [
     "Evaluators",

@@ -16,8 +16,8 @@ from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
 from emcid_jax.evaluation.text_space.measure import names_any
 from emcid_jax.runtime.errors import Failures, UserError
-from emcid_jax.runtime.files import open_to_read
-from emcid_jax.runtime.pictures import read_picture
+from emcid_jax.storage.files import open_to_read
+from emcid_jax.storage.pictures import read_picture
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 

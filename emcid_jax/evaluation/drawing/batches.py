@@ -13,7 +13,7 @@ from emcid_jax.evaluation.judges.classifier import Judge
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.storage.hashing import fingerprint
 
 
 def judging(judge: Judge, groups: Sequence[str], batch: int) -> Classify:

@@ -17,8 +17,8 @@ from emcid_jax.evaluation.drawing.both import SIDES, Both, read_by_both
 from emcid_jax.evaluation.drawing.draw import Draw, drawn_seeds
 from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.judges.classifier import Judge
-from emcid_jax.runtime.hashing import fingerprint
 from emcid_jax.runtime.parallel import even_chunk
+from emcid_jax.storage.hashing import fingerprint
 
 FORMAT = 1
 """Raised whenever stored probabilities would come out differently from the same inputs."""

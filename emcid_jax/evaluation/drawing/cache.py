@@ -18,8 +18,8 @@ from jaxtyping import Float
 
 from emcid_jax.evaluation.drawing.draw import Classify, Draw, Generate
 from emcid_jax.evaluation.drawing.png import png
-from emcid_jax.runtime.files import write_atomically
-from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.storage.files import write_atomically
+from emcid_jax.storage.hashing import fingerprint
 
 
 def scored_images(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.drawing.png import remove_own
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 
 
 def picture_files(folder: Path, names: Mapping[Draw, str]) -> dict[Draw, Path]:

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from emcid_jax.runtime.files import open_to_read
+from emcid_jax.storage.files import open_to_read
 
 NOTE = "emcid_jax"
 """Keyword of the text in a PNG file by which this program knows its own, and how it was drawn."""

@@ -23,8 +23,8 @@ from emcid_jax.models.scoring.vit import ViTConfig, ViTForImageClassification, d
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.runtime.finite import require_finite
-from emcid_jax.runtime.hashing import fingerprint
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage.hashing import fingerprint
+from emcid_jax.storage.text_files import read_json_object
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

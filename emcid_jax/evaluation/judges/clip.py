@@ -34,8 +34,8 @@ from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, tokenize
 from emcid_jax.models.weights.params import abstract_params, params_hash, read_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.finite import require_finite
-from emcid_jax.runtime.hashing import fingerprint
-from emcid_jax.runtime.text_files import read_json_object
+from emcid_jax.storage.hashing import fingerprint
+from emcid_jax.storage.text_files import read_json_object
 
 TOWER = "image_tower"
 """Folder of the image half in a sprite model."""

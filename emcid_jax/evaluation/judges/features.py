@@ -19,7 +19,7 @@ from emcid_jax.models.scoring.inception import DIM, SIZE, InceptionV3, read_ince
 from emcid_jax.models.scoring.vit import ViT
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime.finite import require_finite
-from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.storage.hashing import fingerprint
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.models.weights.shards import weight_files
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 
 Params = dict[str, Any]
 Rename = Callable[[str], str | None]

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.files import require_readable
+from emcid_jax.storage.files import require_readable
 
 Shape = tuple[int, ...]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from emcid_jax.runtime.errors import UserError, shown
-from emcid_jax.runtime.text_files import read_json_object
 from emcid_jax.runtime.typed_values import convert
+from emcid_jax.storage.text_files import read_json_object
 
 SHARD = re.compile(r"-\d+-of-\d+")
 """What tells the shards of a set apart in their names."""

@@ -12,8 +12,8 @@ from emcid_jax.reporting.pages.comparison import Gathered
 from emcid_jax.reporting.plots import layer_maps, trace_maps
 from emcid_jax.reporting.plots.curves import Curves, Point, figure
 from emcid_jax.reporting.plots.heat_maps import Panel, heat_maps
-from emcid_jax.runtime import checksums
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import checksums
 
 AICE = {
     "efficacy_source2dest": ("Source2Dest, templates", 0, 1),

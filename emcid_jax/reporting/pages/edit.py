@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation
-from emcid_jax.evaluation.benchmarks.aice_protocol import RequestRecord
+from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation
+from emcid_jax.evaluation.benchmarks.aice.protocol import RequestRecord
 from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.pages.render import number, render
 from emcid_jax.reporting.plots import theme
@@ -22,7 +22,7 @@ from emcid_jax.reporting.published import (
     published_column,
     published_value,
 )
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 
 SHOWN = 6
 """Requests shown from the top, the middle and the bottom of the ranking."""

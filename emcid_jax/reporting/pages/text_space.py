@@ -13,7 +13,7 @@ from emcid_jax.evaluation.text_space.measure import TextSpace
 from emcid_jax.reporting.pages.render import render
 from emcid_jax.reporting.plots import text_space as text_figures
 from emcid_jax.reporting.plots import theme
-from emcid_jax.runtime.files import write_atomically
+from emcid_jax.storage.files import write_atomically
 
 SHOWN = 20
 """Rows of a table that are not folded away."""

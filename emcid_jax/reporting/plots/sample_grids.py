@@ -13,8 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from emcid_jax.evaluation.drawing.png import remove_own, with_note
-from emcid_jax.runtime.files import write_atomically
 from emcid_jax.runtime.terminal import printable
+from emcid_jax.storage.files import write_atomically
 
 CELL = 256
 """Largest side of a picture in a grid, in pixels."""

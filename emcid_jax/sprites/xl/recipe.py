@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from emcid_jax.sprites import recipe
-from emcid_jax.sprites.training import Recipe
+from emcid_jax.sprites.training import recipe
+from emcid_jax.sprites.training.loop import Recipe
 
 FIRST_BLOCKS = (0, 1, 2, 6, 7, 8, 9, 10, 11)
 SECOND_BLOCKS = (0, 1, 2, 3, 4, 5, 7, 9, 10, 11)

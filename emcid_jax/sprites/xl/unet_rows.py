@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float16
 
-from emcid_jax.sprites.training import Batch, Recipe
+from emcid_jax.sprites.training.loop import Batch, Recipe
 
 _EMPTY = 0.1
 _UNPOOLED = 0.5

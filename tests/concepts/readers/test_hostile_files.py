@@ -16,7 +16,7 @@ from emcid_jax.concepts.readers.implicit import read_implicit
 from emcid_jax.concepts.readers.manifests import read_requests
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_names, read_texts
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.evaluation.benchmarks.aice_holdout import read_holdout
+from emcid_jax.evaluation.benchmarks.aice.holdout import read_holdout
 from emcid_jax.evaluation.benchmarks.artists import read_artists
 from emcid_jax.evaluation.judges.labels import label_groups
 from emcid_jax.runtime.errors import UserError

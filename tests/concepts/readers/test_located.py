@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from emcid_jax.concepts.readers.located import Table, parse
 from emcid_jax.runtime.errors import Failures, UserError
-from emcid_jax.runtime.json_text import Record
+from emcid_jax.storage.json_text import Record
 
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 tree = st.recursive(

@@ -29,8 +29,8 @@ from emcid_jax.editing.moments.second_moment import MomentProvenance, SecondMome
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
-from emcid_jax.runtime import files
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage import files
 
 LAYERS = (1, 2)
 BLOCK = StageOneConfig(layer=2)

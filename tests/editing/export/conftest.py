@@ -13,7 +13,7 @@ from emcid_jax.editing.encoder.hidden_units import Units
 from emcid_jax.editing.export.edit_file import EditFile, Edits, pack
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
-from emcid_jax.runtime import files
+from emcid_jax.storage import files
 
 
 @pytest.fixture(scope="session")

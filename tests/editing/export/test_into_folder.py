@@ -20,7 +20,7 @@ from emcid_jax.editing.export.edit_file import EditFile, pack
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.locks import held_folder
+from emcid_jax.storage.locks import held_folder
 
 LAYERS = (0, 2)
 

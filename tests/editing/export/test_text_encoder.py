@@ -21,7 +21,7 @@ from emcid_jax.editing.export.edit_file import WEIGHT
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit, apply_edit
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.runtime.ownership import SIGNATURE
+from emcid_jax.storage.ownership import SIGNATURE
 
 LAYERS = (1, 3)
 VERSION_0_1 = Path(__file__).parents[2] / "data" / "version_0_1"

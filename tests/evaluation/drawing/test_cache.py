@@ -12,7 +12,7 @@ from PIL import Image
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.drawing.png import compact, png
-from emcid_jax.runtime.hashing import fingerprint
+from emcid_jax.storage.hashing import fingerprint
 
 
 class FakeModel:

@@ -294,7 +294,7 @@ def test_failed_write_keeps_the_old_file_and_leaves_nothing(file, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("emcid_jax.runtime.checksums.save_file", no_space)
+    monkeypatch.setattr("emcid_jax.storage.checksums.save_file", no_space)
     with pytest.raises(UserError, match="cannot be written: No space left"):
         write_params(file, {"out": {"bias": jnp.ones(2)}})
     assert file.read_bytes() == before

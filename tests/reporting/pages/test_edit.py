@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emcid_jax.evaluation.benchmarks.aice_gallery import Evaluation, Pair, Seen
-from emcid_jax.evaluation.benchmarks.aice_protocol import AiceResult, HoldoutRecord, RequestRecord
-from emcid_jax.evaluation.benchmarks.aice_scores import (
+from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation, Pair, Seen
+from emcid_jax.evaluation.benchmarks.aice.protocol import AiceResult, HoldoutRecord, RequestRecord
+from emcid_jax.evaluation.benchmarks.aice.scores import (
     HoldoutScores,
     SplitScores,
     aggregates,

@@ -1,6 +1,6 @@
 import numpy as np
 
-from emcid_jax.sprites.training import Recipe
+from emcid_jax.sprites.training.loop import Recipe
 from emcid_jax.sprites.xl.unet_rows import XlData, xl_rows
 
 
