@@ -29,9 +29,14 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> str:
     """The file that `--config=name` means: a path as it is, a bundled name, or a module.
 
-    UserError for a word that is none of them.
+    UserError for a word that is none of them, and for a bundled file's path that is not here.
     """
-    if Path(name).exists() or not re.fullmatch(r"\w+(\.\w+)*", name) or name.endswith(".py"):
+    path = Path(name)
+    if path.exists() or not re.fullmatch(r"\w+(\.\w+)*", name) or name.endswith(".py"):
+        if path.suffix == ".py" and path.stem in names() and not path.exists():
+            raise UserError(
+                f"--config is {name!r}, which is not there; --config={path.stem} is the bundled one"
+            )
         return name
     if name in names():
         return str(folder() / f"{name}.py")

@@ -36,6 +36,16 @@ def test_files_and_modules_are_taken_as_they_are(
         bundled.find("broken.x")
 
 
+def test_a_path_of_the_checkout_is_told_the_name_where_there_is_no_checkout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"configs/aice\.py', which is not there; --config=aice is"):
+        bundled.find("configs/aice.py")
+    monkeypatch.chdir(ROOT)
+    assert bundled.find("configs/aice.py") == "configs/aice.py"
+
+
 @pytest.mark.parametrize("name", ["quickstrat", "lab.nothing", "READTHEM.md"])
 def test_a_word_that_means_nothing_is_told_what_there_is(name: str) -> None:
     with pytest.raises(UserError, match=r"no file, no module, and none of .*: ablate, aice, .*tra"):
