@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.config import EvaluationConfig, ModelConfig
+from emcid_jax.config import Count, EvaluationConfig, ModelConfig
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank.memories import hash_of, model_hashes
 from emcid_jax.editing.export import edit_file
