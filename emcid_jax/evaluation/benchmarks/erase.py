@@ -8,7 +8,7 @@ that nobody erases). A judge with the label group `artist` reads them.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 

@@ -8,7 +8,7 @@ templates of the request), *general* (sentences the edit never saw), both about 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
