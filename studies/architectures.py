@@ -31,6 +31,7 @@ from emcid_jax.editing.stage_one import prepare as preparation
 from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.text_space.nearest_name import nearest
+from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
 from emcid_jax.runtime import parallel
 from emcid_jax.sprites.bundled import BUNDLED, model_folder
@@ -144,7 +145,7 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
             layers = tuple(range(round(asked.first * block), block + 1))
             known = shrunk(moments, asked.shrink)
             weight = asked.preservation_weight or asked.ratio * leverage(
-                pipeline, requests, known, layers
+                pipeline.encoder, requests, known, layers
             )
             edit = stage_two.solve(
                 pipeline.encoder.model,
@@ -178,7 +179,7 @@ def solve(case: Case, asked: Setting) -> dict[str, Any]:
 
 
 def leverage(
-    pipeline: Pipeline,
+    encoder: TextEncoder,
     requests: Sequence[EditRequest],
     moments: SecondMoments,
     layers: Sequence[int],
@@ -187,7 +188,7 @@ def leverage(
 
     One edit alone misses the share lambda / (lambda + leverage) of what a layer is asked.
     """
-    keys = predicted_conflicts.clean_run(pipeline.encoder, requests, layers).keys
+    keys = predicted_conflicts.clean_run(encoder, requests, layers).keys
     found = [
         np.square(moments.moment(layer).factor.whiten(keys[layer].T)).sum(axis=0)
         for layer in layers

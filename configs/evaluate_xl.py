@@ -1,0 +1,54 @@
+"""Which encoder of the bundled SDXL-shaped model to edit, and how; see docs/sdxl_measured.md.
+
+The requests, prompts and judge of `evaluate.py`. Memories are found by the text loss alone, but for
+the rows "noise loss": these stop at 30 requests, for each memory runs the UNet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from emcid_jax import config as settings
+from emcid_jax.sprites.bundled import BUNDLED_XL, STAGE_ONE
+from emcid_jax.tasks.evaluate import EvaluateConfig
+
+UNITS = (
+    "stage_one.layer=0 stage_one.second_layer=0 stage_one.steps=100 stage_one.learning_rate=1. "
+    "stage_one.clamp_norm_factor=6. stage_two.layers=(0,) stage_two.second_layers=(0,) "
+    "stage_two.solver=units"
+)
+FIRST, SECOND = "stage_one.encoders=text_encoder", "stage_one.encoders=text_encoder_2"
+NOISE, ALONE = "stage_one.objective=ablate-dest max_requests=30", "stage_one.pooled_text_loss=False"
+ROWS = (
+    "ridge, both:",
+    f"units, both: {UNITS}",
+    f"ridge, first: {FIRST}",
+    f"units, first: {UNITS} {FIRST}",
+    f"ridge, second: {SECOND}",
+    f"units, second: {UNITS} {SECOND}",
+    f"noise loss, both: {NOISE}",
+    f"noise loss, both, pooled text left out: {NOISE} {ALONE}",
+    f"noise loss, first: {NOISE} {FIRST}",
+    f"noise loss, second: {NOISE} {SECOND}",
+)
+
+
+def get_config() -> ConfigDict:
+    base = settings.EditConfig(
+        requests=settings.RequestsConfig(path="sprites"),
+        model=settings.ModelConfig(path=BUNDLED_XL),
+        stage_one=dataclasses.replace(
+            STAGE_ONE, objective="text-only", layer=7, second_layer=8, steps=60, image_steps=10
+        ),
+        stage_two=settings.StageTwoConfig(layers=tuple(range(8)), second_layers=tuple(range(9))),
+        evaluation=settings.EvaluationConfig(
+            steps=10, prompts_per_request=1, holdout=30, aliases=False
+        ),
+        run=settings.RunConfig(cpu_devices=0, save_every=100),
+    )
+    counts = (10, 30, 100, 300, 1000)
+    return settings.to_config_dict(
+        EvaluateConfig(base=base, counts=counts, rows=ROWS, max_judged=60)
+    )
