@@ -233,17 +233,16 @@ def batches_of_states(
         chosen = [seeds[i] for i in index.tolist()]
         fresh = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
         noises = parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh
-        with parallel.on(mesh):
-            drawn = draw(
-                models,
-                states(index),
-                noises,
-                jnp.float32(guidance),
-                unet=pipeline.unet,
-                vae=pipeline.vae,
-                sampler=sampler,
-                mesh=mesh,
-            )
+        drawn = draw(
+            models,
+            states(index),
+            noises,
+            jnp.float32(guidance),
+            unet=pipeline.unet,
+            vae=pipeline.vae,
+            sampler=sampler,
+            mesh=mesh,
+        )
         images, finite = parallel.fetch(drawn)
         _require_finite(finite, chosen)
         yield images[:count]
@@ -297,17 +296,14 @@ def draw(
 
     def predict(latents: Array, timestep: Array) -> Array:
         timesteps = jnp.broadcast_to(timestep, len(latents))
-        weights = parallel.gathered(params["unet"])
-        output = unet.apply({"params": weights}, latents, timesteps, *contexts)
+        output = unet.apply({"params": params["unet"]}, latents, timesteps, *contexts)
         return jnp.asarray(output, jnp.float32)
 
     denoiser = guided(predict, guidance) if text.tokens.shape[1] == 2 else predict
     fresh = noise[:, 1:] if sampler.fresh else None
     latents, finite = sample(denoiser, sampler, noise[:, 0], fresh)
     latents = latents / vae.config.scaling_factor
-    images, pixels = _decode(
-        parallel.gathered(params["vae"]), latents, vae, mesh.size if mesh else 1
-    )
+    images, pixels = _decode(params["vae"], latents, vae, mesh.size if mesh else 1)
     drawn = images, Finite(_finite_texts(text), finite.T, pixels)
     return jax.lax.with_sharding_constraint(drawn, parallel.sharded(mesh)) if mesh else drawn
 

@@ -96,14 +96,13 @@ def trace_sampling(
     def split(*sizes: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(sizes, jnp.float32, sharding=parallel.sharded(mesh))
 
-    with parallel.on(mesh):
-        return generate.draw.trace(
-            params,
-            jax.tree.map(lambda leaf: split(*leaf.shape), text),
-            split(images, 1 + sampler.fresh, *pipeline.latent_size),
-            jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
-            unet=pipeline.unet,
-            vae=pipeline.vae,
-            sampler=sampler,
-            mesh=mesh,
-        )
+    return generate.draw.trace(
+        params,
+        jax.tree.map(lambda leaf: split(*leaf.shape), text),
+        split(images, 1 + sampler.fresh, *pipeline.latent_size),
+        jax.ShapeDtypeStruct((), jnp.float32, sharding=parallel.replicated(mesh)),
+        unet=pipeline.unet,
+        vae=pipeline.vae,
+        sampler=sampler,
+        mesh=mesh,
+    )

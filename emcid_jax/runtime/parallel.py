@@ -115,7 +115,9 @@ def spread(tree: Any, mesh: Mesh) -> Any:
     """The sharding of every weight in `tree`: split along the mesh's second axis.
 
     The last of the longest axes that this divides is cut; what has none is the same on every
-    device. `gathered` puts them together again.
+    device. The compiler gathers each weight where it is used, or exchanges activations where they
+    are smaller. Told to gather (by a constraint), it keeps all of them from a program's forward to
+    its backward pass.
     """
     parts = mesh.shape[WEIGHT_AXIS]
 
@@ -127,22 +129,6 @@ def spread(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, PartitionSpec(*[None] * cut, WEIGHT_AXIS))
 
     return jax.tree.map(one, tree)
-
-
-def on(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
-    """Programs that are traced inside know that they run on `mesh`; None: on one device."""
-    return jax.set_mesh(mesh) if mesh else contextlib.nullcontext()
-
-
-def gathered(tree: Any) -> Any:
-    """In a program: weights that `spread` split, whole, each gathered where it is used.
-
-    Left to itself the compiler would exchange some activations in their place.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.shape[WEIGHT_AXIS] == 1:
-        return tree
-    return jax.lax.with_sharding_constraint(tree, PartitionSpec())
 
 
 def spared(tree: Any, mesh: Mesh) -> int:

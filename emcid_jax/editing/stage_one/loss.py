@@ -31,7 +31,6 @@ from emcid_jax.models.text.clip import ClipTextModel, TextOutput
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.generate import time_ids
 from emcid_jax.pipelines.pipeline import Pipeline
-from emcid_jax.runtime import parallel
 
 Params = Mapping[str, Any]
 
@@ -171,9 +170,8 @@ def student_texts(
             added = here[..., None] * offsets[name][:, None, :, None]
             hidden = hidden + added.sum(axis=2)
         edited = _fold(hidden)
-        weights = parallel.gathered(params[name])
         output: Any = text.apply(
-            {"params": weights}, _fold(own.source_ids), hidden=edited, start=layer + 1
+            {"params": params[name]}, _fold(own.source_ids), hidden=edited, start=layer + 1
         )
         states = (*output.hidden[:layer], edited, *output.hidden[layer + 1 :])
         found[name] = output._replace(hidden=states)
@@ -305,8 +303,7 @@ def predict(
     """
     sizes = time_ids(pipeline, len(noisy))
     read = text._replace(time_ids=None if sizes is None else jnp.asarray(sizes))
-    weights = parallel.gathered(params["unet"])
-    predicted = pipeline.unet.apply({"params": weights}, noisy, timesteps, *read)
+    predicted = pipeline.unet.apply({"params": params["unet"]}, noisy, timesteps, *read)
     return cast(Array, predicted).astype(jnp.float32)
 
 
@@ -329,7 +326,7 @@ def _end_features(
     (layer,) = (site.layer for site in where if site.encoder == name)
     return prompt_end.end_features(
         text_models(pipeline)[name],
-        parallel.gathered(params[name]),
+        params[name],
         Before(*map(_fold, own.earlier)),
         _fold(edited),
         _fold(inputs.position[..., 0]),

@@ -209,8 +209,7 @@ def trace(
         lambda leaf: jax.ShapeDtypeStruct((batch.concepts, *leaf.shape[1:]), leaf.dtype), inputs
     )
     zeros = jax.ShapeDtypeStruct(rows.h0.shape, jnp.float32)
-    with parallel.on(mesh):
-        return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
+    return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
 
 
 def model_params(pipeline: Pipeline) -> Params:
