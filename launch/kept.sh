@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command on a worker of a TPU VM with its workdir kept in a bucket; launch/tpu_vm.sh calls it.
+# Runs a command on a VM with its workdir kept in a bucket; the other scripts call it.
 #
 #   launch/kept.sh gs://BUCKET/FOLDER COMMAND ... --workdir=WORKDIR
 set -euo pipefail
@@ -14,8 +14,8 @@ for argument in "$@"; do
 done
 [[ $workdir ]] || { echo "error: give --workdir=FOLDER, which is kept in $bucket" >&2 && exit 2; }
 
-# The first worker has the workdir; see emcid_jax/runtime/parallel.py.
-[[ ${HOSTNAME:-$(hostname)} == *-w-0 ]] || exec "$@"
+# Of several workers of a TPU VM the first has the workdir; see emcid_jax/runtime/parallel.py.
+[[ ${HOSTNAME:-$(hostname)} =~ -w-[1-9][0-9]*$ ]] && exec "$@"
 
 save() { # without the lock and what is being written
   gcloud storage rsync --recursive --delete-unmatched-destination-objects \

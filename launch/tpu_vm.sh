@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs emcid_jax on a Cloud TPU VM, from your own machine. See launch/README.md.
+# Runs emcid_jax on a Cloud TPU VM, from your own machine, by the older Cloud TPU API: for v4 and v5e.
+# Google mends it but adds nothing to it. launch/compute.sh is for v5p, v6e and TPU7x. See launch/README.md.
 #
 #   launch/tpu_vm.sh [--dry-run] ACTION ...     --dry-run prints the commands and runs none
 #
@@ -21,15 +22,14 @@ set -euo pipefail
 : "${ACCELERATOR:=v5litepod-8}"
 : "${RUNTIME:=v2-alpha-tpuv5-lite}"
 : "${SPOT:=}"
-: "${BUCKET:=}"
-: "${FILES:=}"
-: "${PAUSE:=60}" # seconds between two looks at the state
 
 here=$(cd "$(dirname "$0")" && pwd)
 cd "$here/.."
 
 # shellcheck source-path=SCRIPTDIR source=step.sh
 . launch/step.sh
+# shellcheck source-path=SCRIPTDIR source=remote.sh
+. launch/remote.sh
 
 tpu() {
   step gcloud compute tpus tpu-vm "$1" --zone="$ZONE" "${@:2}"
@@ -39,18 +39,9 @@ queued() {
   step gcloud compute tpus queued-resources "$1" "$TPU_NAME" --zone="$ZONE" "${@:2}"
 }
 
-on_workers() {
-  tpu ssh "$TPU_NAME" --worker=all --command="$1"
-}
-
 state() { # READY, PREEMPTED, ...; nothing where there is no VM
   [[ $dry ]] || gcloud compute tpus tpu-vm describe "$TPU_NAME" --zone="$ZONE" \
     --format='value(state)' 2>/dev/null || true
-}
-
-usage() {
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$here/tpu_vm.sh" >&2
-  exit 2
 }
 
 create() {
@@ -63,31 +54,20 @@ queue() {
   until [[ $dry || $(state) == READY ]]; do sleep "$PAUSE"; done
 }
 
-install() {
-  # A bundle keeps the commit's name, which every run records.
-  local bundle=${TMPDIR:-/tmp}/emcid.bundle
-  step git bundle create "$bundle" HEAD || return
-  tpu scp "$bundle" "$TPU_NAME:" --worker=all || return
-  # The VM's own Python is older than 3.11; uv brings one.
-  on_workers '
-    set -e
-    [ -d emcid_jax ] || git init --quiet emcid_jax
-    git -C emcid_jax fetch --quiet ../emcid.bundle HEAD
-    git -C emcid_jax checkout --quiet --detach FETCH_HEAD
-    python3 -m pip install --quiet --user uv
-    [ -d venv ] || python3 -m uv venv --quiet --python=3.12 venv
-    python3 -m uv pip install --quiet --python=venv/bin/python -e "emcid_jax[tpu,tfds]"
-  '
+obtain() {
+  queue
 }
 
-push() {
-  tpu scp "$@" "$TPU_NAME:emcid_jax/" --worker=all --recurse
+send() { # FILE... FOLDER
+  tpu scp "${@:1:$#-1}" "$TPU_NAME:${*: -1}" --worker=all --recurse
 }
 
-run() {
-  local command=(../venv/bin/python -m emcid_jax.main "$@")
-  [[ $BUCKET ]] && command=(launch/kept.sh "$BUCKET" "${command[@]}")
-  on_workers "cd emcid_jax && $(printf '%q ' "${command[@]}")"
+on_workers() {
+  tpu ssh "$TPU_NAME" --worker=all --command="$1"
+}
+
+bring() {
+  tpu scp "$TPU_NAME:emcid_jax/$1" "$(dirname "$1")" --worker=0 --recurse
 }
 
 delete() {
@@ -99,39 +79,4 @@ delete() {
   fi
 }
 
-keep() {
-  [[ $BUCKET ]] || { echo "error: keep needs BUCKET: a VM's disk goes with the VM" >&2 && exit 2; }
-  while true; do
-    case $(state) in
-      READY) ;;
-      "") queue ;;
-      *) delete && queue ;;
-    esac
-    # A VM may be taken away at any of these; what failed on a VM that stays is a real failure.
-    # shellcheck disable=SC2086 # FILES is a list
-    if install && { [[ -z $FILES ]] || push $FILES; } && run "$@"; then return; fi
-    [[ $dry ]] && return
-    sleep "$PAUSE"
-    [[ $(state) == READY ]] && { echo "error: the run failed; the VM is still there" >&2 && exit 1; }
-    echo "preempted; going on with a new VM" >&2
-  done
-}
-
-fetch() {
-  step mkdir -p "$1"
-  if [[ $BUCKET ]]; then
-    step gcloud storage rsync --recursive "$BUCKET/$1" "$1"
-  else
-    tpu scp "$TPU_NAME:emcid_jax/$1" "$(dirname "$1")" --worker=0 --recurse
-  fi
-}
-
-[[ $# -ge 1 ]] || usage
-action=$1
-shift
-case $action in
-  create | queue | install | delete) "$action" ;;
-  push | run | keep) [[ $# -ge 1 ]] || usage && "$action" "$@" ;;
-  fetch) [[ $# -eq 1 ]] || usage && fetch "$1" ;;
-  *) usage ;;
-esac
+act "$here/tpu_vm.sh" "create queue" "$@"

@@ -10,6 +10,8 @@ ACROSS = {
     "diffusion/test_parity.py": "every sampler on every scheduler file",
     "editing/test_files_made_by_hand.py": "altered files of every kind",
     "editing/test_files_of_version_0_1.py": "old files of every kind",
+    "launch/test_compute.py": "a shell script",
+    "launch/test_containers.py": "a Dockerfile, YAML files and a shell script",
     "launch/test_scripts.py": "shell scripts",
     "models/scoring/test_full_size.py": "networks at full size",
     "models/test_full_size.py": "networks at full size",

@@ -41,7 +41,8 @@ class Target(NamedTuple):
 
 
 def _tpu(memory: float, tera: float, giga: float, page: str) -> Chip:
-    """float32 products pass through the bfloat16 units: once by default, six times at `highest`."""
+    """A JAX device; float32 products pass through the bfloat16 units: once by default, six times at
+    `highest`."""
     flops = {"bfloat16": tera * 1e12, "float32": tera * 1e12, "highest": tera * 1e12 / 6}
     source = f"cloud.google.com/tpu/docs/{page}; memory: libtpu 0.0.42.1's limit"
     return Chip(int(memory * GIB), flops, giga * 1e9, source)
@@ -52,6 +53,7 @@ CHIPS: Mapping[str, Chip] = {
     "v5e": _tpu(15.75, 197.0, 819.0, "v5e"),
     "v5p": _tpu(95.74, 459.0, 2765.0, "v5p"),
     "v6e": _tpu(31.25, 918.0, 1600.0, "v6e"),
+    "tpu7x": _tpu(94.75, 2307.0 / 2, 7380.0 / 2, "tpu7x (halves of a chip)"),
     "h200": Chip(
         int(141e9 * 0.95),
         {"bfloat16": 989e12, "float32": 494e12, "highest": 67e12},
@@ -59,12 +61,14 @@ CHIPS: Mapping[str, Chip] = {
         "NVIDIA H200 SXM data sheet, dense; memory: 5 % left to driver and libraries",
     ),
 }
+DEVICES_PER_CHIP: Mapping[str, int] = {"tpu7x": 2}
+"""JAX devices of a chip, one where nothing is said. Each is a `Chip` of its own in `CHIPS`."""
 CPU_FLOPS_PER_CYCLE = 32
 """float32 operations of a core per cycle: two fused multiply-adds on 8 lanes (AVX2), assumed."""
 CPU_HERTZ = 2.5e9
 CPU_BANDWIDTH = 20e9
-EXAMPLES = ("v5e:2x4", "v6e:2x4", "v4:2x2x2", "v5p:2x2x1", "h200", "cpu")
-_TOPOLOGY = re.compile(r"(v\w+):(\d+(?:x\d+)*)")
+EXAMPLES = ("v5e:2x4", "v6e:2x4", "tpu7x:2x2x1", "v4:2x2x2", "v5p:2x2x1", "h200", "cpu")
+_TOPOLOGY = re.compile(r"((?:v|tpu)\w+):(\d+(?:x\d+)*)")
 
 
 def find_target(name: str) -> Target:
@@ -77,8 +81,9 @@ def find_target(name: str) -> Target:
         return Target(name, "cpu", 1, _host())
     found = _TOPOLOGY.fullmatch(name)
     if found and found[1] in CHIPS:
-        return Target(name, "tpu", math.prod(map(int, found[2].split("x"))), CHIPS[found[1]])
-    if name in CHIPS and not name.startswith("v"):
+        devices = math.prod(map(int, found[2].split("x"))) * DEVICES_PER_CHIP.get(found[1], 1)
+        return Target(name, "tpu", devices, CHIPS[found[1]])
+    if name in CHIPS and not name.startswith(("v", "tpu")):
         return Target(name, "gpu", 1, CHIPS[name])
     raise UserError(f"config.target is {name!r}, which is not known; e.g. {', '.join(EXAMPLES)}")
 

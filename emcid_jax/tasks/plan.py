@@ -49,7 +49,7 @@ class PlanConfig:
     task: Literal["plan"] = "plan"
     """Which task of main runs."""
     target: str = "v5e:2x4"
-    """`<TPU generation>:<chips along each axis>`, e.g. `v6e:2x4`; `h200`; `cpu`."""
+    """`<TPU generation>:<chips along each axis>`, e.g. `v6e:2x4`, `tpu7x:2x2x1`; `h200`; `cpu`."""
     model: ModelConfig = ModelConfig(path="sd-1.4", dtype="bfloat16")  # noqa: RUF009 (frozen)
     """`model.path`: also `sd-1.4`, `sd-1.5`, `sd-2.1-base`, `sd-2.1`, `sdxl-base`, or a folder that
     has no more than the JSON files."""

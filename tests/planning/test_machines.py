@@ -13,6 +13,8 @@ from emcid_jax.runtime.errors import UserError
     [
         ("v5e:2x4", "tpu", 8, 197),
         ("v6e:2x4", "tpu", 8, 918),
+        ("tpu7x:2x2x1", "tpu", 8, 2307 / 2),  # Two devices a chip, each with half of it.
+        ("tpu7x:2x2x2", "tpu", 16, 2307 / 2),
         ("v4:2x2x2", "tpu", 8, 275),
         ("v5p:2x2x1", "tpu", 4, 459),
         ("h200", "gpu", 1, 989),
@@ -30,7 +32,8 @@ def test_every_example_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "v5e", "v5e:", "v9z:2x2", "h200:2", "a100", "v5e:2x", "cpu:1", "V5E:2x4"]
+    "name",
+    ["", "v5e", "v5e:", "tpu7x", "v9z:2x2", "h200:2", "a100", "v5e:2x", "cpu:1", "V5E:2x4"],
 )
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=r"config\.target is .*not known; e\.g\. v5e:2x4"):
