@@ -74,6 +74,7 @@ setuptools.setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "aot": ["jax[tpu]>=0.10.2"],  # libtpu of the version that fits; compiles without a TPU
         "tfds": TFDS,
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "test": [
             *TFDS,
             "pytest>=8",

@@ -29,7 +29,8 @@ ACROSS = {
 def modules_of(folder: Path) -> list[str]:
     """Names of the modules that the tests in `folder` are of."""
     inside = folder.relative_to(TESTS)
-    root = TESTS.parent / ("" if inside.parts[0] in ("benchmarks", "studies") else "emcid_jax")
+    beside = ("benchmarks", "studies", "website")
+    root = TESTS.parent / ("" if inside.parts[0] in beside else "emcid_jax")
     return [path.stem for path in (root / inside).glob("*") if not path.name.startswith("_")]
 
 

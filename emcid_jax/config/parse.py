@@ -37,7 +37,7 @@ def to_config_dict(config: Any) -> Any:
 def describe(cls: type, name: str = "config") -> str:
     """Every field with its default and its documentation, one a line, for `--help`."""
     lines = []
-    documents = _field_documents(cls)
+    documents = field_documents(cls)
     for field in dataclasses.fields(cls):
         label = f"{name}.{field.name}"
         if dataclasses.is_dataclass(field.default):
@@ -49,7 +49,7 @@ def describe(cls: type, name: str = "config") -> str:
     return "\n".join(lines)
 
 
-def _field_documents(cls: type) -> dict[str, str]:
+def field_documents(cls: type) -> dict[str, str]:
     """Field name -> the string under it; Python keeps these only in the source."""
     body = typing.cast(ast.ClassDef, ast.parse(inspect.getsource(cls)).body[0]).body
     return {
