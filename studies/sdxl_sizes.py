@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from emcid_jax.runtime.files import write_atomically
-from emcid_jax.runtime.hashing import fingerprint
 
 from emcid_jax import config as settings
 from emcid_jax.evaluation.benchmarks import mixed
@@ -33,6 +31,8 @@ from emcid_jax.evaluation.statistics.evenly import evenly
 from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
+from emcid_jax.storage.files import write_atomically
+from emcid_jax.storage.hashing import fingerprint
 from emcid_jax.tasks import evaluate
 from emcid_jax.workflow import environment, methods
 from emcid_jax.workflow.edit_job import Job
