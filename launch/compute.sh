@@ -57,16 +57,19 @@ group() {
 state() { # READY if all VMs run; nothing where there is no group
   [[ $dry ]] && return
   local found
-  found=$(dry='' group list-instances --format='value(instanceStatus)' 2>/dev/null) || return 0
+  found=$(group list-instances --format='value(instanceStatus)' 2>/dev/null) || return 0
   [[ $(grep -c '^RUNNING$' <<<"$found") == "$hosts" ]] && echo READY || echo "${found:-EMPTY}"
 }
 
-vms() { # their names, in an order that stays
+find_vms() { # sets `names`, in an order that stays
   if [[ $dry ]]; then
-    seq -f "$TPU_NAME-%g" "$hosts"
-  else
-    group list-instances --format='value(instance.basename())' | sort
+    mapfile -t names < <(seq -f "$TPU_NAME-%g" "$hosts")
+    return
   fi
+  mapfile -t names < <(group list-instances --format='value(instance.basename())' | sort)
+  ((${#names[@]} == hosts)) && return
+  echo "error: $TPU_NAME has ${#names[@]} of $hosts VMs; run create, or delete and create" >&2
+  return 1
 }
 
 create() {
@@ -111,15 +114,16 @@ obtain() {
 }
 
 send() { # FILE... FOLDER
-  local name
-  for name in $(vms); do
+  local names name
+  find_vms || return
+  for name in "${names[@]}"; do
     step gcloud compute scp --recurse --zone="$ZONE" "${@:1:$#-1}" "$name:${*: -1}" || return
   done
 }
 
 on_workers() { # on all at once; with several, each knows its place
   local names place='' i code=0 started=()
-  mapfile -t names < <(vms)
+  find_vms || return
   for i in "${!names[@]}"; do
     if ((hosts > 1)); then
       place="export JAX_COORDINATOR_ADDRESS=${names[0]}:8476 JAX_NUM_PROCESSES=$hosts JAX_PROCESS_ID=$i; "
@@ -139,8 +143,9 @@ on_workers() { # on all at once; with several, each knows its place
 }
 
 bring() { # Only one VM has the workdir.
-  local name found=
-  for name in $(vms); do
+  local names name found=
+  find_vms || return
+  for name in "${names[@]}"; do
     step gcloud compute scp --recurse --zone="$ZONE" "$name:emcid_jax/$1" "$(dirname "$1")" && found=1
   done
   [[ $found ]] || fail "no VM has $1"

@@ -31,7 +31,7 @@ if "--format=value(state)" in arguments or "--format=value(instanceStatus)" in a
         sys.exit(1)
     print(left[0].replace("+", "\\n"))
 if "--format=value(instance.basename())" in arguments:
-    print(os.environ["VMS"])
+    sys.stdout.writelines(vm + "\\n" for vm in os.environ["VMS"].split())
 failures = Path(os.environ.get("FAILURES", os.devnull)).read_text().split()
 if "ssh" in arguments and "emcid_jax.main" in arguments[-1] and failures:
     Path(os.environ["FAILURES"]).write_text(" ".join(failures[1:]))

@@ -74,6 +74,19 @@ def test_a_run_fails_if_it_fails_on_one_vm(stage: Stage) -> None:
     assert len(stage.asked()) == 2
 
 
+@pytest.mark.parametrize("vms", ["", "emcid-1", "emcid-1\nemcid-2\nemcid-3"])
+@pytest.mark.parametrize(
+    "action", [("run", "--config=c.py"), ("push", "a"), ("fetch", "runs/mine")]
+)
+def test_nothing_is_asked_of_a_part_of_a_slice(
+    stage: Stage, action: tuple[str, ...], vms: str
+) -> None:
+    done = stage.run("compute.sh", *action, **SLICE | {"VMS": vms})
+    assert done.returncode == 1
+    assert f"emcid has {len(vms.split())} of 2 VMs" in done.stderr
+    assert stage.asked() == []
+
+
 @pytest.mark.parametrize(
     ("settings", "wanted"),
     [
