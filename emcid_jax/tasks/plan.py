@@ -35,7 +35,7 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.sprites.bundled import BUNDLED
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.find_memories import IMAGE_BATCH
+from emcid_jax.workflow.find_memories import images_at_once
 from emcid_jax.workflow.open_model import as_held, find_folder
 
 TURNS = 10_000
@@ -182,12 +182,12 @@ def stage_one_cost(pipeline: Pipeline, config: PlanConfig) -> tuple[Cost, Cost]:
 def plan_images(
     config: PlanConfig, pipeline: Pipeline, target: Target, mesh: Mesh
 ) -> Iterator[Part]:
-    """Drawing Stage I's training images, `IMAGE_BATCH` per device."""
+    """Drawing Stage I's training images."""
     settings = config.stage_one
     count = config.concepts * config.prompts * settings.samples_per_prompt
     if not loss.needs_images(settings) or training_images.reads_files(settings):
         count = 0
-    batch = IMAGE_BATCH * target.devices
+    batch = images_at_once(pipeline) * target.devices
     program = traced_programs.trace_sampling(
         pipeline, batch, settings.image_steps, settings.image_guidance, mesh
     )

@@ -35,7 +35,7 @@ from emcid_jax.storage import checksums
 from emcid_jax.workflow.workdir import Run
 
 IMAGE_BATCH = 16
-"""Training images drawn together, per device."""
+"""Most training images that a device draws at once; fewer of more than 512 x 512 pixels."""
 
 
 class Prompts(NamedTuple):
@@ -249,8 +249,14 @@ def _images(
         config,
     )
     seeds = [request.seed for request in requests]
-    batch = IMAGE_BATCH * mesh.size
+    batch = images_at_once(pipeline) * mesh.size
     return training_images.draw(pipeline, prompts, seeds, config, batch=batch, mesh=mesh)
+
+
+def images_at_once(pipeline: Pipeline) -> int:
+    """Training images that a device draws at once."""
+    height, width = pipeline.image_size
+    return max(1, min(IMAGE_BATCH, IMAGE_BATCH * 512 * 512 // (height * width)))
 
 
 def _filled(request: EditRequest, name: str, width: int) -> list[str]:

@@ -18,12 +18,14 @@ from emcid_jax.editing.bank import memories as bank
 from emcid_jax.editing.stage_one import prepare as preparation
 from emcid_jax.editing.stage_one import run
 from emcid_jax.editing.stage_one.concept_batch import ConceptBatch
+from emcid_jax.pipelines.abstract import abstract_pipeline
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import even_chunk, make_mesh
 from emcid_jax.workflow.find_memories import (
     earlier_batch,
     find_memories,
+    images_at_once,
     read_prompts,
     without_padding,
 )
@@ -106,3 +108,9 @@ def test_settings_of_an_ablation_must_fit_the_prompts_too(
     with pytest.raises(UserError, match=r"a.csv:1: a prompt has .* lower stage_one.edited_tokens"):
         find_memories(pipeline, requests, prompts, varied, {}, tmp_path / "bank", quiet(tmp_path))
     assert not (tmp_path / "bank").exists()
+
+
+def test_training_images_of_more_pixels_are_drawn_fewer_at_once() -> None:
+    sizes = {"sd-1.4": 16, "sd-2.1": 7, "sdxl-base": 4}  # 512, 768 and 1,024 pixels.
+    for name, images in sizes.items():
+        assert images_at_once(abstract_pipeline(name)) == images
