@@ -238,6 +238,7 @@ def test_broken_folders_are_one_clear_error(
 # VmHWM, not getrusage: that starts from the peak of the process that started this one.
 MEASURED = """
 import sys, time
+from pathlib import Path
 import jax
 from emcid_jax.config import ModelConfig
 from emcid_jax.workflow.open_model import open_model
