@@ -32,7 +32,7 @@ ALLOWED = {
     "models/weights/safetensors_files.py": {"json.loads"},
     # What the system and the package hold.
     "config/bundled.py": {"read_text"},
-    "workflow/peak_memory.py": {"read_text"},
+    "runtime/peak_memory.py": {"read_text"},
     "sprites/captions.py": {"json.loads", "read_text"},
     "sprites/catalogue.py": {"json.loads", "read_text"},
     "sprites/measure.py": {"json.loads", "read_text"},

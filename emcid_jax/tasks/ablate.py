@@ -15,6 +15,7 @@ from typing import Any
 
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
+from emcid_jax.config.overrides import override
 from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
@@ -23,7 +24,6 @@ from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import require_layers
-from emcid_jax.workflow.overrides import override
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 

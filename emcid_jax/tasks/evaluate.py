@@ -17,6 +17,7 @@ from emcid_jax import config as settings
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
+from emcid_jax.config.overrides import override
 from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
@@ -40,7 +41,6 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import read_requests, require_layers
 from emcid_jax.workflow.methods import Edited, Method
-from emcid_jax.workflow.overrides import override
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 

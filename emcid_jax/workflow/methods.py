@@ -19,9 +19,9 @@ from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
+from emcid_jax.runtime.peak_memory import Peak
 from emcid_jax.workflow import edit_job, find_memories, inputs
 from emcid_jax.workflow.edit_job import Job
-from emcid_jax.workflow.peak_memory import Peak
 from emcid_jax.workflow.workdir import Log, Run
 
 Method = Literal["emcid", "uce", "fine-tune"]
