@@ -1,0 +1,144 @@
+"""The main job killed anywhere ends alike; what others do meanwhile is kept."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from emcid_jax.config import EditConfig
+from emcid_jax.editing.bank import memories
+from emcid_jax.editing.bank.concepts import read_list
+from emcid_jax.editing.export.edit_file import read_edit
+from emcid_jax.runtime.parallel import make_mesh
+from emcid_jax.tasks import edit
+from emcid_jax.workflow import edit_job
+from emcid_jax.workflow.workdir import Log, Run
+from main_job import REQUESTS, ROOT, metrics
+
+# Runs the command and sends its own process a signal at a chosen call of a chosen function.
+KILLED = """
+import importlib, os, sys
+
+module, name = importlib.import_module(sys.argv[1]), sys.argv[2]
+number, count = map(int, sys.argv[3:5])
+original, calls = getattr(module, name), 0
+
+
+def dying(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == count + 1:
+        os.kill(os.getpid(), number)
+    return original(*arguments, **options)
+
+
+setattr(module, name, dying)
+sys.argv[1:] = sys.argv[5:]
+from emcid_jax.main import run
+
+run()
+"""
+KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)
+KILLS = [
+    # Stage I, between the records of a chunk
+    ("emcid_jax.editing.bank.memories", "write", KILL, 3),
+    ("emcid_jax.editing.bank.memories", "write", TERM, 0),
+    ("emcid_jax.storage.checkpoints", "save", KILL, 2),  # statistics
+    ("emcid_jax.editing.moments.second_moment", "_add", TERM, 0),
+    ("emcid_jax.editing.export.edit_file", "write_edit", KILL, 0),  # between the two exports
+    ("emcid_jax.evaluation.drawing.cache", "write_atomically", KILL, 9),  # evaluation
+]
+# What SIGTERM lets the run finish: the second chunk of two; the third batch of captions.
+SAVED = {"write": ("bank/*.safetensors", 4), "_add": ("moments/progress/3", 1)}
+
+
+def require_same_arrays(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(wanted)
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+def require_same_results(found: Path, wanted: Path) -> None:
+    """The same weights, images and figures, to the bit."""
+    content, ledger = read_edit(found / "edit.safetensors")
+    wanted_content, wanted_ledger = read_edit(wanted / "edit.safetensors")
+    assert ledger == wanted_ledger
+    require_same_arrays(content.arrays, wanted_content.arrays)
+    for part in ("text_encoder", "images"):
+        files = sorted(path.relative_to(wanted) for path in (wanted / part).rglob("*.*"))
+        assert files == sorted(path.relative_to(found) for path in (found / part).rglob("*.*"))
+        for file in files:
+            assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
+    for name in ("aice", "scores", "images", "stage_two"):
+        assert metrics(found)[name] == metrics(wanted)[name]
+
+
+@pytest.mark.parametrize(
+    "kills",
+    [
+        pytest.param([KILLS[2], KILLS[3], KILLS[5]], id="three times"),
+        pytest.param(KILLS, id="everywhere", marks=pytest.mark.slow),
+    ],
+)
+def test_killed_anywhere_and_started_again_it_ends_with_the_same_bits(
+    kills: Sequence[tuple[str, str, int, int]],
+    finished_edit: Path,
+    edit_command: Callable[..., subprocess.CompletedProcess[str]],
+    tmp_path: Path,
+) -> None:
+    workdir = tmp_path / "workdir"
+    for kill in kills:
+        _, name, number, _ = kill
+        done = edit_command(workdir, start=["-c", KILLED, *map(str, kill)])
+        assert done.returncode == (143 if number == TERM else -number), done.stderr
+        assert not (workdir / "metrics.json").exists()
+        if number == TERM:
+            *_, told, last = done.stderr.strip().splitlines()
+            assert told.startswith("SIGTERM: stopping after")
+            assert last == "stopped by SIGTERM; the same command goes on from here"
+            pattern, files = SAVED[name]
+            assert len(list(workdir.glob(pattern))) == files
+    assert (workdir / "edit.safetensors").exists()
+    done = edit_command(workdir)
+    assert done.returncode == 0, done.stderr
+    require_same_results(workdir, finished_edit)
+
+
+ADDS = """
+import sys
+from pathlib import Path
+from emcid_jax.editing.bank import concepts, memories
+
+other, folder = map(Path, sys.argv[1:])
+(monet,) = [c for c in concepts.read_list(other) if c.request.source == "Claude Monet"]
+memories.copy_record(other, folder, monet.memory)
+concepts.add(folder, [monet])
+"""
+
+
+def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
+    edit_config: EditConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bank = tmp_path / "bank"
+
+    def find_memories(*_: Any) -> list[memories.Memory]:
+        other = ROOT / "tests" / "data" / "version_0_1" / "bank"
+        command = [sys.executable, "-c", ADDS, str(other), str(bank)]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return [memories.Memory(*(np.zeros(1, np.float32),) * 5)] * len(REQUESTS)
+
+    monkeypatch.setattr(edit, "find_memories", find_memories)
+    monkeypatch.setattr(edit, "find_measured", lambda *_: None)
+    monkeypatch.setattr(edit, "_mix", lambda *_: {})
+    monkeypatch.setattr(edit, "write_edit", lambda *_: None)
+    run = Run(edit_config.run, tmp_path, Log(tmp_path / "metrics.jsonl"), make_mesh())
+    edit.edit(edit_job.prepare(edit_config), run)
+    found = {concept.request.source for concept in read_list(bank)}
+    assert found == {"Claude Monet", *(request["source"] for request in REQUESTS)}
