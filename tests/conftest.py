@@ -30,6 +30,7 @@ hypothesis.settings.load_profile("any-machine")
 
 MINUTES = (
     "tests/baselines/test_fine_tune.py",
+    "tests/benchmarks/test_accelerator.py::test_every_part_is_timed_and_counted",
     "tests/benchmarks/test_torture.py",
     "tests/concepts/readers/test_manifests.py::test_manifests_round_trip",
     "tests/concepts/test_conflicts.py::test_a_long_chain_needs_no_recursion",
