@@ -26,8 +26,7 @@ set -euo pipefail
 : "${DAYS:=1}"
 : "${RESERVATION:=}"
 
-here=$(cd "$(dirname "$0")" && pwd)
-cd "$here/.."
+cd "$(dirname "$0")/.."
 
 # shellcheck source-path=SCRIPTDIR source=step.sh
 . launch/step.sh
@@ -160,4 +159,4 @@ delete() { # all of it, also what a `create` that failed has left
   return $code
 }
 
-act "$here/compute.sh" "create" "$@"
+act "create" "$@"

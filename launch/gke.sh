@@ -19,21 +19,10 @@ set -euo pipefail
 : "${TOPOLOGY:=4x4}"
 : "${CHIPS:=4}"
 
-here=$(cd "$(dirname "$0")" && pwd)
-cd "$here/.."
+cd "$(dirname "$0")/.."
 
 # shellcheck source-path=SCRIPTDIR source=step.sh
 . launch/step.sh
-
-usage() {
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$here/gke.sh" >&2
-  exit 2
-}
-
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
 
 quoted() { # as a list of JSON, which is one of YAML
   local argument list=

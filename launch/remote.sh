@@ -8,16 +8,6 @@
 : "${FILES:=}"
 : "${PAUSE:=60}" # seconds between two looks at the state
 
-usage() { # the comment at the top of the script
-  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$script" >&2
-  exit 2
-}
-
-fail() {
-  echo "error: $1" >&2
-  exit 2
-}
-
 install() {
   # A bundle keeps the commit's name, which every run records.
   local bundle=${TMPDIR:-/tmp}/emcid.bundle
@@ -74,11 +64,10 @@ fetch() {
   fi
 }
 
-act() { # SCRIPT ACTIONS ACTION ...: an action of this file, or of those that only the script has
-  script=$1
-  local actions=$2 action=${3:-}
+act() { # ACTIONS ACTION ...: an action of this file, or of those that only the script has
+  local actions=$1 action=${2:-}
   [[ $action ]] || usage
-  shift 3
+  shift 2
   case $action in
     install | delete) "$action" ;;
     push | run | keep) [[ $# -ge 1 ]] || usage && "$action" "$@" ;;

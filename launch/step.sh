@@ -16,3 +16,13 @@ step() { # runs a command, or prints it
     "$@"
   fi
 }
+
+usage() { # the comment at the top of the script
+  sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "launch/${0##*/}" >&2
+  exit 2
+}
+
+fail() {
+  echo "error: $1" >&2
+  exit 2
+}

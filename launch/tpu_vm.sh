@@ -23,8 +23,7 @@ set -euo pipefail
 : "${RUNTIME:=v2-alpha-tpuv5-lite}"
 : "${SPOT:=}"
 
-here=$(cd "$(dirname "$0")" && pwd)
-cd "$here/.."
+cd "$(dirname "$0")/.."
 
 # shellcheck source-path=SCRIPTDIR source=step.sh
 . launch/step.sh
@@ -79,4 +78,4 @@ delete() {
   fi
 }
 
-act "$here/tpu_vm.sh" "create queue" "$@"
+act "create queue" "$@"
