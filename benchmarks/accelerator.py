@@ -45,7 +45,7 @@ KINDS: Mapping[str, str] = {
     "TPU7x": "tpu7x",
     "NVIDIA H200": "h200",
 }
-"""How a device's kind begins -> its name among `machines.CHIPS`; longer beginnings first."""
+"""How a device's kind begins -> its name among `machines.CHIPS`; of two the longer comes first."""
 STEPS, PROMPTS, GUIDANCE, REPEATS = 10, 3, 7.5, 3
 REQUESTS = 1000
 """Memories that Stage II writes."""
@@ -168,20 +168,22 @@ def _measure(part: Part, pipeline: Pipeline, dtype: str) -> Measured:
     name, unit, count, trace = part
     traced = trace()
     compiling, compiled = timed(lambda: traced.lower().compile())
-    seconds: list[float] = []
-    for _ in range(1 + REPEATS):  # The first one warms up.
-        arguments, options = jax.block_until_ready(_made_up(traced.args_info))  # Some are donated.
-        began = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments, **options))
-        seconds.append(time.perf_counter() - began)
-    theirs = None
+    fresh, other = _maker(traced.args_info), None
     if name in (FORWARD, BACKWARD):
-        theirs = accelerator_torch.unet_seconds(
-            pipeline, count, dtype, gradient=name == BACKWARD, repeats=REPEATS
-        )
+        other = accelerator_torch.unet(pipeline, count, dtype, gradient=name == BACKWARD)
+    ours: list[float] = []
+    theirs: list[float] = []
+    for _ in range(1 + REPEATS):
+        arguments, options = jax.block_until_ready(fresh(jnp.float32(1.0)))  # Some are donated.
+        run = functools.partial(compiled, *arguments, **options)
+        ours.append(timed(lambda run=run: jax.block_until_ready(run())).seconds)
+        if other:
+            theirs.append(timed(other).seconds)
     flops = program_cost.cost(traced.jaxpr.jaxpr).flops
-    needed = needed_memory(compiled)
-    return Measured(name, min(seconds[1:]), unit, count, flops, needed, compiling, theirs)
+    found = Measured(
+        name, min(ours[1:]), unit, count, flops, needed_memory(compiled), compiling
+    )  # The first run warms up.
+    return dataclasses.replace(found, torch_seconds=min(theirs[1:])) if theirs else found
 
 
 def _stage_two(pipeline: Pipeline) -> Measured:
@@ -202,8 +204,11 @@ def _stage_two(pipeline: Pipeline) -> Measured:
     return Measured("Stage II, one layer", found.seconds, "requests", count, flops)
 
 
-def _made_up(shapes: Any) -> Any:
-    """Arrays of these shapes on the device: moderate numbers, no two alike; integers are 1."""
+def _maker(shapes: Any) -> Callable[[jax.Array], Any]:
+    """Makes arrays of these shapes on the device: moderate numbers, no two alike; integers are 1.
+
+    The phase is an argument, else the compiler computes all of it.
+    """
 
     def one(phase: jax.Array, leaf: Any) -> jax.Array:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -211,9 +216,7 @@ def _made_up(shapes: Any) -> Any:
         places = jnp.arange(math.prod(leaf.shape), dtype=jnp.float32).reshape(leaf.shape)
         return (0.02 * jnp.sin(12.9898 * places + phase)).astype(leaf.dtype)
 
-    # The phase is an argument, else the compiler computes all of it.
-    make = jax.jit(lambda phase: jax.tree.map(functools.partial(one, phase), shapes))
-    return make(jnp.float32(1.0))
+    return jax.jit(lambda phase: jax.tree.map(functools.partial(one, phase), shapes))
 
 
 def _layer(pipeline: Pipeline) -> int:
@@ -223,8 +226,9 @@ def _layer(pipeline: Pipeline) -> int:
 
 def _peak(kind: str, precision: str) -> float | None:
     """The device's stated FLOP/s."""
-    names = [KINDS[one] for one in sorted(KINDS, key=len, reverse=True) if kind.startswith(one)]
-    return CHIPS[names[0]].flops[precision] if names else None
+    names = (name for begin, name in KINDS.items() if kind.startswith(begin))
+    name = next(names, None)
+    return CHIPS[name].flops[precision] if name else None
 
 
 _HEADER = (

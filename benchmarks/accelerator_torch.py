@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from benchmarks.timing import timed
 from emcid_jax.pipelines.pipeline import Pipeline
 
 
-def unet_seconds(
-    pipeline: Pipeline, images: int, dtype: str, *, gradient: bool, repeats: int
-) -> float | None:
-    """Seconds of the fastest run, with random weights; None where PyTorch lacks the device.
+def unet(
+    pipeline: Pipeline, images: int, dtype: str, *, gradient: bool
+) -> Callable[[], None] | None:
+    """A run with random weights, which ends when its result is there.
 
-    With `gradient` to the text's tokens as well. Models with size conditioning are left out.
+    With `gradient` to the text's tokens as well. None where PyTorch lacks the device, and for
+    models with size conditioning.
     """
     if None in map(importlib.util.find_spec, ("torch", "diffusers")) or pipeline.family.joined:
         return None
@@ -29,7 +30,7 @@ def unet_seconds(
     library: Any = diffusers  # Its lazy imports have no types.
     place = {"device": "cuda" if gpu else "cpu", "dtype": getattr(torch, dtype)}
     config = {k: v for k, v in pipeline.configs["unet"].items() if not k.startswith("_")}
-    unet = library.UNet2DConditionModel(**config).to(**place).requires_grad_(False)
+    network = library.UNet2DConditionModel(**config).to(**place).requires_grad_(False)
     height, width, channels = pipeline.latent_size
     latents = torch.randn(images, channels, height, width, **place)
     text = torch.randn(
@@ -42,11 +43,10 @@ def unet_seconds(
     def run() -> None:
         states = text.detach().requires_grad_(gradient)
         with torch.set_grad_enabled(gradient):
-            found = unet(latents, 500, states).sample
+            found = network(latents, 500, states).sample
             if gradient:
                 torch.autograd.grad(found.float().square().mean(), states)
         if gpu:
             torch.cuda.synchronize()
 
-    run()
-    return min(timed(run).seconds for _ in range(repeats))
+    return run
