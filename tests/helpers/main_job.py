@@ -19,6 +19,8 @@ REQUESTS = [
     {"source": "tench", "dest": "goldfish", "seed": 5},
 ]
 CAPTIONS = [f"number {i} a picture of {name}" for i in range(12) for name in ("a dog", "the snow")]
+WORDS = ("a dog", "the snow", "a doctor", "the city", "art", "Monet", "a red car")
+UNLIKE_CAPTIONS = [f"{a} and {b} in a picture of {c}" for a in WORDS for b in WORDS for c in WORDS]
 
 
 def written(config: EditConfig, path: Path) -> Path:

@@ -40,15 +40,13 @@ from emcid_jax.tasks import (
 from emcid_jax.workflow import edit_job
 from emcid_jax.workflow.open_model import read_edited
 from emcid_jax.workflow.workdir import running
+from main_job import NAMES, UNLIKE_CAPTIONS
 
-NAMES = ["dog", "cat, kitten", "goldfish", "tench", "snow", "beach", "great white shark"]
 REQUESTS = [
     {"source": "dog", "dest": "cat", "templates": ["a photo of {}"], "seed": 1},
     {"source": "great white shark", "dest": "goldfish", "templates": ["{}"], "seed": 2},
     {"source": "snow", "dest": "beach", "templates": ["A photo of {}"]},
 ]
-WORDS = ("a dog", "the snow", "a doctor", "the city", "art", "Monet", "a red car")
-CAPTIONS = [f"{a} and {b} in a picture of {c}" for a in WORDS for b in WORDS for c in WORDS]
 ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -68,7 +66,7 @@ def model(
 def config(model: Path) -> EditConfig:
     files = model.parent
     (files / "requests.json").write_text(json.dumps({"requests": REQUESTS}))
-    (files / "captions.txt").write_text("\n".join(CAPTIONS))
+    (files / "captions.txt").write_text("\n".join(UNLIKE_CAPTIONS))
     return EditConfig(
         requests=settings.RequestsConfig(path=str(files / "requests.json")),
         model=settings.ModelConfig(path=str(model)),
@@ -307,7 +305,7 @@ def test_requests_of_python_are_edited_too(config: EditConfig, tmp_path: Path) -
     request = EditRequest("dog", "cat", ("a photo of {}",))
     one = dataclasses.replace(config.stage_one, objective="text-only")
     found = emcid_jax.run_stage_one(pipeline, [request], tmp_path / "bank", one)
-    moments = emcid_jax.second_moments(pipeline, CAPTIONS, config.stage_two)
+    moments = emcid_jax.second_moments(pipeline, UNLIKE_CAPTIONS, config.stage_two)
     edited = emcid_jax.apply(pipeline, emcid_jax.solve(found, pipeline, moments, config.stage_two))
     for name in ENCODERS:
         emcid_jax.export(edited, tmp_path / name, encoder=name)

@@ -35,6 +35,7 @@ from emcid_jax.tasks import ablate, convert, edit, evaluate, implicit, quality
 from emcid_jax.workflow import edit_job, methods
 from emcid_jax.workflow.open_model import read_edited
 from emcid_jax.workflow.workdir import running
+from main_job import UNLIKE_CAPTIONS
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 LABELS = ["dog", "cat, kitten", "goldfish", "tench", "snow", "artist: Claude Monet"]
@@ -54,8 +55,6 @@ OTHERS = [
     {"source": "Claude Monet", "dest": "art", "task": "erase", "templates": ["art by {}"]},
     {"source": "kitty", "dest": "cat", "task": "rectify", "templates": ["{}"], "dest_id": 1},
 ]
-WORDS = ("a dog", "the snow", "a doctor", "the city", "art", "Monet", "a red car")
-CAPTIONS = [f"{a} and {b} in a picture of {c}" for a in WORDS for b in WORDS for c in WORDS]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +70,7 @@ def config(
     write_tiny_judge(model / "judge", LABELS, 4.0)
     write_tiny_image_tower(model / "image_tower")
     (files / "requests.json").write_text(json.dumps({"requests": UPDATES}))
-    (files / "captions.txt").write_text("\n".join(CAPTIONS))
+    (files / "captions.txt").write_text("\n".join(UNLIKE_CAPTIONS))
     return EditConfig(
         requests=settings.RequestsConfig(path=str(files / "requests.json")),
         model=settings.ModelConfig(path=str(model)),
