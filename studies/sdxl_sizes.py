@@ -17,18 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from emcid_jax import config as settings
 from emcid_jax.evaluation.benchmarks import mixed
 from emcid_jax.evaluation.benchmarks.erase import ARTIST
-from emcid_jax.evaluation.drawing.batches import edited_fingerprint, judging
-from emcid_jax.evaluation.drawing.before_after import Reading, Readings
+from emcid_jax.evaluation.drawing.batches import drawing, edited_fingerprint, judging
+from emcid_jax.evaluation.drawing.before_after import Reading, Readings, by_group
 from emcid_jax.evaluation.drawing.cache import scored_images
 from emcid_jax.evaluation.drawing.draw import Draw
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.evaluation.statistics.evenly import evenly
-from emcid_jax.pipelines.generate import generate
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.storage.files import write_atomically
@@ -74,33 +71,17 @@ def read(
     judge, asked, groups = job.judge, job.config.evaluation, (ARTIST, OBJECT)
     clean = fingerprint(job.model, judge.fingerprint, asked.steps, asked.guidance, told)
 
-    def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
-        missing = BATCH - len(prompts)  # Padded, so that it is one program.
-        images = generate(
-            pipeline,
-            prompts + prompts[-1:] * missing,
-            seeds + seeds[-1:] * missing,
-            steps=asked.steps,
-            guidance=asked.guidance,
-            batch=BATCH,
-            mesh=parallel.make_mesh(),
-            original_size=told.original_size,
-            crop=told.crop,
-        )
-        return images[: len(prompts)]
-
+    mesh = parallel.make_mesh()
     found = scored_images(
         plan.draws(),
-        draw,
+        drawing(pipeline, asked, BATCH, mesh, **told._asdict()),
         judging(judge, groups, BATCH),
         BATCH,
         folder,
         edited_fingerprint(clean, job.pipeline, pipeline),
     )
-    ends = np.cumsum([len(judge.groups[group].labels) for group in groups])[:-1]
-    return {
-        one: dict(zip(groups, np.split(values, ends), strict=True)) for one, values in found.items()
-    }
+    sizes = [len(judge.groups[group].labels) for group in groups]
+    return {one: by_group(values, groups, sizes) for one, values in found.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

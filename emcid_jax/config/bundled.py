@@ -32,11 +32,13 @@ def find(name: str) -> str:
     UserError for a word that is none of them, and for a bundled file's path that is not here.
     """
     path = Path(name)
-    if path.exists() or not re.fullmatch(r"\w+(\.\w+)*", name) or name.endswith(".py"):
-        if path.suffix == ".py" and path.stem in names() and not path.exists():
-            raise UserError(
-                f"--config is {name!r}, which is not there; --config={path.stem} is the bundled one"
-            )
+    if path.exists():
+        return name
+    if path.suffix == ".py" and path.stem in names():
+        raise UserError(
+            f"--config is {name!r}, which is not there; --config={path.stem} is the bundled one"
+        )
+    if name.endswith(".py") or not re.fullmatch(r"\w+(\.\w+)*", name):
         return name
     if name in names():
         return str(folder() / f"{name}.py")

@@ -232,11 +232,10 @@ def batches_of_states(
         index = np.resize(np.arange(start, start + count), size)
         chosen = [seeds[i] for i in index.tolist()]
         fresh = seeded_noise(pipeline.latent_size, chosen, 1 + sampler.fresh, noise)
-        noises = parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh
         drawn = draw(
             models,
             states(index),
-            noises,
+            parallel.place(fresh, parallel.sharded(mesh)) if mesh else fresh,
             jnp.float32(guidance),
             unet=pipeline.unet,
             vae=pipeline.vae,

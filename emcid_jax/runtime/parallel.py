@@ -146,9 +146,7 @@ def shapes(tree: Any, sharding: Any) -> Any:
     def one(leaf: Any, where: NamedSharding) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    if isinstance(sharding, NamedSharding):
-        return jax.tree.map(lambda leaf: one(leaf, sharding), tree)
-    return jax.tree.map(one, tree, sharding)
+    return jax.tree.map(one, tree, jax.tree.broadcast(sharding, tree))
 
 
 def place(tree: Any, sharding: Any) -> Any:
@@ -160,9 +158,7 @@ def place(tree: Any, sharding: Any) -> Any:
         host = np.asarray(leaf)
         return jax.make_array_from_callback(host.shape, where, host.__getitem__)
 
-    if isinstance(sharding, NamedSharding):
-        return jax.tree.map(lambda leaf: one(leaf, sharding), tree)
-    return jax.tree.map(one, tree, sharding)
+    return jax.tree.map(one, tree, jax.tree.broadcast(sharding, tree))
 
 
 def fetch(tree: Any) -> Any:

@@ -16,14 +16,13 @@ from typing import Any
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.config.overrides import override
-from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
-from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.inputs import require_blocks
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -74,8 +73,7 @@ def run(config: AblateConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     job = edit_job.prepare(config.base)
     for variant in config.variants:
-        own = _varied(config.base, variant)
-        require_layers(own.stage_two, sites(own.stage_one, job.pipeline.texts), job.pipeline)
+        require_blocks(_varied(config.base, variant), job.pipeline)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "ablation.json")
         for count in sorted(config.counts):

@@ -18,7 +18,6 @@ from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
 from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.config.overrides import override
-from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
 from emcid_jax.evaluation.benchmarks import quality
@@ -39,7 +38,7 @@ from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import edit_job, environment, methods
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
-from emcid_jax.workflow.inputs import read_requests, require_layers
+from emcid_jax.workflow.inputs import read_requests, require_blocks
 from emcid_jax.workflow.methods import Edited, Method
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
@@ -200,8 +199,7 @@ def prepare(config: EvaluateConfig) -> tuple[Job, UntouchedNames]:
     requests = dataclasses.replace(base.requests, count=most)
     job = edit_job.prepare(dataclasses.replace(base, requests=requests))
     for row in config.rows:
-        own = varied(config, row)[1].base
-        require_layers(own.stage_two, sites(own.stage_one, job.pipeline.texts), job.pipeline)
+        require_blocks(varied(config, row)[1].base, job.pipeline)
     assert job.judge is not None
     evaluation = base.evaluation
     return job, split_untouched(

@@ -24,7 +24,6 @@ from emcid_jax.concepts.templates import OBJECT_TEMPLATES
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank.memories import Memory, hash_of, model_hashes
-from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.evaluation.benchmarks.implicit import CONFIDENT, choice, implicit_scores
 from emcid_jax.evaluation.drawing.batches import drawing
@@ -48,7 +47,7 @@ from emcid_jax.workflow.find_moments import (
     moments_folder,
     require_linear,
 )
-from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.inputs import require_blocks
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
@@ -201,7 +200,7 @@ def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:
     captions = find_captions(base.moments)
     pipeline = open_model(base.model, base.run.weight_shards)
     make_sampler(pipeline.scheduler_config, base.evaluation.steps)  # Refuses before any work.
-    require_layers(base.stage_two, sites(base.stage_one, pipeline.texts), pipeline)
+    require_blocks(base, pipeline)
     prompts = read_prompts(pipeline, requests, base.stage_one)
     return Job(base, requests, pipeline, prompts, captions, model_hashes(pipeline), None)
 

@@ -41,7 +41,7 @@ from emcid_jax.workflow.find_moments import (
     find_measured,
     moments_folder,
 )
-from emcid_jax.workflow.inputs import read_requests, require_layers
+from emcid_jax.workflow.inputs import read_requests, require_blocks
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.workdir import Run
 
@@ -120,7 +120,7 @@ def prepare(config: EditConfig) -> Job:
     requests = read_requests(config.requests)
     captions = find_captions(config.moments)
     pipeline = open_model(config.model, config.run.weight_shards)
-    require_layers(config.stage_two, sites(config.stage_one, pipeline.texts), pipeline)
+    require_blocks(config, pipeline)
     parts = [part for request in requests for part in mixing.parts(request)]
     prompts = read_prompts(pipeline, parts, config.stage_one)
     mixed = [request for request in requests if request.task == "debias"]

@@ -10,8 +10,8 @@ from emcid_jax.concepts.conflicts import require_consistent
 from emcid_jax.concepts.readers import manifests
 from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.config import ModelConfig, RequestsConfig, StageTwoConfig
-from emcid_jax.editing.encoder.sites import Site
+from emcid_jax.config import EditConfig, ModelConfig, RequestsConfig, StageTwoConfig
+from emcid_jax.editing.encoder.sites import Site, sites
 from emcid_jax.models.text.encoder import FIRST, TextEncoder
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
@@ -72,6 +72,11 @@ def require_one_encoder(pipeline: Pipeline, task: str) -> None:
             f"config.model.path: {pipeline.folder} has {len(pipeline.texts)} text encoders, which "
             f"task {task} does not take; give a model of Stable Diffusion 1 or 2"
         )
+
+
+def require_blocks(config: EditConfig, pipeline: Pipeline) -> None:
+    """UserError unless the text encoders have all blocks that either stage of a job asks for."""
+    require_layers(config.stage_two, sites(config.stage_one, pipeline.texts), pipeline)
 
 
 def require_layers(config: StageTwoConfig, where: Sequence[Site], pipeline: Pipeline) -> None:

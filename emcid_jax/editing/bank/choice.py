@@ -41,9 +41,12 @@ def select(
         for concept, source in zip(concepts, sources, strict=True)
         if source in wanted
         or identity(concept.request) in asked
-        or any(  # An empty pattern would match the empty prompt, to which names are erased.
-            pattern and fnmatch.fnmatchcase(normalised(name), pattern)
-            for name in (concept.request.source, *concept.request.dests)
+        or (
+            pattern  # An empty one would match the empty prompt, to which names are erased.
+            and any(
+                fnmatch.fnmatchcase(normalised(name), pattern)
+                for name in (concept.request.source, *concept.request.dests)
+            )
         )
     ]
 

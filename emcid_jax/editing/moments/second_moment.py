@@ -281,10 +281,10 @@ def _add(
     counts: Int[Array, " slot"],
 ) -> tuple[Float[Array, "device key key"], ...]:
     """Add one batch to every device's own sums, above the diagonal; no communication."""
-    split, whole = SPLIT, PartitionSpec()
+    whole = PartitionSpec()
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, split, split, split, split), out_specs=split
+        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT, SPLIT, SPLIT), out_specs=SPLIT
     )
     def local(
         params: dict[str, Any], sums: tuple[Array, ...], ids: Array, places: Array, counts: Array
@@ -321,5 +321,5 @@ def _total(
     def add(sums: tuple[Array, ...]) -> tuple[Array, ...]:
         return jax.lax.psum(tuple(total[0] for total in sums), AXES)
 
-    split, whole = SPLIT, PartitionSpec()
-    return jax.shard_map(add, mesh=mesh, in_specs=(split,), out_specs=whole)(sums)
+    whole = PartitionSpec()
+    return jax.shard_map(add, mesh=mesh, in_specs=(SPLIT,), out_specs=whole)(sums)

@@ -11,8 +11,7 @@ and losses are kept per concept: their sum has, for each concept, exactly that c
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -254,10 +253,11 @@ def loss(
             predicted = predict(pipeline, params, sample.noisy, sample.timesteps, read)
             return jnp.square(predicted - sample.target)
 
+        def means(read: Conditioning, sample: Sample) -> Array:
+            return squared(read, sample).mean(axis=(1, 2, 3))
+
         if one_by_one:
-            prompts = inputs.prompt_mask.shape[1]
-            means = functools.partial(_row_means, squared)
-            errors = prompt_by_prompt(means, read, sample, prompts)
+            errors = prompt_by_prompt(means, read, sample, inputs.prompt_mask.shape[1])
         else:
             errors = squared(read, sample)
         noise = prompt_mean(errors, inputs.prompt_mask)
@@ -351,8 +351,3 @@ def _marks(position: Int[Array, "*rows"], tokens: int) -> Float[Array, "*rows to
 def _fold(array: Array) -> Array:
     """Concept and prompt axes as one batch axis."""
     return array.reshape((-1, *array.shape[2:]))
-
-
-def _row_means(values: Callable[..., Array], *rows: Any) -> Float[Array, " row"]:
-    found = values(*rows)
-    return found.reshape(len(found), -1).mean(axis=-1)

@@ -105,10 +105,10 @@ def _states(
     ids: Int[Array, "name context token"],
     positions: Int[Array, "name context"],
 ) -> Float[Array, "name context dim"]:
-    split, whole = SPLIT, PartitionSpec()
+    whole = PartitionSpec()
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT), out_specs=SPLIT, check_vma=False
     )
     def local(params: Any, ids: Array, positions: Array) -> Array:
         def one(prompts: tuple[Array, Array]) -> Array:

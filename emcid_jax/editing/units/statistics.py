@@ -217,10 +217,10 @@ def _at_places(
     ids: Int[Array, "caption token"],
     places: Int[Array, " slot"],
 ) -> Float[Array, "slot dim"]:
-    split, whole = SPLIT, PartitionSpec()
+    whole = PartitionSpec()
 
     @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, split, split), out_specs=split, check_vma=False
+        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT), out_specs=SPLIT, check_vma=False
     )
     def local(params: Any, ids: Array, places: Array) -> Array:
         states = fc1_inputs(model, params, ids, block)

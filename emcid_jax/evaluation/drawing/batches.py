@@ -27,9 +27,18 @@ def judging(judge: Judge, groups: Sequence[str], batch: int) -> Classify:
 
 
 def drawing(
-    pipeline: Pipeline, config: EvaluationConfig, batch: int, mesh: Mesh | None
+    pipeline: Pipeline,
+    config: EvaluationConfig,
+    batch: int,
+    mesh: Mesh | None,
+    *,
+    original_size: tuple[int, int] | None = None,
+    crop: tuple[int, int] = (0, 0),
 ) -> Generate:
-    """Drawing by `pipeline`, `batch` images at a time; fewer are padded: it is one program."""
+    """Drawing by `pipeline`, `batch` images at a time; fewer are padded: it is one program.
+
+    `original_size` and `crop` are those of `generate`.
+    """
 
     def draw(prompts: list[str], seeds: list[int]) -> np.ndarray:
         missing = batch - len(prompts)
@@ -41,6 +50,8 @@ def drawing(
             guidance=config.guidance,
             batch=batch,
             mesh=mesh,
+            original_size=original_size,
+            crop=crop,
         )
         return images[: len(prompts)]
 

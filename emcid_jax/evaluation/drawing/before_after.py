@@ -106,7 +106,7 @@ def read_both(
         batch=batch,
         progress=progress,
     )
-    return Readings(*({one: _by_group(of[one], groups, sizes) for one in unique} for of in sides))
+    return Readings(*({one: by_group(of[one], groups, sizes) for one in unique} for of in sides))
 
 
 def label_means(
@@ -137,6 +137,7 @@ def is_top(
     return np.array([int(np.argmax(readings[draw][group])) == label for draw in draws], bool)
 
 
-def _by_group(scores: np.ndarray, groups: Sequence[str], sizes: Sequence[int]) -> Reading:
+def by_group(scores: np.ndarray, groups: Sequence[str], sizes: Sequence[int]) -> Reading:
+    """What the judge read in one image, taken apart; `sizes` are the groups' numbers of labels."""
     parts = np.split(scores, np.cumsum(sizes)[:-1])
     return dict(zip(groups, parts, strict=True))
