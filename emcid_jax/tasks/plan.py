@@ -69,8 +69,14 @@ class PlanConfig:
     moments: MomentConfig = MomentConfig()  # noqa: RUF009 (frozen)
 
     def check(self) -> None:
-        """UserError if the target is not known or nothing is planned."""
-        find_target(self.target)
+        """UserError if the target is not known or shares no weights, or nothing is planned."""
+        devices = find_target(self.target).devices
+        if devices % self.weight_shards:
+            raise UserError(
+                f"config.weight_shards is {self.weight_shards}, but config.target "
+                f"{self.target!r} has {devices} device{'s' if devices > 1 else ''}; give a number "
+                "that divides them"
+            )
         if not self.parts:
             raise UserError("config.parts is empty; give stage_one, images or moments")
 

@@ -178,6 +178,12 @@ def test_without_libtpu_the_extra_is_named(
     [
         ({"target": "v9"}, r"config\.target is 'v9'.*not known"),
         ({"parts": ()}, r"config\.parts is empty"),
+        (
+            {"target": "h200", "weight_shards": 8},
+            r"config\.weight_shards is 8, but config\.target 'h200' has 1 device; give",
+        ),
+        ({"target": "cpu", "weight_shards": 2}, r"config\.weight_shards is 2.*'cpu' has 1 device;"),
+        ({"weight_shards": 3}, r"config\.weight_shards is 3.*'v5e:2x4' has 8 devices;"),
     ],
 )
 def test_settings_are_checked(changes: dict[str, Any], message: str) -> None:
