@@ -78,6 +78,7 @@ MINUTES = (
     "tests/workflow/test_debias_search.py",
     "tests/workflow/test_find_memories.py",
     "tests/workflow/test_open_model.py",
+    "tests/workflow/test_profile.py::test_the_trace_of_stage_one_names_the_operations_of_its_loop",
 )
 """Beginnings of the names of tests that take more than about 5 s of a core each; these are marked
 `minutes`, so that `-m "not slow and not minutes"` leaves what runs after every change."""

@@ -269,6 +269,9 @@ class RunConfig:
     weight_shards: Count = 1
     """Devices that share one copy of the UNet's weights, each a part of them, for models that are
     too large for one; 1: every device has its own. Only Stage I and drawing read them."""
+    profile: CountOrZero = 0
+    """Traces the chunks of Stage I from this one to the fifth after it, counted from 0, into the
+    workdir's folder `profile` (docs/cost.md); 0: none."""
     distributed: bool = False
     """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
     say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""

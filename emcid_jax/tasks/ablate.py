@@ -54,6 +54,7 @@ class AblateConfig:
 Config = AblateConfig
 UNREAD = (
     "base.model.export_dtype",
+    "base.run.profile",
     "base.debias",
     "base.evaluation.debias_seeds",
     "base.evaluation.debias_images",

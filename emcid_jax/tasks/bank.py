@@ -106,7 +106,7 @@ class BankConfig:
 
 
 Config = BankConfig
-UNREAD = ("base.export_dtype",)
+UNREAD = ("base.export_dtype", "run.profile")
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = (
     "config.json",

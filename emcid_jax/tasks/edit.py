@@ -49,6 +49,7 @@ WRITES = (
     "moments",
     "evaluation",
     "images",
+    "profile",
 )
 """What the task writes in its workdir."""
 

@@ -100,6 +100,7 @@ class EvaluateConfig:
 Config = EvaluateConfig
 UNREAD = (
     "base.model.export_dtype",
+    "base.run.profile",
     "base.debias",
     "base.evaluation.debias_seeds",
     "base.evaluation.debias_images",

@@ -76,6 +76,7 @@ class ImplicitConfig:
 Config = ImplicitConfig
 UNREAD = (
     "base.model.export_dtype",
+    "base.run.profile",
     "base.debias",
     "base.evaluation.enabled",
     "base.evaluation.prompts_per_request",

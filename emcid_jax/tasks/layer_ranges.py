@@ -64,6 +64,7 @@ class LayerRangesConfig:
 Config = LayerRangesConfig
 UNREAD = (
     "base.model.export_dtype",
+    "base.run.profile",
     "base.debias",
     "base.evaluation.debias_seeds",
     "base.evaluation.debias_images",

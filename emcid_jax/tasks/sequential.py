@@ -73,6 +73,7 @@ class SequentialConfig:
 Config = SequentialConfig
 UNREAD = (
     "base.model.export_dtype",
+    "base.run.profile",
     "base.debias",
     "base.evaluation",
 )

@@ -60,6 +60,7 @@ Config = TextReportConfig
 UNREAD = (
     "model.export_dtype",
     "run.save_every",
+    "run.profile",
 )
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("config.json", "metrics.jsonl", "text_report.json", "text_report.html", "moments")

@@ -81,6 +81,7 @@ Config = TraceConfig
 UNREAD = (
     "model.export_dtype",
     "run.save_every",
+    "run.profile",
     "run.save_every_batches",
 )
 """Settings that the task has no use for: see `config.unread`."""

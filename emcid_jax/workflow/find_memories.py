@@ -32,6 +32,7 @@ from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel, preemption
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums
+from emcid_jax.workflow import profile
 from emcid_jax.workflow.workdir import Run
 
 IMAGE_BATCH = 16
@@ -77,7 +78,7 @@ def find_memories(
 
     Equal chunks of at most `save_every` requests are done as a whole, with one compiled program
     for all of them: a run that was killed computes the very batches that it would have, hence the
-    same bits.
+    same bits. `run.profile` says which chunks are traced, see `profile`.
     """
     _require_single(requests)
     _check_lengths(pipeline, requests, prompts, config)  # An ablation's settings may be others.
@@ -87,15 +88,18 @@ def find_memories(
     chunk = parallel.even_chunk(len(requests), run.config.save_every)
     asked = {"chunk": chunk, "devices": run.mesh.size, "concept_batch": config.concept_batch}
     batch = earlier_batch([bank.read_details(folder, record) for record in records], asked)
+    profile.require_steps(run.config.profile, -(-len(requests) // chunk))
+    tracing = profile.profiled(run.config.profile, run.workdir / profile.FOLDER)
     program: Program | None = None
     memories: list[Memory] = []
+    done = 0  # Chunks that this process has computed.
     bar = tqdm(total=len(requests), desc="Stage I", unit="concept", disable=not run.config.progress)
-    with bar:
+    with bar, tracing as step:
         for first in range(0, len(requests), chunk):
             rows = slice(first, min(first + chunk, len(requests)))
             found = _filed(folder, records[rows])
             if found is None:
-                with preemption.finishing("this chunk of Stage I"):
+                with preemption.finishing("this chunk of Stage I"), step(done):
                     began = time.perf_counter()
                     inputs = prepare_chunk(pipeline, requests, prompts, rows, config, run.mesh)
                     if program is None:
@@ -115,6 +119,7 @@ def find_memories(
                         held_out_start=start,
                         held_out_end=end,
                     )
+                done += 1
                 bar.set_postfix_str(f"held-out loss {start:.2g} -> {end:.2g}")
             memories += found
             bar.update(rows.stop - rows.start)
