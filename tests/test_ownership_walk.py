@@ -293,8 +293,8 @@ def test_exports_to_files(
     path, source = tmp_path / "mine.safetensors", model / "text_encoder" / "model.safetensors"
     shutil.copyfile(source, path)
     leaves_all(path, lambda: text_encoder.write_clip(path, {"x": np.zeros(2, np.float32)}))
-    leaves_all(path, lambda: lora.write_lora(path, content, 1, "float32"))
-    leaves_all(path, lambda: lora.write_diff(path, content))
+    leaves_all(path, lambda: lora.write_lora(path, content, ledger, 1))
+    leaves_all(path, lambda: lora.write_diff(path, content, ledger))
     leaves_all(path, lambda: into_single_file.write_checkpoint(path, source, content, ""))
     leaves_all(path, lambda: into_folder.write_copy(path, model, content, ledger, force=True))
     for name in ("edit.json", "model.safetensors.unedited"):

@@ -173,8 +173,8 @@ def _say_unedited(names: list[str], what: str) -> None:
 def _lora(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / LORA
     _require_free(path, config)
-    edits, _ = _read(config)
-    for layer in lora.write_lora(path, edits, config.rank, _float(config)):
+    edits, ledger = _read(config)
+    for layer in lora.write_lora(path, edits, ledger, config.rank, _float(config)):
         show(
             f"{_where(layer.part)}layer {layer.layer}: rank {layer.rank}, "
             f"error {layer.error:.2g} of |dW|"
@@ -185,7 +185,7 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
 def _diff(config: EditFileConfig, workdir: Path) -> None:
     path = workdir / DIFF
     _require_free(path, config)
-    lora.write_diff(path, _read(config)[0], _float(config))
+    lora.write_diff(path, *_read(config), _float(config))
     show(f"wrote {path}")
 
 

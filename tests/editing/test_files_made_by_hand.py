@@ -117,7 +117,7 @@ def test_an_edit(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) 
         content, ledger = edit_file.read_edit(path)
         assert all(np.isfinite(delta).all() for delta in content.deltas().values())
         edit_file.read_report(ledger)
-        lora.write_lora(path.with_name("lora.safetensors"), content, 2, "float32")
+        lora.write_lora(path.with_name("lora.safetensors"), content, ledger, 2)
 
     require_read_or_refused(path, use)
 

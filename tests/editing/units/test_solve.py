@@ -195,7 +195,7 @@ def test_the_edit_file_carries_the_units_and_a_line_for_each(
         request["source"] for request in read["requests"]
     ]
     for refuse in (
-        lambda: lora.write_lora(tmp_path / "lora.safetensors", again, 4, "float32"),
+        lambda: lora.write_lora(tmp_path / "lora.safetensors", again, {}, 4),
         lambda: edit_file.require_own_width(again, "that tool"),
     ):
         with pytest.raises(UserError, match=r"adds 6 hidden units"):
