@@ -67,6 +67,22 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What goes with an exported file, and where it is sent."""
+
+    hub: str = ""
+    """Repository `owner/name` of the Hugging Face Hub that what is exported is sent to, with a
+    model card; empty: none."""
+    public: bool = False
+    """Whether everybody may read that repository."""
+    base_model: str = ""
+    """Hub id of the base model, for the card; empty: `model.path`, where it is one."""
+    license: str = ""
+    """Licence of the base model as the Hub names it (e.g. `openrail++`), for the card; empty: what
+    the README.md of its folder says."""
+
+
+@dataclasses.dataclass(frozen=True)
 class StageOneConfig:
     """Stage I: one offset per concept by dual self-distillation (docs/stage_one.md)."""
 

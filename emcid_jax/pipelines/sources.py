@@ -71,6 +71,11 @@ def find_model(
     )
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether `path` names a model of the Hub: `owner/name`, and nothing is there on this disk."""
+    return bool(_HUB_ID.fullmatch(path)) and not Path(path).exists()
+
+
 def _require_safetensors(folder: Path) -> None:
     """UserError if a part has pickled weights and no others."""
     for part in PARTS:
@@ -95,7 +100,15 @@ def _from_hub(name: str, revision: str | None, variant: str) -> Path:
     """The snapshot of a Hub model; what the cache has is not fetched again."""
     weights = f"*{variant}*.safetensors" if variant else "*.safetensors"
     files = [f"{part}/{file}" for part in PARTS for file in (weights, "*.json")]
-    patterns = ["model_index.json", "tokenizer/*", "tokenizer_2/*", "scheduler/*.json", *files]
+    patterns = [
+        "model_index.json",
+        "README.md",
+        "LICENSE*",
+        "tokenizer/*",
+        "tokenizer_2/*",
+        "scheduler/*.json",
+        *files,
+    ]
     # Without a variant the others would be fetched too: twice the bytes.
     ignored = [] if variant else ["*.fp16*", "*.bf16*", "*.non_ema*"]
     folder = _snapshot(name, revision, patterns, ignored)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from emcid_jax.config import CountOrZero, ModelConfig, renamed
+from emcid_jax.config import CountOrZero, ExportConfig, ModelConfig, renamed
 from emcid_jax.editing.export import (
     edit_file,
     into_folder,
@@ -23,16 +23,22 @@ from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash, read_refiner, source_hash
+from emcid_jax.pipelines.sources import is_hub_id
+from emcid_jax.reporting.pages import card
+from emcid_jax.reporting.pages.card import CardData
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.terminal import show
 from emcid_jax.storage import ownership
 from emcid_jax.storage.files import sweep
+from emcid_jax.workflow import hub
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import require_model
 
 CLIP = {FIRST: "clip_l.safetensors", SECOND: "clip_g.safetensors"}
 LORA, DIFF = "lora.safetensors", "diff.safetensors"
 Operation = Literal["show", "apply", "undo", "folder", "clip", "lora", "diff", "checkpoint"]
+_EXPORTS = ("folder", "clip", "lora", "diff", "checkpoint")
+"""Operations that write in the workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +59,9 @@ class EditFileConfig:
     """Apply to another base model, or undo although the weights were changed since."""
     rank: CountOrZero = 64
     """`lora`: its rank; 0 cuts nothing."""
+    export: ExportConfig = ExportConfig()
+    """`folder`: what its model card says. All operations that write files in the workdir: where
+    they are sent, and the card that goes with them."""
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
@@ -64,12 +73,30 @@ class EditFileConfig:
             ("model.export_dtype", self.model.export_dtype, "source", ("clip", "lora", "diff")),
             ("rank", self.rank, EditFileConfig.rank, ("lora",)),
             ("force", self.force, False, ("apply", "undo", "folder", "clip", "checkpoint")),
+            ("export.hub", self.export.hub, "", _EXPORTS),
         ):
             if value != usual and self.operation not in operations:
                 raise UserError(
                     f"config.{field} is {value!r}, but operation {self.operation!r} does not read "
                     f"it; leave it at {usual!r}"
                 )
+        if self.export.hub:
+            hub.require_name(self.export.hub)
+        elif self.export.public:
+            raise UserError(
+                "config.export.public is True, but config.export.hub is empty; name a repository"
+            )
+        said = self.export.base_model or self.export.license
+        if said and not self.export.hub and self.operation != "folder":
+            raise UserError(
+                f"config.export.base_model or license is {said!r}, but operation "
+                f"{self.operation!r} writes no model card without config.export.hub; leave it out"
+            )
+        if self.export.base_model and not is_hub_id(self.export.base_model):
+            raise UserError(
+                f"config.export.base_model is {self.export.base_model!r}; give a Hub id such as "
+                "owner/name"
+            )
         if self.operation in ("lora", "diff") and self.model.export_dtype == "bfloat16":
             raise UserError(
                 f"config.model.export_dtype is 'bfloat16'; operation {self.operation} writes "
@@ -95,15 +122,50 @@ WRITES = ("model", *CLIP.values(), LORA, DIFF, "*-edited.safetensors")
 
 
 def run(config: EditFileConfig, workdir: Path) -> None:
-    """Does the operation; exports lie in `workdir`."""
+    """Does the operation; exports lie in `workdir`, and go to the Hub if the settings say so."""
     ownership.require_apart(workdir, folders.said(workdir))
-    _OPERATIONS[config.operation](config, workdir)
+    place = hub.look(config.export.hub, config.export.public)
+    written = _OPERATIONS[config.operation](config, workdir)
+    if place is not None:
+        _push(place, written, config)
 
 
-def _show(config: EditFileConfig, workdir: Path) -> None:
+def _push(place: hub.Place, written: list[Path], config: EditFileConfig) -> None:
+    """Sends what was written to the Hub: a folder with all that is in it, else files and a card."""
+    files: dict[str, Path | bytes] = {path.name: path for path in written}
+    if config.operation == "folder":
+        inside = (path for path in written[0].rglob("*") if path.is_file())
+        files = {path.relative_to(written[0]).as_posix(): path for path in inside}
+    else:
+        ledger = _read(config)[1]
+        files[card.NAME] = _card(config, ledger, [path.name for path in written], "")
+    show(f"sent to {hub.push(place, files, 'An edit by emcid_jax')}")
+
+
+def _card(
+    config: EditFileConfig, ledger: Mapping[str, Any], files: list[str], license_: str
+) -> bytes:
+    """The model card; `license_` is the base model's where its folder says it."""
+    path, said = config.model.path, config.export
+    kind: Any = config.operation  # One of those that write something.
+    return card.card(
+        CardData(
+            kind=kind,
+            files=tuple(files),
+            ledger=ledger,
+            base_model=said.base_model or (path if is_hub_id(path) else ""),
+            license=said.license or license_,
+            place=said.hub or "model",
+            metrics=card.metrics_of(Path(config.edit), ledger),
+        )
+    )
+
+
+def _show(config: EditFileConfig, workdir: Path) -> list[Path]:
     path = Path(config.edit)
     for line in summary(*edit_file.read_ledger(path), path.stat().st_size):
         show(line)
+    return []
 
 
 def _read(config: EditFileConfig) -> tuple[Edits, dict[str, Any]]:
@@ -112,31 +174,35 @@ def _read(config: EditFileConfig) -> tuple[Edits, dict[str, Any]]:
     return edit_file.of_model(content, ledger), ledger
 
 
-def _apply(config: EditFileConfig, workdir: Path) -> None:
+def _apply(config: EditFileConfig, workdir: Path) -> list[Path]:
     edits, ledger = _read(config)
     folder = require_model(config.model)
     left = into_folder.apply(folder, edits, ledger, config.force, config.model.variant)
     show(f"applied {len(ledger['requests'])} edits to {folder}; undo takes them out again")
     _say_unedited(left, "is not edited")
+    return []
 
 
-def _undo(config: EditFileConfig, workdir: Path) -> None:
+def _undo(config: EditFileConfig, workdir: Path) -> list[Path]:
     folder = require_model(config.model)
     into_folder.undo(folder, config.force, config.model.variant)
     show(f"{folder} has its original text encoder again")
+    return []
 
 
-def _folder(config: EditFileConfig, workdir: Path) -> None:
+def _folder(config: EditFileConfig, workdir: Path) -> list[Path]:
     path = workdir / "model"
     _require_free(path, config)
     edits, ledger = _read(config)
     folder, variant = require_model(config.model), config.model.variant
-    left = into_folder.write_copy(path, folder, edits, ledger, config.force, variant)
+    page = _card(config, ledger, ["model"], card.base_license(folder))
+    left = into_folder.write_copy(path, folder, edits, ledger, config.force, variant, page)
     show(f"wrote {path}")
     _say_unedited(left, "is left out, for it is not edited")
+    return [path]
 
 
-def _clip(config: EditFileConfig, workdir: Path) -> None:
+def _clip(config: EditFileConfig, workdir: Path) -> list[Path]:
     edits, ledger = _read(config)
     for part in edits:
         _require_free(workdir / CLIP[part], config)
@@ -149,6 +215,7 @@ def _clip(config: EditFileConfig, workdir: Path) -> None:
         edited = stored_weights.add_deltas(arrays, edits[part])
         text_encoder.write_clip(path, edited, config.model.export_dtype)
         show(f"wrote {path}")
+    return [workdir / CLIP[part] for part in base]
 
 
 def _require_base(
@@ -170,7 +237,7 @@ def _say_unedited(names: list[str], what: str) -> None:
         show(f"{name} {what}")
 
 
-def _lora(config: EditFileConfig, workdir: Path) -> None:
+def _lora(config: EditFileConfig, workdir: Path) -> list[Path]:
     path = workdir / LORA
     _require_free(path, config)
     edits, ledger = _read(config)
@@ -180,20 +247,22 @@ def _lora(config: EditFileConfig, workdir: Path) -> None:
             f"error {layer.error:.2g} of |dW|"
         )
     show(f"wrote {path}")
+    return [path]
 
 
-def _diff(config: EditFileConfig, workdir: Path) -> None:
+def _diff(config: EditFileConfig, workdir: Path) -> list[Path]:
     path = workdir / DIFF
     _require_free(path, config)
     lora.write_diff(path, *_read(config), _float(config))
     show(f"wrote {path}")
+    return [path]
 
 
 def _float(config: EditFileConfig) -> str:
     return "float16" if config.model.export_dtype == "float16" else "float32"
 
 
-def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
+def _checkpoint(config: EditFileConfig, workdir: Path) -> list[Path]:
     source = Path(config.model.path)
     path = workdir / f"{source.stem}-edited.safetensors"
     _require_free(path, config)
@@ -207,6 +276,7 @@ def _checkpoint(config: EditFileConfig, workdir: Path) -> None:
     _require_base(base, ledger, config)
     into_single_file.write_checkpoint(path, source, edits, sha256)
     show(f"wrote {path}")
+    return [path]
 
 
 def _require_free(path: Path, config: EditFileConfig) -> None:
@@ -286,7 +356,7 @@ def _gate(gate: Mapping[str, Any] | None) -> str:
     return f", threshold {gate['threshold']:.2f}, answers in {gate['recall']:.0%} of its contexts"
 
 
-_OPERATIONS: dict[str, Callable[[EditFileConfig, Path], None]] = {
+_OPERATIONS: dict[str, Callable[[EditFileConfig, Path], list[Path]]] = {
     "show": _show,
     "apply": _apply,
     "undo": _undo,

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax.config import ModelConfig
+from emcid_jax.config import ExportConfig, ModelConfig
 from emcid_jax.editing.export import edit_file, stored_weights
 from emcid_jax.models.image.unet import UNetConfig
 from emcid_jax.models.image.vae import VaeConfig
@@ -24,9 +24,11 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.families import SD
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.sources import find_model
+from emcid_jax.reporting.pages import card
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import replacing
 from emcid_jax.tasks.edit_file import EditFileConfig, run
+from emcid_jax.workflow import hub
 
 
 @pytest.fixture
@@ -111,6 +113,62 @@ def test_the_variant_is_edited_and_what_is_not_is_said(
     copy = load_file(tmp_path / "out" / "model" / "text_encoder" / "model.fp16.safetensors")
     for name, array in edited.items():
         np.testing.assert_array_equal(copy[name], array)
+
+
+def test_an_exported_folder_has_a_card_and_keeps_the_bases(
+    edit: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = "---\nlicense: openrail++\n---\n# Base\n"
+    (model / "README.md").write_text(base)
+    here = ModelConfig(path=str(model))
+    config = EditFileConfig(operation="folder", edit=str(edit), model=here)
+    run(config, tmp_path / "out")
+    made = tmp_path / "out" / "model"
+    found = (made / "README.md").read_bytes()
+    assert card.is_card(found)
+    assert b"license: openrail++" in found
+    assert str(tmp_path).encode() not in found  # Where a model lies is nobody's business.
+    assert (made / "README-base.md").read_text() == base
+    # An export of an export keeps the first base's, and changes no file that it links to.
+    before = {path: path.read_bytes() for path in made.iterdir() if path.is_file()}
+    again = EditFileConfig(
+        operation="folder", edit=str(edit), model=ModelConfig(path=str(made)), force=True
+    )
+    run(again, tmp_path / "again")
+    assert (tmp_path / "again" / "model" / "README-base.md").read_text() == base
+    assert {path: path.read_bytes() for path in before} == before
+    assert (model / "README.md").read_text() == base
+
+
+@pytest.mark.parametrize("operation", ["folder", "clip", "lora", "diff"])
+def test_what_is_exported_goes_to_the_hub_with_its_card(
+    operation: Any, edit: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Path | bytes] = {}
+    monkeypatch.setattr(hub, "look", lambda name, public: hub.Place(name, None, public, None))
+    monkeypatch.setattr(hub, "push", lambda place, files, message: sent.update(files) or place.name)
+    config = EditFileConfig(
+        operation=operation,
+        edit=str(edit),
+        model=ModelConfig(path=str(model)),
+        export=ExportConfig(hub="me/mine", base_model="some/base"),
+    )
+    config.check()
+    run(config, tmp_path / "out")
+    read = {
+        name: content if isinstance(content, bytes) else content.read_bytes()
+        for name, content in sent.items()
+    }
+    assert card.is_card(read["README.md"])
+    assert b"base_model: some/base\n" in read["README.md"]
+    if operation == "folder":
+        made = [path for path in (tmp_path / "out" / "model").rglob("*") if path.is_file()]
+        assert set(sent.values()) == set(made)
+        assert "unet/config.json" in sent
+    else:
+        name = {"clip": "clip_l"}.get(operation, operation)
+        assert set(sent) == {f"{name}.safetensors", "README.md"}
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{name}.safetensors"]
 
 
 def write_single_file(folder: Path, path: Path) -> None:
@@ -201,6 +259,23 @@ def test_an_edited_checkpoint_is_the_edited_model(
         (
             {"operation": "lora", "edit": "e", "model": ModelConfig(export_dtype="bfloat16")},
             "'bfloat16'",
+        ),
+        ({"edit": "e", "export": ExportConfig(hub="a/b")}, "export.hub is 'a/b', but operation"),
+        (
+            {"operation": "lora", "edit": "e", "export": ExportConfig(hub="mine")},
+            "export.hub is 'mine', which the Hub does not allow",
+        ),
+        (
+            {"operation": "lora", "edit": "e", "export": ExportConfig(public=True)},
+            "export.public is True, but config.export.hub is empty",
+        ),
+        (
+            {"operation": "lora", "edit": "e", "export": ExportConfig(license="mit")},
+            "'mit', but operation 'lora' writes no model card",
+        ),
+        (
+            {"operation": "folder", "edit": "e", "export": ExportConfig(base_model="mine")},
+            "export.base_model is 'mine'; give a Hub id",
         ),
     ],
 )

@@ -46,6 +46,7 @@ RECORD = "edit.json"
 """What was applied, beside the weights: hashes of all files and the edit's ledger. Variants have
 their own, e.g. `edit.fp16.json`."""
 CONFIG = "config.json"
+CARD, BASE_CARD = "README.md", "README-base.md"
 KEPT = ".unedited"
 """Appended to the name of the original file: no tool takes it for weights."""
 WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".msgpack", ".h5", ".onnx")
@@ -253,12 +254,14 @@ def write_copy(
     ledger: Mapping[str, Any],
     force: bool = False,
     variant: str = "",
+    card: bytes = b"",
 ) -> list[str]:
     """Writes a whole model folder with the edit in it; `folder` stays as it is.
 
     Unedited parts are hard links where the disk allows it, else copies. Other weight files of an
     edited text encoder (variants, pickles) are left out, and their names returned: they are not
     edited.
+    `card` becomes its README.md; the one in `folder` is README-base.md there.
     The folder appears by one rename. UserError as in `apply`, and if `target` is there already.
     """
     sweep(target.parent)
@@ -281,10 +284,16 @@ def write_copy(
             if place.parts[0].startswith(".") or (beside and _is_left_out(place, left)):
                 continue
             (staging / place).parent.mkdir(parents=True, exist_ok=True)
+            if card and file == folder / CARD:
+                place = Path(BASE_CARD)
+                if (folder / place).exists():  # The model is an export: its base's card stays.
+                    continue
             if file in edited:
                 (staging / place).write_bytes(edited[file])
             else:
                 link_or_copy(file.resolve(), staging / place)
+        if card:
+            (staging / CARD).write_bytes(card)
         require_new(target)
     return left
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.tables import short
@@ -23,6 +24,7 @@ THUMBNAIL = 256
 """Longer side in pixels above which pictures are made smaller."""
 CRISP = 128
 """Pictures up to this size are enlarged without smoothing."""
+_MARKS = frozenset("\\`*_{}[]()#+-.!|<>&~$:@\"'")
 
 
 def render(template: str, **values: object) -> str:
@@ -40,7 +42,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {filter_.__name__: filter_ for filter_ in (data_uri, number, place, thumbnail)}
+    filters = (cell, data_uri, number, place, thumbnail)
+    made.filters |= {filter_.__name__: filter_ for filter_ in filters}
     made.filters |= {
         "short": short,
         "median": np.median,
@@ -57,6 +60,13 @@ def number(value: float | None, places: int = 3, sign: bool = False) -> str:
     if float(text) == 0:
         text = f"{0:.{places}f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def cell(text: str) -> Markup:
+    """Text as it is, in a table of Markdown: nothing in it is a mark, a link or a cell's end."""
+    words = " ".join(text.split())
+    marked = (f"&#{ord(sign)};" if sign in _MARKS else sign for sign in words)
+    return Markup("".join(marked))
 
 
 def data_uri(content: bytes, kind: str = "image/png") -> str:
