@@ -8,6 +8,7 @@ from setuptools.command.build_py import build_py
 
 README = pathlib.Path(__file__).parent / "README.md"
 
+EXPLORE = ["starlette>=1.0", "uvicorn>=0.30"]
 # importlib_resources: imported by tensorflow-datasets, which does not ask for it.
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib-resources>=6"]
 
@@ -47,6 +48,7 @@ setuptools.setup(
         ],
         "emcid_jax.models.text": ["vocabulary/*"],
         "emcid_jax.reporting.pages": ["templates/*"],
+        "emcid_jax.explore": ["page/*"],
     },
     install_requires=[
         "jax>=0.10.2",
@@ -74,9 +76,12 @@ setuptools.setup(
         "cuda": ["jax[cuda12]>=0.10.2"],
         "aot": ["jax[tpu]>=0.10.2"],  # libtpu of the version that fits; compiles without a TPU
         "tfds": TFDS,
+        "explore": EXPLORE,
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "test": [
             *TFDS,
+            *EXPLORE,
+            "httpx2>=2",  # of starlette's test client
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6.100",

@@ -50,8 +50,11 @@ DISTRIBUTED_TASKS = ("edit",)
 USAGE = """\
 usage: python -m emcid_jax.main --config=CONFIG [--workdir=FOLDER] [--config.FIELD=VALUE ...]
        python -m emcid_jax.main configs
+       python -m emcid_jax.main explore RUN [--port=PORT]
 
   configs     lists the configs that come with the package
+  explore     serves a page on this machine: prompts drawn by base and edited model, concepts
+              switched on and off. RUN is the workdir of a finished edit
   --config    a bundled config's name, or a Python file or module whose get_config() returns the
               settings, e.g. quickstart or configs/quickstart.py
   --workdir   where the run leaves its results; the same folder again resumes the run.
@@ -211,6 +214,8 @@ config_flags.register_flag_parser_for_type(tuple, _Tuples())
 def _parse_flags(arguments: list[str]) -> list[str]:
     """absl's parsing, with our help and every mistake as one line and exit code 2."""
     terminal.guard()
+    if arguments[1:2] == ["explore"]:
+        sys.exit(_explore(arguments[2:]))
     if {"--help", "-help", "-h", "--helpfull"}.intersection(arguments[1:]):
         terminal.show(USAGE + settings.describe(settings.EditConfig))
         sys.exit(0)
@@ -229,6 +234,20 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     if not flags.FLAGS["verbosity"].present:  # absl's default shows the messages of libraries.
         logging.set_verbosity(logging.WARNING)
     return rest
+
+
+def _explore(arguments: list[str]) -> int:
+    """Serves the page of a run; gives the exit code, as `main` does."""
+    from emcid_jax.explore import command
+
+    try:
+        command.run(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        code = answer(error, "explore")
+        if code is None:
+            raise
+        return code
+    return 0
 
 
 def _with_files(arguments: list[str]) -> list[str]:

@@ -30,6 +30,8 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checkpoints
 from emcid_jax.workflow.workdir import Run
 
+MOMENTS, UNITS = "second_moments.safetensors", "units-{}.safetensors"
+"""Names of the files; of units with the block."""
 Measured = SecondMoments | UnitStatistics
 Layers = Mapping[str, tuple[int, ...]]
 """Blocks by text encoder."""
@@ -107,7 +109,7 @@ def find_measured(
     for encoder in pipeline.encoders:
         if encoder.name not in layers:
             continue
-        place = folder if encoder.name == FIRST else folder / encoder.name
+        place = _place(folder, encoder.name)
         if stage_two.solver == "units":
             block = stage_two.of(encoder.name).layers[-1]
             found[encoder.name] = _find_statistics(encoder, captions, block, config, place, run)
@@ -118,6 +120,22 @@ def find_measured(
     return found
 
 
+def read_measured(stage_two: StageTwoConfig, layers: Layers, folder: Path) -> dict[str, Measured]:
+    """What `find_measured` filed in `folder`; writes nothing. UserError if it is not all there."""
+    found: dict[str, Measured] = {}
+    for name, own in layers.items():
+        place = _place(folder, name)
+        if stage_two.solver == "units":
+            found[name] = statistics.read_statistics(place / UNITS.format(own[-1]))
+        else:
+            found[name] = second_moment.read_moments(place / MOMENTS)
+    return found
+
+
+def _place(folder: Path, encoder: str) -> Path:
+    return folder if encoder == FIRST else folder / encoder
+
+
 def _find_statistics(
     encoder: TextEncoder,
     captions: Sequence[str],
@@ -126,7 +144,7 @@ def _find_statistics(
     folder: Path,
     run: Run,
 ) -> UnitStatistics:
-    path = folder / f"units-{block}.safetensors"
+    path = folder / UNITS.format(block)
     if path.exists():
         return statistics.read_statistics(path)
     began = time.perf_counter()
@@ -156,7 +174,7 @@ def find_moments(
     A result that is already there is read: `folder` is known to be for the same inputs (that of the
     main job by its workdir's settings, else by its name, see `moments_folder`).
     """
-    result = folder / "second_moments.safetensors"
+    result = folder / MOMENTS
     if result.exists():
         moments = second_moment.read_moments(result)
         shutil.rmtree(folder / "progress", ignore_errors=True)  # As a kill may have left it.

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from emcid_jax import main
 from emcid_jax.config import EditConfig, from_config_dict
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
+from emcid_jax.explore.session import open_session, solved
 from main_job import REQUESTS, metrics, written
 
 
@@ -197,3 +198,13 @@ def test_an_unwritable_workdir_is_one_line(
     assert "--workdir" in line
     assert "is a file" in line
     assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_finished_run_is_explored_as_it_was_written(finished_edit: Path) -> None:
+    session = open_session(finished_edit)
+    found = solved(session, [concept.strength for concept in session.concepts.concepts])
+    content, ledger = read_edit(finished_edit / "edit.safetensors")
+    assert len(session.concepts.concepts) == len(ledger["requests"]) == len(REQUESTS)
+    for layer, delta in content.deltas().items():
+        wanted = found.edit["text_encoder"].deltas[layer]
+        np.testing.assert_allclose(delta, wanted, atol=1e-6 * np.abs(wanted).max())

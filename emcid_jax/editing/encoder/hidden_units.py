@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from emcid_jax.models.text.transformer import ACTIVATIONS, Activation
 from emcid_jax.runtime.errors import UserError
 
 HEIGHT = 4.0
@@ -69,6 +70,18 @@ def make_units(
         np.stack([first, first - HEIGHT], axis=1).astype(np.float32),
         (answers / HEIGHT).astype(np.float32),
     )
+
+
+def openness(
+    units: Units, inputs: Float[np.ndarray, "token dim"], activation: Activation
+) -> Float[np.ndarray, "token gate"]:
+    """How far each gate's ramp is open where `fc1` reads `inputs`: 0 shut, 1 open."""
+    inner = inputs @ units.rows.T
+    first, second = (
+        np.asarray(ACTIVATIONS[activation](jnp.asarray(inner + units.biases[:, unit])))
+        for unit in range(PER_GATE)
+    )
+    return np.clip((first - second) / HEIGHT, 0.0, 1.0)
 
 
 def wider(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
