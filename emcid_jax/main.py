@@ -16,6 +16,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import app, flags, logging
@@ -140,6 +141,7 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
     parallel.use_cpu_devices(cpu_devices)
     if not distributed:
         task.run(config, workdir)
+        _tell(task, workdir)
         return
     from emcid_jax.workflow.workdir import mirrored
 
@@ -148,6 +150,14 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=shown))
     with mirrored(workdir) as mine:
         task.run(config, mine)
+    if parallel.is_first():
+        _tell(task, workdir)
+
+
+def _tell(task: ModuleType, workdir: Path) -> None:
+    """Where to look, for tasks that do not say it themselves."""
+    if hasattr(task, "LOOK"):
+        terminal.show(f"open {workdir / task.LOOK}")
 
 
 def run() -> None:

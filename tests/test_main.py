@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+import importlib
 import os
 import re
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 from absl import flags
 
 from emcid_jax import main
+from emcid_jax.runtime import terminal
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.user_cache import cache_folder
 
@@ -45,6 +48,17 @@ def test_help_lists_the_settings_and_imports_no_accelerator() -> None:
     assert done.returncode == 0, done.stderr
     assert "config.stage_two.preservation_weight = 4000.0" in done.stdout
     assert "--workdir" in done.stdout
+
+
+def test_every_task_says_where_to_look() -> None:
+    say_it_themselves = {"bank", "edit_file", "sample", "convert", "plan", "text_report"}
+    for name in main.TASKS:
+        task = importlib.import_module(f"emcid_jax.tasks.{name}")
+        assert hasattr(task, "LOOK") is (name not in say_it_themselves), name
+        if hasattr(task, "LOOK"):
+            assert any(fnmatch.fnmatchcase(task.LOOK, written) for written in task.WRITES), name
+        else:
+            assert task.show is terminal.show
 
 
 @pytest.mark.parametrize(

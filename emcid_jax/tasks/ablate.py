@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
@@ -62,6 +65,8 @@ UNREAD = (
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("ablation.json", "ablation.md", "metrics.jsonl", "bank", "moments", "count-*")
 """What the task writes in its workdir."""
+LOOK = "ablation.md"
+"""Which of it to open first."""
 
 
 def run(config: AblateConfig, workdir: Path) -> None:
@@ -77,13 +82,13 @@ def run(config: AblateConfig, workdir: Path) -> None:
         require_blocks(_varied(config.base, variant), job.pipeline)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "ablation.json")
-        for count in sorted(config.counts):
-            for variant in config.variants:
-                varied = dataclasses.replace(job, config=_varied(config.base, variant))
-                first = varied.first(count)
-                measure = functools.partial(_measure, first, run)
-                table.row({"count": count, "variant": variant}, first.decides, measure)
-                write_atomically(workdir / "ablation.md", as_markdown(table.rows).encode())
+        cells = list(itertools.product(sorted(config.counts), config.variants))
+        for count, variant in tqdm(cells, "Cells", unit="cell", disable=not run.config.progress):
+            varied = dataclasses.replace(job, config=_varied(config.base, variant))
+            first = varied.first(count)
+            measure = functools.partial(_measure, first, run)
+            table.row({"count": count, "variant": variant}, first.decides, measure)
+            write_atomically(workdir / "ablation.md", as_markdown(table.rows).encode())
 
 
 def _varied(base: EditConfig, variant: str) -> EditConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.pipelines.stored_types import commonest, stored_types
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.terminal import show
 from emcid_jax.storage import checkpoints
 from emcid_jax.storage.files import replacing_folder
 from emcid_jax.workflow.inputs import require_model
@@ -82,7 +82,7 @@ def run(config: ConvertConfig, workdir: Path) -> None:
             if params_hash(again[part]) != digest:
                 raise UserError(f"{workdir}: {part} is not read back as it was written; try again")
         _require_empty(workdir)
-    logging.info("%s: converted; use --config.model.path=%s", workdir, workdir)
+    show(f"converted; use --config.model.path={workdir}")
 
 
 def _require_empty(workdir: Path) -> None:

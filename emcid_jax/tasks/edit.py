@@ -52,6 +52,8 @@ WRITES = (
     "profile",
 )
 """What the task writes in its workdir."""
+LOOK = "report.html"
+"""Which of it to open first."""
 
 
 def run(config: EditConfig, workdir: Path) -> None:

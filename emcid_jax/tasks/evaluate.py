@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tqdm import tqdm
+
 from emcid_jax import config as settings
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
@@ -119,6 +121,8 @@ WRITES = (
     "images",
 )
 """What the task writes in its workdir."""
+LOOK = "evaluation.html"
+"""Which of it to open first."""
 
 
 class General(NamedTuple):
@@ -147,22 +151,30 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     general = _general(config, job)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "evaluation.json")
-        for count in sorted(config.counts):
-            first = job.first(count)
-            plan = _plan(first, untouched, config)
-            for text in config.rows:
-                name, chosen = varied(config, text)
-                if chosen.max_requests and count > chosen.max_requests:
-                    continue
-                cell = {"count": count, "name": name}
-                edited = dataclasses.replace(first, config=chosen.base).decides
-                decides = [edited, untouched.to_protect, plan.draws(), _settings(chosen, general)]
-                measure = functools.partial(
-                    _measure, job, first, plan, chosen, cell, untouched, general, run
-                )
-                table.row(cell, decides, measure)
-                write(table.rows, workdir)
+        plans = functools.cache(lambda count: _plan(job.first(count), untouched, config))
+        cells = _cells(config)
+        for count, name, chosen in tqdm(cells, "Cells", disable=not run.config.progress):
+            first, plan = job.first(count), plans(count)
+            cell = {"count": count, "name": name}
+            edited = dataclasses.replace(first, config=chosen.base).decides
+            decides = [edited, untouched.to_protect, plan.draws(), _settings(chosen, general)]
+            measure = functools.partial(
+                _measure, job, first, plan, chosen, cell, untouched, general, run
+            )
+            table.row(cell, decides, measure)
+            write(table.rows, workdir)
         _report(config, table.rows, gathered, workdir)
+
+
+def _cells(config: EvaluateConfig) -> list[tuple[int, str, EvaluateConfig]]:
+    """Number of requests, name and settings of every cell that is asked for."""
+    rows = [varied(config, text) for text in config.rows]
+    return [
+        (count, name, chosen)
+        for count in sorted(config.counts)
+        for name, chosen in rows
+        if not chosen.max_requests or count <= chosen.max_requests
+    ]
 
 
 def _measure(

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from emcid_jax.concepts.readers.implicit import Choice, ImplicitEdit, read_implicit
 from emcid_jax.concepts.requests import EditRequest
@@ -90,6 +90,8 @@ UNREAD = (
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("implicit.json", "implicit.md", "metrics.jsonl", "bank", "moments", "images")
 """What the task writes in its workdir."""
+LOOK = "implicit.md"
+"""Which of it to open first."""
 
 
 def run(config: ImplicitConfig, workdir: Path) -> None:
@@ -115,7 +117,8 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
         memories = edit_job.find_memories_of(job, run)
         bench = _Bench(job, moments, clip, run)
         asked: list[list[dict[str, Any]]] = [[] for _ in range(config.seeds)]
-        for place, memory in enumerate(memories):
+        shown = tqdm(memories, "Edits", unit="edit", disable=not config.base.run.progress)
+        for place, memory in enumerate(shown):
             seed, number = divmod(place, len(edits))
             one = edits[number]
             measure = functools.partial(bench.measure, one, number, seed, place, memory)
@@ -125,7 +128,6 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
         table.write(scores=scores)
         text = as_markdown(scores) + "\n" + row_table(asked)
         write_atomically(workdir / "implicit.md", text.encode())
-        logging.info("%s", text)
 
 
 @dataclasses.dataclass(frozen=True)

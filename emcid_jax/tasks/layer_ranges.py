@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -85,6 +87,8 @@ COLUMNS = {
 """Columns of `layer_ranges.md`, by their keys in `layer_ranges.json`."""
 WRITES = ("layer_ranges.*", "metrics.jsonl", "bank", "moments", "evaluation", "images")
 """What the task writes in its workdir."""
+LOOK = "layer_ranges.png"
+"""Which of it to open first."""
 
 
 def run(config: LayerRangesConfig, workdir: Path) -> None:
@@ -107,13 +111,18 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
             job.pipeline.encoder, job.requests, keep, config.template, config.keep_count
         )
         judged_by = [keep, config.keep_count, config.template]
-        for last in lasts:
-            find = functools.cache(functools.partial(edit_job.find, _varied(job, last, last), run))
-            for first in range(last + 1):
-                varied = _varied(job, first, last)
-                measure = functools.partial(_measure, varied, reader, find, run)
-                name = {"first": first, "last": last}
-                table.row(name, [varied.decides, *judged_by], measure)
+
+        @functools.lru_cache(maxsize=1)
+        def find(last: int) -> edit_job.Found:
+            """What all ranges share that end there."""
+            return edit_job.find(_varied(job, last, last), run)
+
+        ranges = [(first, last) for last in lasts for first in range(last + 1)]
+        for first, last in tqdm(ranges, "Ranges", disable=not run.config.progress):
+            varied = _varied(job, first, last)
+            found = functools.partial(find, last)
+            measure = functools.partial(_measure, varied, reader, found, run)
+            table.row({"first": first, "last": last}, [varied.decides, *judged_by], measure)
         write_atomically(workdir / "layer_ranges.md", as_markdown(table.rows).encode())
         write_atomically(workdir / "layer_ranges.png", heat_maps(panels(table.rows)))
 

@@ -43,6 +43,8 @@ class MeasureConfig:
 Config = MeasureConfig
 WRITES = ("scores.json", "sheet.png")
 """What the task writes in its workdir."""
+LOOK = "sheet.png"
+"""Which of it to open first."""
 
 
 def run(config: MeasureConfig, workdir: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +72,8 @@ UNREAD = (
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("quality.json", "quality.md", "evaluation", "images")
 """What the task writes in its workdir."""
+LOOK = "quality.md"
+"""Which of it to open first."""
 
 
 def run(config: QualityTaskConfig, workdir: Path) -> None:
@@ -112,9 +113,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
                 progress=config.progress,
             )
         folders.write_json(workdir / "quality.json", found)
-        text = table(found)
-        write_atomically(workdir / "quality.md", text.encode())
-        logging.info("%s", text)
+        write_atomically(workdir / "quality.md", table(found).encode())
 
 
 def table(found: dict[str, Any]) -> str:

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,6 +28,7 @@ from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.plots import sample_grids
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import Failures, UserError
+from emcid_jax.runtime.terminal import show
 from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
@@ -141,7 +141,7 @@ def run(config: SampleConfig, workdir: Path) -> None:
         grids = sample_grids.write_grids(
             workdir, files, prompts, config.sampling.seeds, list(models)
         )
-        logging.info("%d images in %s; %s", len(files), workdir / "images", ", ".join(grids))
+        show(f"{len(files)} images: {', '.join(str(workdir / name) for name in grids) or workdir}")
 
 
 def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int]]]:

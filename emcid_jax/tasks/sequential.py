@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
+from tqdm import tqdm
 
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing.bank.memories import model_hashes
@@ -88,6 +90,8 @@ WRITES = (
     "images",
 )
 """What the task writes in its workdir."""
+LOOK = "sequential.md"
+"""Which of it to open first."""
 
 
 def run(config: SequentialConfig, workdir: Path) -> None:
@@ -111,13 +115,12 @@ def run(config: SequentialConfig, workdir: Path) -> None:
         moments = find_moments(
             job.pipeline.encoder, job.captions, layers[FIRST], config.base.moments, folder, run
         )
-        for rounds in sorted(config.rounds):
-            for way in config.ways:
-                measure = functools.partial(_row, job, moments, gauge, rounds, way, run)
-                name = {"rounds": rounds, "way": way}
-                table.row(name, [job.decides, gauge.captions.tolist()], measure)
-                text = as_markdown(table.rows)
-                write_atomically(workdir / "sequential.md", text.encode())
+        cells = list(itertools.product(sorted(config.rounds), config.ways))
+        for rounds, way in tqdm(cells, "Cells", unit="cell", disable=not run.config.progress):
+            measure = functools.partial(_row, job, moments, gauge, rounds, way, run)
+            name = {"rounds": rounds, "way": way}
+            table.row(name, [job.decides, gauge.captions.tolist()], measure)
+            write_atomically(workdir / "sequential.md", as_markdown(table.rows).encode())
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:

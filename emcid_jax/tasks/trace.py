@@ -87,6 +87,8 @@ UNREAD = (
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("trace.json", "trace.md", "trace.png", "metrics.jsonl")
 """What the task writes in its workdir."""
+LOOK = "trace.png"
+"""Which of it to open first."""
 
 
 def run(config: TraceConfig, workdir: Path) -> None:

@@ -66,6 +66,8 @@ class TrainConfig:
 Config = TrainConfig
 WRITES = ("tokenizer", "images.npy", "*.train", "model")
 """What the task writes in its workdir."""
+LOOK = "model"
+"""Which of it to open first."""
 
 
 def run(config: TrainConfig, workdir: Path) -> None:

@@ -50,6 +50,8 @@ class TrainXlConfig:
 Config = TrainXlConfig
 WRITES = ("images.npy", "*.train", "model")
 """What the task writes in its workdir."""
+LOOK = "model"
+"""Which of it to open first."""
 
 
 def run(config: TrainXlConfig, workdir: Path) -> None:

@@ -77,6 +77,7 @@ def test_evaluation_settings_may_change_and_leave_the_edit_alone(
     other = dataclasses.replace(edit_config.evaluation, prompts_per_request=1)
     done = edit_command(workdir, config=dataclasses.replace(edit_config, evaluation=other))
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"open {workdir / 'report.html'}\n"
     assert (workdir / "edit.safetensors").stat().st_mtime_ns == before
     assert metrics(workdir)["images"] < metrics(finished_edit)["images"]
     assert metrics(workdir)["stage_two"] == metrics(finished_edit)["stage_two"]
