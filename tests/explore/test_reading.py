@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from emcid_jax.editing.diagnostics.token_shares import written_shares
 from emcid_jax.explore.reading import read
 from emcid_jax.explore.session import Session, solved
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
@@ -37,6 +38,35 @@ def test_a_name_is_touched_at_its_last_token(session: Session, places: dict[str,
     most = [max(one.shares) for one in found.touched]
     assert most == sorted(most, reverse=True)
     assert min(most) >= 0.1
+
+
+def test_of_two_encoders_all_that_the_denoiser_reads_counts(session_xl: Session) -> None:
+    prompt = "A photo of dog"
+    ids = tokenize(session_xl.pipeline.encoder.tokenizer, [prompt])
+    edited = solved(session_xl, [1.0, 1.0, 1.0])
+    assert edited.edit.keys() == edited.writers.keys() == {"text_encoder", "text_encoder_2"}
+
+    def joined(pipeline: Pipeline) -> np.ndarray:
+        rows = [
+            jax.jit(one.model.apply)({"params": one.params}, one.repadded(ids)).hidden[-2]
+            for one in pipeline.encoders
+        ]
+        return np.concatenate([np.asarray(x[0], np.float64) for x in rows], axis=1)
+
+    found = read(session_xl, edited, prompt)
+    assert found.tokens == ("A", "photo", "of", "dog", "end", "padding")
+    base, other = joined(session_xl.pipeline), joined(edited.pipeline)
+    wanted = np.linalg.norm(other - base, axis=1) / np.linalg.norm(base, axis=1)
+    np.testing.assert_allclose(found.changes[:-1], wanted[1:6], rtol=1e-3, atol=1e-5)
+    both = []
+    for encoder in session_xl.pipeline.encoders:
+        shares = written_shares(
+            encoder, edited.writers[encoder.name], tokenize(encoder.tokenizer, [prompt])[0]
+        )
+        both.append(shares[4])
+    assert not np.allclose(*both, atol=1e-3)
+    for one in found.touched:
+        assert one.shares[3] == pytest.approx(max(row[one.concept] for row in both))
 
 
 def test_what_is_off_touches_nothing(session: Session, places: dict[str, int]) -> None:

@@ -10,13 +10,18 @@ import jax
 import numpy as np
 import pytest
 
+from emcid_jax.config import ModelConfig, MomentConfig
 from emcid_jax.editing.bank import concepts as concept_bank
 from emcid_jax.editing.bank import solve as bank_solve
+from emcid_jax.editing.bank.memories import model_hashes
 from emcid_jax.editing.encoder.hidden_units import make_units
 from emcid_jax.editing.stage_two.gate_report import GateReport, UnitsReport
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.explore.session import Edited, Session, open_session, scaled, solved
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks.bank import BankConfig
+from emcid_jax.workflow import workdir as folders
+from emcid_jax.workflow.find_moments import find_captions, moments_folder
 
 
 def test_a_switched_off_concept_is_one_that_the_bank_lost(
@@ -36,6 +41,33 @@ def test_a_switched_off_concept_is_one_that_the_bank_lost(
     assert found.deltas.keys() == {1, 2}
     for layer, delta in found.deltas.items():
         np.testing.assert_array_equal(delta, wanted.deltas[layer])
+
+
+def test_a_solved_bank_is_read_with_the_moments_of_its_captions(
+    session: Session, run_folder: Path, tmp_path: Path
+) -> None:
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a dog\nthe snow\n")
+    config = BankConfig(
+        bank=str(run_folder / "bank"),
+        model=ModelConfig(path=session.model),
+        moments=MomentConfig(captions=str(captions)),
+        stage_two=session.config,
+    )
+    layers = {"text_encoder": session.config.layers}
+    found = find_captions(config.moments)
+    place = moments_folder(tmp_path, model_hashes(session.pipeline), found, layers)
+    shutil.copytree(run_folder / "moments", place)
+    folders.write_config(tmp_path, config, {}, {})
+    again, before = (
+        solved(one, [1.0, 0.5, 0.0]).edit["text_encoder"].deltas
+        for one in (open_session(tmp_path), session)
+    )
+    for layer, delta in before.items():
+        np.testing.assert_array_equal(again[layer], delta)
+    captions.write_text("another text\n")
+    with pytest.raises(UserError, match=r"second_moments\.safetensors"):
+        open_session(tmp_path)
 
 
 def test_with_all_off_the_model_is_the_base(session: Session) -> None:
