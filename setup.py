@@ -11,6 +11,7 @@ README = pathlib.Path(__file__).parent / "README.md"
 EXPLORE = ["starlette>=1.0", "uvicorn>=0.30"]
 # importlib_resources: imported by tensorflow-datasets, which does not ask for it.
 TFDS = ["tensorflow-datasets>=4.9.9", "importlib-resources>=6"]
+MIRROR = "fsspec>=2025.3"
 
 
 class BuildPy(build_py):
@@ -77,6 +78,9 @@ setuptools.setup(
         "aot": ["jax[tpu]>=0.10.2"],  # libtpu of the version that fits; compiles without a TPU
         "tfds": TFDS,
         "explore": EXPLORE,
+        "mirror": [MIRROR],
+        "mirror-gcs": [MIRROR, "gcsfs>=2025.3"],
+        "mirror-s3": [MIRROR, "s3fs>=2025.3"],
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
         "test": [
             *TFDS,

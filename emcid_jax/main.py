@@ -148,7 +148,7 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
     parallel.start()
     shown = config.run.progress and parallel.is_first()
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=shown))
-    with mirrored(workdir) as mine:
+    with mirrored(workdir, config.run.mirror) as mine:
         task.run(config, mine)
     if parallel.is_first():
         _tell(task, workdir)

@@ -285,6 +285,9 @@ class RunConfig:
     weight_shards: Count = 1
     """Devices that share one copy of the UNet's weights, each a part of them, for models that are
     too large for one; 1: every device has its own. Only Stage I and drawing read them."""
+    mirror: str = ""
+    """A second place for the workdir, as a URL that fsspec knows, e.g. `gs://bucket/run`: finished
+    files are copied there meanwhile, and an empty workdir goes on from there (docs/workdir.md)."""
     profile: CountOrZero = 0
     """Traces the chunks of Stage I from this one to the fifth after it, counted from 0, into the
     workdir's folder `profile` (docs/cost.md); 0: none."""

@@ -26,6 +26,8 @@ import psutil
 
 from emcid_jax.runtime.errors import UserError
 
+LOCK = ".lock"
+"""Name of every lock file, see `locks`."""
 _PREFIX = ".emcid_jax."
 _NAME = re.compile(r"\.emcid_jax\.(?P<host>[\w-]+)\.(?P<process>\d+)\.(?P<run>\w{8})\w{8}\.tmp")
 _RUN = secrets.token_hex(4)
@@ -40,6 +42,11 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+
+
+def is_finished(name: str) -> bool:
+    """Whether a file of this name may be a result: no lock, and not what is being written."""
+    return name != LOCK and not name.startswith(_PREFIX)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -84,6 +84,16 @@ def take(workdir: Path, names: Sequence[str], said: str) -> None:
         write_atomically(workdir / LIST, (json.dumps(content, indent=1) + "\n").encode())
 
 
+def names_in(workdir: Path) -> tuple[str, ...]:
+    """Names, or patterns of names, of what this program writes in `workdir`, as it was noted."""
+    return tuple(sorted(_listed(workdir)))
+
+
+def own_in(workdir: Path) -> list[Path]:
+    """The files and folders in `workdir` that have these names."""
+    return _there(workdir, names_in(workdir))
+
+
 def folders_in(workdir: Path, names: Sequence[str]) -> list[Path]:
     """The folders in `workdir` that have these names."""
     return [path for path in _there(workdir, names) if path.is_dir() and not path.is_symlink()]

@@ -66,8 +66,11 @@ def run(config: EditConfig, workdir: Path) -> None:
     began = time.perf_counter()
     folders.require_writable(workdir, WRITES, config)
     job = prepare(config)
-    with running(config.run, workdir, WRITES) as run:
-        folders.require_same(workdir, dataclasses.asdict(config), job.inputs)
+
+    def check(folder: Path) -> None:
+        folders.require_same(folder, dataclasses.asdict(config), job.inputs)
+
+    with running(config.run, workdir, WRITES, check) as run:
         folders.write_config(workdir, config, job.inputs, environment.describe())
         run.log.write("prepare", time.perf_counter() - began)
         exported = [site.encoder for site in job.sites]

@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ from emcid_jax.config import RunConfig, renamed
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
-from emcid_jax.storage.files import open_to_append, sweep, write_atomically
+from emcid_jax.storage.files import LOCK, is_finished, open_to_append, sweep, write_atomically
 from emcid_jax.storage.locks import held
+from emcid_jax.storage.mirror.joining import begin
+from emcid_jax.storage.mirror.keeping import kept
 
 FREE_FIELDS = (
     "evaluation",
@@ -55,7 +57,7 @@ def exclusive(workdir: Path, names: Sequence[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(held(workdir / ".lock", what, wait=False))
+            stack.enter_context(held(workdir / LOCK, what, wait=False))
         except OSError as error:
             raise UserError(f"{what}, {_why(error)}; give another") from error
         ownership.take(workdir, names, what)
@@ -66,18 +68,23 @@ def exclusive(workdir: Path, names: Sequence[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mirrored(workdir: Path) -> Iterator[Path]:
+def mirrored(workdir: Path, url: str = "") -> Iterator[Path]:
     """The folder that this process works in: `workdir` on the first one, copies on the others.
 
     All processes start from what lies in the first one's, find the same things done, and do the
-    same; what the others write is dropped. Nothing but the first one's disk needs to last.
+    same; what the others write is dropped. Nothing but the first one's disk needs to last, or the
+    mirror at `url` (empty: none), from which it starts if it is empty.
     """
     if parallel.is_first():
+        if url:
+            workdir.mkdir(parents=True, exist_ok=True)
+            with held(workdir / LOCK, said(workdir), wait=False):
+                begin(url, workdir)
         files = (path for path in sorted(workdir.rglob("*")) if path.is_file())
         sender: Any = _Sender()
         with tarfile.open(None, "w|", sender, bufsize=parallel.BLOCK, dereference=True) as tar:
             for path in files:
-                if not path.name.startswith(".") or path.name == ownership.LIST:
+                if is_finished(path.name) or path.name == ownership.LIST:
                     tar.add(path, path.relative_to(workdir))
         parallel.share(b"")
         yield workdir
@@ -238,10 +245,23 @@ class Run:
 
 
 @contextlib.contextmanager
-def running(config: RunConfig, workdir: Path, names: Sequence[str]) -> Iterator[Run]:
-    """Holds `workdir` for a run that writes `names` there, see `exclusive`, and logs it there."""
-    with exclusive(workdir, names):
+def running(
+    config: RunConfig,
+    workdir: Path,
+    names: Sequence[str],
+    check: Callable[[Path], None] | None = None,
+) -> Iterator[Run]:
+    """Holds `workdir` for a run that writes `names` there, see `exclusive`, and logs it there.
+
+    With `config.mirror` it goes on from there if it is empty, and is copied there meanwhile.
+    `check` raises UserError if a folder holds another run; it sees the mirror's, then `workdir`.
+    """
+    with exclusive(workdir, names), contextlib.ExitStack() as stack:
         mesh = parallel.make_mesh(weight_shards=config.weight_shards)
+        if config.mirror and parallel.is_first():
+            stack.enter_context(kept(config.mirror, workdir, check))
+        if check is not None:
+            check(workdir)
         yield Run(config, workdir, Log(workdir / "metrics.jsonl"), mesh)
 
 

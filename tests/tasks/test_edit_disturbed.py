@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,37 +14,12 @@ import pytest
 from emcid_jax.config import EditConfig
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank.concepts import read_list
-from emcid_jax.editing.export.edit_file import read_edit
 from emcid_jax.runtime.parallel import make_mesh
 from emcid_jax.tasks import edit
 from emcid_jax.workflow import edit_job
 from emcid_jax.workflow.workdir import Log, Run
-from main_job import REQUESTS, ROOT, metrics
+from main_job import KILL, KILLED, REQUESTS, ROOT, TERM, require_same_results
 
-# Runs the command and sends its own process a signal at a chosen call of a chosen function.
-KILLED = """
-import importlib, os, sys
-
-module, name = importlib.import_module(sys.argv[1]), sys.argv[2]
-number, count = map(int, sys.argv[3:5])
-original, calls = getattr(module, name), 0
-
-
-def dying(*arguments, **options):
-    global calls
-    calls += 1
-    if calls == count + 1:
-        os.kill(os.getpid(), number)
-    return original(*arguments, **options)
-
-
-setattr(module, name, dying)
-sys.argv[1:] = sys.argv[5:]
-from emcid_jax.main import run
-
-run()
-"""
-KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)
 KILLS = [
     # Stage I, between the records of a chunk
     ("emcid_jax.editing.bank.memories", "write", KILL, 3),
@@ -57,27 +31,6 @@ KILLS = [
 ]
 # What SIGTERM lets the run finish: the second chunk of two; the third batch of captions.
 SAVED = {"write": ("bank/*.safetensors", 4), "_add": ("moments/progress/3", 1)}
-
-
-def require_same_arrays(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(wanted)
-    for name, array in wanted.items():
-        np.testing.assert_array_equal(found[name], array)
-
-
-def require_same_results(found: Path, wanted: Path) -> None:
-    """The same weights, images and figures, to the bit."""
-    content, ledger = read_edit(found / "edit.safetensors")
-    wanted_content, wanted_ledger = read_edit(wanted / "edit.safetensors")
-    assert ledger == wanted_ledger
-    require_same_arrays(content.arrays, wanted_content.arrays)
-    for part in ("text_encoder", "images"):
-        files = sorted(path.relative_to(wanted) for path in (wanted / part).rglob("*.*"))
-        assert files == sorted(path.relative_to(found) for path in (found / part).rglob("*.*"))
-        for file in files:
-            assert (found / file).read_bytes() == (wanted / file).read_bytes(), file
-    for name in ("aice", "scores", "images", "stage_two"):
-        assert metrics(found)[name] == metrics(wanted)[name]
 
 
 @pytest.mark.parametrize(

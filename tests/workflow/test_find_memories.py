@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from emcid_jax.workflow.find_memories import (
     read_prompts,
     without_padding,
 )
-from emcid_jax.workflow.workdir import Log, Run
+from emcid_jax.workflow.workdir import Log, Run, running
 
 
 def quiet(workdir: Path) -> Run:
@@ -114,3 +116,40 @@ def test_training_images_of_more_pixels_are_drawn_fewer_at_once() -> None:
     sizes = {"sd-1.4": 16, "sd-2.1": 7, "sdxl-base": 4}  # 512, 768 and 1,024 pixels.
     for name, images in sizes.items():
         assert images_at_once(abstract_pipeline(name)) == images
+
+
+def test_a_machine_that_is_gone_loses_the_chunk_in_flight(
+    tiny_pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = load_pipeline(tiny_pipeline_folder)
+    names = ("dog", "cat", "snow", "tench", "shark")
+    requests = [EditRequest(name, "a beach", ("{}",), seed=3) for name in names]
+    stage_one = StageOneConfig(layer=1, steps=2, objective="text-only")
+    prompts, model = read_prompts(pipeline, requests, stage_one), bank.model_hashes(pipeline)
+    config = RunConfig(progress=False, save_every=2)
+    mirrored = dataclasses.replace(config, mirror=f"file://{tmp_path}/mirror")
+    write, computed = bank.write, 0
+
+    def found(workdir: Path, config: RunConfig = mirrored) -> list[bank.Memory]:
+        with running(config, workdir, ("bank", "metrics.jsonl")) as run:
+            return find_memories(
+                pipeline, requests, prompts, stage_one, model, workdir / "bank", run
+            )
+
+    def counted(*arguments: Any, gone: int = 0) -> None:
+        nonlocal computed
+        computed += 1
+        write(*arguments)
+        if computed == gone:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(bank, "write", functools.partial(counted, gone=3))
+    with pytest.raises(KeyboardInterrupt):  # Within the second chunk of three.
+        found(tmp_path / "first")
+    computed = 0
+    monkeypatch.setattr(bank, "write", counted)
+    again = found(tmp_path / "second")
+    assert computed == 3
+    for one, wanted in zip(again, found(tmp_path / "whole", config), strict=True):
+        np.testing.assert_array_equal(one.z, wanted.z)
+        np.testing.assert_array_equal(one.curve, wanted.curve)

@@ -207,3 +207,31 @@ def test_a_timed_phase_is_logged_with_its_figures(tmp_path: Path) -> None:
     assert line["phase"] == "stage_two"
     assert line["distance"] == [1.0, 0.5]
     assert line["seconds"] >= 0
+
+
+def test_a_run_goes_on_from_its_mirror_and_only_with_its_settings(tmp_path: Path) -> None:
+    config = RunConfig(mirror=f"file://{tmp_path}/mirror")
+    names = ("config.json", *NAMES)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+
+    def check(folder: Path) -> None:
+        folders.require_same(folder, dataclasses.asdict(CONFIG), INPUTS)
+
+    def other(folder: Path) -> None:
+        steps = dataclasses.replace(CONFIG, stage_one=StageOneConfig(steps=7))
+        folders.require_same(folder, dataclasses.asdict(steps), INPUTS)
+
+    with folders.running(config, first, names, check) as run:
+        folders.write_config(first, CONFIG, INPUTS, {})
+        run.log.write("stage_one", 1.0)
+    message = r"^config\.run\.mirror is .* another run: config\.stage_one\.steps is 7, but it was"
+    with pytest.raises(UserError, match=message), folders.running(config, second, names, other):
+        pass
+    assert not (second / "config.json").exists()
+    with folders.running(config, second, names, check) as run:
+        assert run.log.seconds() == {"stage_one": 1.0}
+    # Of several processes the first one has it before the others get their copies.
+    with folders.mirrored(third, config.mirror) as mine:
+        assert (mine / "metrics.jsonl").read_bytes() == (first / "metrics.jsonl").read_bytes()
+        with folders.running(config, mine, names, check):
+            pass
