@@ -22,7 +22,7 @@ from emcid_jax.reporting.pages.render import data_uri
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import Range
 
-EDITS, PICTURES = 4, 256
+EDITS, PICTURES = 3, 128
 """Solved banks and pictures that are kept."""
 MOST_SEEDS = 16
 MOST_LETTERS = 4_000
