@@ -1,8 +1,6 @@
 """AICE: all 300 requests of the benchmark's file, given by `--config.requests.path=<the CSV>`.
 
-Stage I's settings fit the bundled model (docs/decisions.md). For a Stable Diffusion folder take the
-published ones: `--config.stage_one.learning_rate=0.2 --config.stage_one.text_loss_scale=0.01
---config.stage_one.text_tokens=0 --config.run.cpu_devices=1`.
+Stage I's settings fit the bundled model (docs/decisions.md); for your own take `own_model.py`.
 """
 
 from __future__ import annotations

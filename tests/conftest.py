@@ -74,6 +74,7 @@ MINUTES = (
     "tests/tasks/",
     "tests/test_api.py",
     "tests/test_main.py",
+    "tests/test_notebooks.py::test_the",
     "tests/test_ownership_walk.py",
     "tests/workflow/test_debias_search.py",
     "tests/workflow/test_find_memories.py",

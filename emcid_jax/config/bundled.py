@@ -27,12 +27,13 @@ def names() -> tuple[str, ...]:
 
 
 def find(name: str) -> str:
-    """The file that `--config=name` means: a path as it is, a bundled name, or a module.
+    """The file that `--config=name` means: a file's path as it is, a bundled name, or a module.
 
+    A folder of that name is none of them: a user may keep a bank in `bank/`.
     UserError for a word that is none of them, and for a bundled file's path that is not here.
     """
     path = Path(name)
-    if path.exists():
+    if path.exists() and not path.is_dir():
         return name
     if path.suffix == ".py" and path.stem in names():
         raise UserError(

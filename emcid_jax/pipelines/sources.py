@@ -56,7 +56,7 @@ def find_model(
             f"config.model.prediction is {prediction!r}, but {path} says itself what it predicts "
             "(scheduler_config.json); leave it empty"
         )
-    if place.is_dir():
+    if path and place.is_dir():
         _require_safetensors(place)
         return place
     if place.suffix in PICKLES:

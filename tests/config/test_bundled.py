@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_a_name_is_the_bundled_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bank").mkdir()  # A folder is no config.
     for path in (ROOT / "configs").glob("*.py"):
         assert bundled.find(path.stem) == str(path)
     (tmp_path / "quickstart").write_text("mine")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import huggingface_hub
+import huggingface_hub.constants
 import jax
 import numpy as np
 import pytest
@@ -82,6 +82,7 @@ def test_no_diffusers_folder_on_the_hub(tiny_pipeline_folder: Path, hub: Path) -
 @pytest.mark.parametrize(
     ("path", "message"),
     [
+        ("", r"config\.model\.path is ''; give"),
         ("nowhere", "config.model.path is 'nowhere'; give `sprites`, a diffusers folder"),
         ("no/such/place", "config.model.path is 'no/such/place'"),
         ("model.safetensors", "model.safetensors: no such file"),
