@@ -60,7 +60,7 @@ setuptools.setup(
         "numpy>=2.0",
         "scipy>=1.14",
         "transformers>=5.6,<6",
-        "huggingface-hub>=1.0",
+        "huggingface-hub>=1.5",
         "jaxtyping>=0.3.4",
         "absl-py>=2.3",
         "ml-collections>=1.1",
