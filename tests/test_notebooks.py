@@ -38,6 +38,19 @@ def test_the_quickstart_edits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert list(names["folder"].glob("text_encoder/model.safetensors"))
 
 
+def test_the_look_inside_an_edit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = run("inside_an_edit", monkeypatch, tmp_path)
+    last = names["end"] - 1
+    assert "".join(names["tokens"][names["begin"] : names["end"]]) == "tench"
+    change = names["told"][names["prompt"]]
+    assert change[:, :last].max() < 0.3 < change[-1, last]  # Causal: the words before it stay.
+    assert change[-1, last] > 2 * names["told"][names["other"]][-1].max()
+    # The gate's score and how far it is open are two ways to say the same.
+    threshold = names["gates"][names["place"]].threshold
+    np.testing.assert_array_equal(names["opened"] > 0.99, names["scores"] >= threshold)
+    assert (names["opened"] > 0.99).nonzero()[0].tolist() == [last]
+
+
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.ipynb")), ids=lambda path: path.stem)
 def test_no_outputs_are_stored(path: Path) -> None:
     code = [cell for cell in cells(path.stem) if cell["cell_type"] == "code"]
