@@ -114,4 +114,4 @@ def _held_out(
     def loss(params: Params, inputs: StageOneInputs, delta: Array) -> Array:
         return adam_loop.held_out_loss(pipeline, params, inputs, delta, config).total.mean()
 
-    return float(loss(stage_one.model_params(pipeline), few, offsets))
+    return float(loss(stage_one.model_params(pipeline, config), few, offsets))

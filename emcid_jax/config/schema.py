@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import Range
 
-Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only"]
+Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only", "attention"]
 EncoderName = Literal["text_encoder", "text_encoder_2"]
 Encoders = Literal["all", "text_encoder", "text_encoder_2"]
 ImageSource = Literal["destination", "source", "files"]
@@ -105,7 +105,8 @@ class StageOneConfig:
     pooled_text_loss: bool = True
     """Whether the second text encoder takes part in the text alignment, of models that have one."""
     objective: Objective = "ablate-dest"
-    """Target of the noise loss; `text-only` drops it."""
+    """Target of the noise loss; `attention` compares what the UNet's attention reads instead, and
+    `text-only` drops it."""
     esd_guidance: float = 1.0
     """Strength mu of the `esd` objective."""
     image_source: ImageSource = "destination"

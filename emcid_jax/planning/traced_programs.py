@@ -27,6 +27,7 @@ def stage_one_inputs(
     where = sites(config, pipeline.texts)
     tokens = config.text_tokens or pipeline.encoder.tokenizer.model_max_length
     edited, images = config.edited_tokens, loss.needs_images(config)
+    whole = loss.reads_all(config)
     teacher = config.objective not in ("sampled-noise", "text-only")
     latents = (concepts, config.samples_per_prompt, prompts, *pipeline.latent_size)
 
@@ -41,7 +42,7 @@ def stage_one_inputs(
 
     encoders = {}
     for name, model in pipeline.texts.items():
-        if images or name in [site.encoder for site in where]:
+        if whole or name in [site.encoder for site in where]:
             dim = model.config.hidden_size
             feature = model.config.projection_dim if model.projection and edited == 1 else dim
             encoders[name] = EncoderInputs(

@@ -189,14 +189,15 @@ def _require_single(requests: Sequence[EditRequest]) -> None:
 
 
 def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Prompts:
-    """The tokens that the text loss reads: attention is causal, so those behind change nothing.
+    """The tokens that losses without pictures read: attention is causal, so those behind change
+    nothing. Of the padding the attention loss reads one token at least, which stands for all.
 
     The same for all requests, that one program may serve them. `end` is the end token's id.
     """
     last = max(
         int(edited_tokens.last_read(part, end, config.edited_tokens).max()) for part in prompts
     )
-    width = parallel.padded_size(last + 1, WIDTH_STEP)
+    width = parallel.padded_size(last + 1 + loss.reads_all(config), WIDTH_STEP)
     return Prompts(*(part._replace(ids=part.ids[..., :width]) for part in prompts))
 
 

@@ -16,7 +16,7 @@ from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, sites
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import random_draws
-from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs
+from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs, Wanted
 from emcid_jax.pipelines.pipeline import Pipeline
 
 AdamState = Any  # optax's own tree of arrays
@@ -76,13 +76,16 @@ def run(
 
 def training_samples(
     pipeline: Pipeline, params: Params, inputs: StageOneInputs, config: StageOneConfig
-) -> Callable[[Array], Sample | None]:
+) -> Callable[[Array], Sample | Wanted | None]:
     """The sample of each step: a fresh one, or with `teacher_pool` = n the one of step i mod n.
+
+    Objectives without noise have one for all steps.
 
     The pool's samples, teacher's predictions included, are computed here, once.
     """
     if not objective.needs_images(config):
-        return lambda _: None
+        fixed = _fixed_sample(pipeline, params, inputs, config)
+        return lambda _: fixed
     keys = random_draws.training_keys(inputs)
 
     def fresh(index: Array) -> Sample:
@@ -94,6 +97,15 @@ def training_samples(
         return fresh
     pool = jax.lax.map(fresh, jnp.arange(size))
     return lambda index: jax.tree.map(lambda part: part[index % size], pool)
+
+
+def _fixed_sample(
+    pipeline: Pipeline, params: Params, inputs: StageOneInputs, config: StageOneConfig
+) -> Wanted | None:
+    """What objectives without noise are evaluated on."""
+    if not objective.reads_all(config):
+        return None
+    return objective.wanted(pipeline, params, inputs, config)
 
 
 def adam_step(
@@ -127,7 +139,8 @@ def held_out_loss(
     Per prompt `HELD_OUT_DRAWS` images, noises and timesteps, one timestep per equal part of them.
     """
     if not objective.needs_images(config):
-        return objective.loss(pipeline, params, inputs, delta, None, config)
+        sample = _fixed_sample(pipeline, params, inputs, config)
+        return objective.loss(pipeline, params, inputs, delta, sample, config)
     keys = random_draws.held_out_keys(inputs)
     edges = np.linspace(0, pipeline.schedule.num_train_timesteps, HELD_OUT_DRAWS + 1).astype(int)
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt32
 
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, last_block, sites
-from emcid_jax.editing.stage_one import prompt_end
+from emcid_jax.editing.stage_one import attention, prompt_end
 from emcid_jax.editing.stage_one.prompt_by_prompt import prompt_by_prompt
 from emcid_jax.editing.stage_one.prompt_end import Before
 from emcid_jax.models.image.conditioning import Conditioning
@@ -32,6 +32,9 @@ from emcid_jax.pipelines.generate import time_ids
 from emcid_jax.pipelines.pipeline import Pipeline
 
 Params = Mapping[str, Any]
+
+TINY = 1e-12
+"""Least distance that the attention loss divides by."""
 
 
 class EncoderInputs(NamedTuple):
@@ -101,12 +104,22 @@ class Sample(NamedTuple):
     """In the model's own prediction space (noise or velocity), float32."""
 
 
+class Wanted(NamedTuple):
+    """What the attention loss is evaluated on: one entry per layer."""
+
+    answers: tuple[Float[Array, "row query channel"], ...]
+    """To the destination prompts; rows are folded."""
+    distance: tuple[Float[Array, " concept"], ...]
+    """Mean square of what the answers to the clean source prompts differ from them."""
+
+
 class Losses(NamedTuple):
     """The parts of the loss, per concept, in float32."""
 
     total: Float[Array, " concept"]
     """noise + text_loss_scale * text + decay."""
     noise: Float[Array, " concept"]
+    """The noise loss, or the attention loss in its place."""
     text: Float[Array, " concept"]
     """Before scaling by `text_loss_scale`."""
     decay: Float[Array, " concept"]
@@ -114,6 +127,11 @@ class Losses(NamedTuple):
 
 def needs_images(config: StageOneConfig) -> bool:
     """Whether the objective has a noise loss, and with it UNet, latents and training images."""
+    return config.objective not in ("text-only", "attention")
+
+
+def reads_all(config: StageOneConfig) -> bool:
+    """Whether the loss reads the texts as the UNet does: every token of all encoders."""
     return config.objective != "text-only"
 
 
@@ -123,7 +141,7 @@ def runs_ends(config: StageOneConfig, site: Site, texts: Mapping[str, ClipTextMo
     The loss reads the end token alone, and several of the text encoder's blocks lie above the site.
     The result is the same up to rounding, several times as fast.
     """
-    one = not needs_images(config) and config.edited_tokens == 1
+    one = not reads_all(config) and config.edited_tokens == 1
     return one and site.layer < texts[site.encoder].config.num_hidden_layers - 2
 
 
@@ -221,13 +239,14 @@ def loss(
     params: Params,
     inputs: StageOneInputs,
     delta: Float[Array, "concept size"],
-    sample: Sample | None,
+    sample: Sample | Wanted | None,
     config: StageOneConfig,
     one_by_one: bool = False,
 ) -> Losses:
     """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
-    noise: mean over prompts and pixels of (student - target)^2. text: mean over prompts and
+    noise: mean over prompts and pixels of (student - target)^2; of `attention` the mean over layers
+    of |answers - wanted|^2 / |clean answers - wanted|^2, which is 1 at delta = 0. text: mean over prompts and
     features of (features(edited source) - features(destination))^2, summed over the encoders that
     are `aligned`. decay: weight_decay |delta| / |h0|^2, summed over sites and edited tokens, with
     gradient 0 at delta = 0.
@@ -246,7 +265,9 @@ def loss(
         error = jnp.square(features - _fold(own.target_features))
         text = text + prompt_mean(error, inputs.prompt_mask)
     noise = jnp.zeros_like(text)
-    if sample is not None:
+    if isinstance(sample, Wanted):
+        noise = attention_loss(pipeline, params, inputs, students, sample)
+    elif sample is not None:
         read = pipeline.family.condition([students[name] for name in pipeline.texts])
 
         def squared(read: Conditioning, sample: Sample) -> Array:
@@ -276,7 +297,7 @@ def loss_and_gradient(
     params: Params,
     inputs: StageOneInputs,
     delta: Float[Array, "concept size"],
-    sample: Sample | None,
+    sample: Sample | Wanted | None,
     config: StageOneConfig,
     one_by_one: bool = False,
 ) -> tuple[Losses, Float[Array, "concept size"]]:
@@ -288,6 +309,42 @@ def loss_and_gradient(
 
     gradient, parts = jax.grad(summed, has_aux=True)(delta)
     return parts, gradient
+
+
+def wanted(
+    pipeline: Pipeline, params: Params, inputs: StageOneInputs, config: StageOneConfig
+) -> Wanted:
+    """What the attention loss compares with; `params` has the UNet's `attention.layers`."""
+    assert inputs.teacher is not None
+    nothing = jnp.zeros_like(inputs.h0)
+    clean = student_texts(pipeline, params, inputs, nothing, config)
+    states = pipeline.family.condition([clean[name] for name in pipeline.texts]).tokens
+    cut = _cut(pipeline, states)
+    goals = _fold(inputs.teacher.tokens)
+    answers = tuple(attention.answers(layer, goals, cut) for layer in params["attention"])
+    apart = [
+        jnp.square(attention.answers(layer, states, cut) - goal)
+        for layer, goal in zip(params["attention"], answers, strict=True)
+    ]
+    return Wanted(answers, tuple(prompt_mean(part, inputs.prompt_mask) for part in apart))
+
+
+def attention_loss(
+    pipeline: Pipeline,
+    params: Params,
+    inputs: StageOneInputs,
+    students: Mapping[str, TextOutput],
+    goal: Wanted,
+) -> Float[Array, " concept"]:
+    """See `loss`; a layer whose clean answers are the wanted ones counts nothing."""
+    states = pipeline.family.condition([students[name] for name in pipeline.texts]).tokens
+    cut = _cut(pipeline, states)
+    parts = []
+    for layer, answers, distance in zip(params["attention"], *goal, strict=True):
+        error = jnp.square(attention.answers(layer, states, cut) - answers)
+        mean = prompt_mean(error, inputs.prompt_mask)
+        parts.append(jnp.where(distance > 0, mean / jnp.maximum(distance, TINY), 0.0))
+    return jnp.stack(parts).mean(axis=0)
 
 
 def predict(
@@ -346,6 +403,11 @@ def prompt_mean(
 def _marks(position: Int[Array, "*rows"], tokens: int) -> Float[Array, "*rows token"]:
     """1 where a position is, else 0."""
     return (jnp.arange(tokens) == position[..., None]).astype(jnp.float32)
+
+
+def _cut(pipeline: Pipeline, states: Float[Array, "row token dim"]) -> int:
+    """Tokens of padding that pictures are drawn with and `states` lack."""
+    return pipeline.encoder.tokenizer.model_max_length - states.shape[1]
 
 
 def _fold(array: Array) -> Array:

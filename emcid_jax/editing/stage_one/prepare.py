@@ -51,7 +51,8 @@ def prepare(
         source: the source prompts, see `concepts.spans.source_prompts`.
         destination: the destination prompts of the same requests (not read by `esd`).
         seeds: one per concept.
-        images: training images in [-1, 1], see `training_images`; None for `text-only`.
+        images: training images in [-1, 1], see `training_images`; None where the objective
+            needs none.
         config: settings.
         mesh: devices that share the work; default: the first one.
         behind: at least so many tokens from the subject's last one on are kept where only ends of
@@ -190,10 +191,10 @@ class _Encoding:
 
 
 def _encoding(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> _Encoding:
-    """Of all that the UNet reads, or without images of the encoders that get offsets."""
+    """Of all that the UNet reads, or, of the text loss alone, of the encoders that get offsets."""
     where = {site.encoder: site.layer for site in sites(config, pipeline.texts)}
-    images = loss.needs_images(config)
-    encoders = tuple(one for one in pipeline.encoders if images or one.name in where)
+    whole = loss.reads_all(config)
+    encoders = tuple(one for one in pipeline.encoders if whole or one.name in where)
     models = loss.text_models(pipeline)
     # An encoder without a site is run from its last state that is read.
     layers = tuple(where.get(one.name, last_block(pipeline.texts, one.name)) for one in encoders)
@@ -203,7 +204,7 @@ def _encoding(pipeline: Pipeline, config: StageOneConfig, mesh: Mesh) -> _Encodi
         tuple(models[name] for name in params),
         tuple(params.values()),
         layers,
-        pipeline.family if images else None,
+        pipeline.family if whole else None,
     )
     return _Encoding(encoders, config.text_tokens or None, models, params, function, mesh)
 

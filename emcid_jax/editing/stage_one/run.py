@@ -19,7 +19,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.stage_one import adam_loop
+from emcid_jax.editing.stage_one import adam_loop, attention
 from emcid_jax.editing.stage_one.adam_loop import StageOneResult
 from emcid_jax.editing.stage_one.concept_batch import (
     ConceptBatch,
@@ -69,7 +69,7 @@ def optimise(
         UserError: the smallest batch needs more memory than there is, or a result is not finite.
     """
     program = compile_program(pipeline, inputs, config, mesh) if program is None else program
-    params = model_params(pipeline)
+    params = model_params(pipeline, config)
     params = parallel.place(params, parallel.spread(params, mesh))
     count, size = len(inputs.h0), program.batch.concepts
     results = []
@@ -131,7 +131,7 @@ def compile_program(
     if batch is None:
         free = int(MEMORY_SHARE * free_memory(mesh)) if memory is None else memory
         one = parallel.make_mesh(list(mesh.devices.flat)[:1])
-        spared = parallel.spared(model_params(pipeline), mesh)
+        spared = parallel.spared(param_shapes(pipeline, config), mesh)
 
         @functools.cache
         def estimated(batch: ConceptBatch) -> int:
@@ -201,10 +201,7 @@ def trace(
 ) -> jax.stages.Traced:
     """The loop for `batch`, not compiled yet; only shapes of `pipeline` and `inputs` are read."""
 
-    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-
-    params = jax.tree.map(shape, model_params(pipeline))
+    params = param_shapes(pipeline, config)
     rows = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((batch.concepts, *leaf.shape[1:]), leaf.dtype), inputs
     )
@@ -212,16 +209,29 @@ def trace(
     return _jitted(pipeline, config, batch, mesh).trace(params, rows, zeros)
 
 
-def model_params(pipeline: Pipeline) -> Params:
-    """The parameters the loop reads."""
-    return {name: pipeline.params[name] for name in (*pipeline.texts, "unet")}
+def model_params(pipeline: Pipeline, config: StageOneConfig) -> Params:
+    """The parameters the loop reads: of the attention loss not the UNet, but its layers' own."""
+    texts = {name: pipeline.params[name] for name in pipeline.texts}
+    if config.objective == "attention":
+        return texts | {"attention": attention.layers(pipeline)}
+    return texts | {"unet": pipeline.params["unet"]}
+
+
+def param_shapes(pipeline: Pipeline, config: StageOneConfig) -> Params:
+    """The shapes of `model_params`; nothing is computed."""
+    parts = {name: pipeline.params[name] for name in (*pipeline.texts, "unet")}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parts)
+    if config.objective == "attention":
+        shapes["attention"] = attention.layer_shapes(pipeline, shapes.pop("unet"))
+    return shapes
 
 
 def _jitted(
     pipeline: Pipeline, config: StageOneConfig, batch: ConceptBatch, mesh: Mesh
 ) -> jax.stages.Wrapped:
     """The loop of (params, inputs, zeros); concepts sharded, parameters as `spread` says."""
-    concept, weights = parallel.sharded(mesh), parallel.spread(model_params(pipeline), mesh)
+    concept = parallel.sharded(mesh)
+    weights = parallel.spread(param_shapes(pipeline, config), mesh)
     return jax.jit(
         functools.partial(adam_loop.run, pipeline, config, batch.one_by_one),
         in_shardings=(weights, concept, concept),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.stage_one import loss
+from emcid_jax.editing.stage_one import attention, loss, run
 from emcid_jax.editing.stage_one.loss import Draw
 from emcid_jax.editing.stage_one.prepare import prepare
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
@@ -59,6 +60,49 @@ class Oracle(NamedTuple):
     def predict(self, noisy, t, text):
         return self.unet(noisy, torch.as_tensor(t), encoder_hidden_states=text).sample
 
+    def queries(self, pipeline):
+        """(Layer, queries to it), in the order of the layers' names, by hooks on the UNet."""
+        count = attention.PICTURES
+        noise = np.stack(
+            [
+                np.random.default_rng(seed).standard_normal(pipeline.latent_size)
+                for seed in range(count)
+            ]
+        )
+        empty, _ = self.encode(tokenize(pipeline.encoder.tokenizer, [""])[0])
+        named = [
+            (name, module)
+            for name, module in self.unet.named_modules()
+            if name.endswith("attn2")
+        ]
+        found, handles = {}, []
+        for name, module in named:
+            keep = functools.partial(lambda name, _, __, out: found.update({name: out}), name)
+            handles.append(module.to_q.register_forward_hook(keep))
+        with torch.no_grad():
+            latents = torch.as_tensor(noise).permute(0, 3, 1, 2)
+            self.predict(latents, np.linspace(0, 999, count).round(), empty.repeat(count, 1, 1))
+        for handle in handles:
+            handle.remove()
+        layers = []
+        for name, module in sorted(named, key=lambda pair: pair[0].split(".")):
+            rows = found[name].flatten(0, 1)
+            chosen = np.linspace(0, len(rows) - 1, attention.QUERIES).round().astype(int)
+            layers.append((module, rows[chosen]))
+        return layers
+
+
+def answers(module, query, states):
+    """What an attention layer of diffusers reads of [token, text], without its bias."""
+    heads = module.heads
+
+    def split(rows):
+        return rows.unflatten(-1, (heads, -1)).transpose(0, 1)
+
+    key, value = split(module.to_k(states)), split(module.to_v(states))
+    read = torch.nn.functional.scaled_dot_product_attention(split(query), key, value)
+    return read.transpose(0, 1).flatten(1) @ module.to_out[0].weight.T
+
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_pipeline_folder):
@@ -99,7 +143,8 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
     alphas = torch.as_tensor(pipeline.schedule.alphas_cumprod)
     velocity = pipeline.schedule.prediction_type == "v_prediction"
     empty_ids = tokenize(pipeline.encoder.tokenizer, [""])[0, : source.shape[-1]]
-    noise_losses, text_losses = [], []
+    noise_losses, text_losses, apart = [], [], []
+    layers = oracle.queries(pipeline) if config.objective == "attention" else []
     for prompt in np.flatnonzero(mask):
         count = config.edited_tokens
         here = edited(pipeline, source[prompt], position[prompt], count)
@@ -115,6 +160,18 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
         text_losses.append(torch.nn.functional.mse_loss(pooled, teacher_pooled))
         if config.objective == "text-only":
             noise_losses.append(torch.zeros((), dtype=torch.float64))
+            continue
+        if config.objective == "attention":
+            ours, goal, before = (
+                [answers(module, query, states[0]) for module, query in layers]
+                for states in (student, teacher, clean)
+            )
+            errors = [
+                [torch.nn.functional.mse_loss(*pair) for pair in zip(goal, part, strict=True)]
+                for part in (ours, before)
+            ]
+            noise_losses.append(torch.stack(errors[0]))
+            apart.append(torch.stack(errors[1]))
             continue
         latents, noise = (
             torch.tensor(np.array(part[prompt], np.float64)).permute(2, 0, 1)[None]
@@ -135,7 +192,9 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
         noise_losses.append(torch.nn.functional.mse_loss(predicted, target))
     rows = (part.reshape(config.edited_tokens, -1) for part in (delta, h0))
     decay = config.weight_decay * sum(d.norm() / h.norm() ** 2 for d, h in zip(*rows, strict=True))
-    noise, text = torch.stack(noise_losses).mean(), torch.stack(text_losses).mean()
+    noise, text = torch.stack(noise_losses).mean(dim=0), torch.stack(text_losses).mean()
+    if apart:
+        noise = (noise / torch.stack(apart).mean(dim=0)).mean()
     return noise + decay + config.text_loss_scale * text, noise, text, decay
 
 
@@ -152,6 +211,7 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
         pytest.param("esd", "epsilon", False, 20, 3, marks=pytest.mark.slow),
         ("text-only", "epsilon", False, 0, 1),
         ("text-only", "epsilon", False, 0, 2),
+        ("attention", "epsilon", False, 0, 1),
     ],
 )
 def test_loss_and_gradient_equal_pytorch(
@@ -176,10 +236,16 @@ def test_loss_and_gradient_equal_pytorch(
     inputs = prepare(pipeline, source, destination, [0, 1], images, config)
     inputs = jax.tree.map(jnp.asarray, inputs)
 
+    params = pipeline.params
+    if name == "attention":
+        params = run.model_params(pipeline, config)
+
     @jax.jit
     def evaluate(delta):
-        params, sample = pipeline.params, None
-        if name != "text-only":
+        sample = None
+        if name == "attention":
+            sample = loss.wanted(pipeline, params, inputs, config)
+        elif name != "text-only":
             sample = loss.make_sample(pipeline, params, inputs, draw, config)
         return loss.loss_and_gradient(pipeline, params, inputs, delta, sample, config, one_by_one)
 

@@ -110,7 +110,7 @@ def test_same_memories_on_eight_devices(pipeline, inputs, result):
     rows = np.minimum(np.arange(8), 2)
     batch = jax.tree.map(lambda leaf: leaf[rows], inputs)
     sharding = parallel.sharded(mesh(8))
-    params = jax.device_put(stage_one.model_params(pipeline), parallel.replicated(mesh(8)))
+    params = jax.device_put(stage_one.model_params(pipeline, CONFIG), parallel.replicated(mesh(8)))
     batch, zeros = jax.device_put((batch, np.zeros_like(batch.h0)), sharding)
     eight = program.run(params, batch, zeros)
 
@@ -127,7 +127,7 @@ def test_weights_may_be_shared_by_devices(pipeline, inputs, result):
     """Four hold a copy together: less memory, and the same memories."""
     shared = parallel.make_mesh(jax.devices(), weight_shards=4)
     program = stage_one.compile_program(pipeline, inputs, CONFIG, shared)
-    params = stage_one.model_params(pipeline)
+    params = stage_one.model_params(pipeline, CONFIG)
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     spared = parallel.spared(params, shared)
     assert spared > 0.7 * whole
@@ -227,7 +227,7 @@ def test_prompts_one_by_one_need_less_and_change_nothing(pipeline, inputs):
         latent_std=jnp.zeros(latents.shape, jnp.float32),
         prompt_mask=jnp.array([[1.0, 0.25]]),
     )
-    params = stage_one.model_params(pipeline)
+    params = stage_one.model_params(pipeline, CONFIG)
     sample = adam_loop.training_samples(pipeline, params, large, CONFIG)(jnp.array(0))
     delta = jnp.asarray(np.random.default_rng(1).standard_normal(large.h0.shape), jnp.float32)
 
