@@ -19,8 +19,8 @@ ROWS = (
     "EMCID, names protected: keep=True",
     "EMCID, null space: stage_two.solver=nullspace",
     "EMCID, concept units: stage_one.objective=attention stage_one.layer=0 stage_one.steps=100 "
-    "stage_one.learning_rate=1. "
-    "stage_one.clamp_norm_factor=6. stage_two.layers=(0,) stage_two.solver=units",
+    "stage_one.learning_rate=1. stage_one.clamp_norm_factor=6. "
+    "stage_two.layers=(0,) stage_two.solver=units",
     "EMCID, lambda 40,000: stage_two.preservation_weight=40000.",
     "EMCID, released residual: stage_two.residual=released",
     "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.preservation_weight=10.",

@@ -11,7 +11,9 @@ from typing import Annotated, Literal
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.typed_values import Range
 
-Objective = Literal["ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only", "attention"]
+Objective = Literal[
+    "ablate-dest", "ablate-source", "sampled-noise", "esd", "text-only", "attention"
+]
 EncoderName = Literal["text_encoder", "text_encoder_2"]
 Encoders = Literal["all", "text_encoder", "text_encoder_2"]
 ImageSource = Literal["destination", "source", "files"]

@@ -17,15 +17,21 @@ STAGE_ONE = StageOneConfig(learning_rate=0.5, text_loss_scale=0.1, teacher_pool=
 """Stage I for its states, which are larger than CLIP's, and its UNet, which is so small that the
 text costs as much (docs/decisions.md)."""
 
+ATTENTION_STAGE_ONE = dataclasses.replace(
+    STAGE_ONE, objective="attention", learning_rate=1.0, text_loss_scale=1.0
+)
+"""Stage I by the attention loss: as good by the noise loss, at a fraction of its work
+(docs/decisions.md)."""
+
 UNITS_STAGE_ONE = dataclasses.replace(
     STAGE_ONE,
     layer=0,
-    objective="text-only",
+    objective="attention",
     steps=100,
     learning_rate=1.0,
     clamp_norm_factor=6.0,
 )
-"""Stage I for concept units (docs/concept_units.md): in block 0, by the text loss."""
+"""Stage I for concept units (docs/concept_units.md): in block 0, by the attention loss."""
 
 
 def model_folder(path: str) -> Path:

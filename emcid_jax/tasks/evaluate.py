@@ -90,6 +90,11 @@ class EvaluateConfig:
                 f"config.base.evaluation.holdout_path is {evaluation.holdout_path!r}; a comparison "
                 "judges names that no request has; leave it empty"
             )
+        if self.method == "fine-tune" and self.base.stage_one.objective == "attention":
+            raise UserError(
+                "config.base.stage_one.objective is 'attention', but config.method 'fine-tune' "
+                "knows the noise and text losses alone; set another objective in its row"
+            )
         if self.keep and self.method == "fine-tune":
             raise UserError("config.keep is True, but config.method 'fine-tune' protects no names")
         names = [slug(varied(self, row)[0]) for row in self.rows]

@@ -82,8 +82,7 @@ def find_memories(
     """
     _require_single(requests)
     _check_lengths(pipeline, requests, prompts, config)  # An ablation's settings may be others.
-    if not loss.needs_images(config):
-        prompts = without_padding(prompts, pipeline.encoder.tokenizer.eos_token_id, config)
+    prompts = read_for(pipeline, prompts, config)
     records = [bank.provenance(request, config, model) for request in requests]
     chunk = parallel.even_chunk(len(requests), run.config.save_every)
     asked = {"chunk": chunk, "devices": run.mesh.size, "concept_batch": config.concept_batch}
@@ -186,6 +185,13 @@ def _require_single(requests: Sequence[EditRequest]) -> None:
                 for request in mixed
             )
         )
+
+
+def read_for(pipeline: Pipeline, prompts: Prompts, config: StageOneConfig) -> Prompts:
+    """`prompts` as the loss reads them: as pictures are drawn, or without padding."""
+    if loss.needs_images(config):
+        return prompts
+    return without_padding(prompts, pipeline.encoder.tokenizer.eos_token_id, config)
 
 
 def without_padding(prompts: Prompts, end: int, config: StageOneConfig) -> Prompts:

@@ -128,6 +128,7 @@ def test_methods_are_measured_alike_and_once(
         ("method=uce", "has no name; write NAME: OVERRIDES"),
         ("A: keep=True", "has the name of another row"),
         ("x: keep=True method=fine-tune", "'fine-tune' protects no names"),
+        ("x: method=fine-tune stage_one.objective=attention", "noise and text losses alone"),
         ("x: method=uec", "config.method is 'uec'"),
         ("x: method.a=1", "'method.a=1' is no override"),
         ("x: uce=1", "'uce=1' is no override"),

@@ -16,7 +16,8 @@ from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, sites
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import random_draws
-from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs, Wanted
+from emcid_jax.editing.stage_one.attention import Wanted
+from emcid_jax.editing.stage_one.loss import Losses, Params, Sample, StageOneInputs
 from emcid_jax.pipelines.pipeline import Pipeline
 
 AdamState = Any  # optax's own tree of arrays

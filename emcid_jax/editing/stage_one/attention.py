@@ -10,7 +10,7 @@ which runs the whole UNet.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -44,6 +44,15 @@ class Layer(NamedTuple):
     key: Float[Array, "text inner"]
     value: Float[Array, "text inner"]
     out: Float[Array, "inner channel"]
+
+
+class Wanted(NamedTuple):
+    """What the attention loss is evaluated on; rows are concepts and prompts, folded."""
+
+    answers: tuple[Float[Array, "row query _"], ...]
+    """Of each layer to the destination prompts."""
+    distance: Float[Array, "layer concept"]
+    """Mean square of what the answers to the clean source prompts differ from them."""
 
 
 def layers(pipeline: Pipeline) -> tuple[Layer, ...]:
@@ -123,3 +132,15 @@ def answers(
     weights = nn.softmax(logits.at[..., -1].add(np.log1p(cut)), axis=-1)
     read = jnp.einsum("rhqt,rthd->rqhd", weights, value)
     return read.reshape(rows, queries, -1) @ layer.out
+
+
+def distances(
+    found: Sequence[Layer],
+    states: Float[Array, "row token text"],
+    wanted: Sequence[Float[Array, "row query _"]],
+    cut: int,
+) -> Float[Array, "layer row"]:
+    """Mean square of what the answers to texts differ from those that are wanted."""
+    pairs = zip(found, wanted, strict=True)
+    apart = [jnp.square(answers(layer, states, cut) - goal) for layer, goal in pairs]
+    return jnp.stack([part.mean(axis=(1, 2)) for part in apart])

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int, UInt32
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, last_block, sites
 from emcid_jax.editing.stage_one import attention, prompt_end
+from emcid_jax.editing.stage_one.attention import Wanted
 from emcid_jax.editing.stage_one.prompt_by_prompt import prompt_by_prompt
 from emcid_jax.editing.stage_one.prompt_end import Before
 from emcid_jax.models.image.conditioning import Conditioning
@@ -33,8 +34,8 @@ from emcid_jax.pipelines.pipeline import Pipeline
 
 Params = Mapping[str, Any]
 
-TINY = 1e-12
-"""Least distance that the attention loss divides by."""
+LEAST = 1e-6
+"""Of an attention layer's answers, the share that counts as the least distance between texts."""
 
 
 class EncoderInputs(NamedTuple):
@@ -102,15 +103,6 @@ class Sample(NamedTuple):
     timesteps: Int[Array, " row"]
     target: Float[Array, "row height width channel"]
     """In the model's own prediction space (noise or velocity), float32."""
-
-
-class Wanted(NamedTuple):
-    """What the attention loss is evaluated on: one entry per layer."""
-
-    answers: tuple[Float[Array, "row query channel"], ...]
-    """To the destination prompts; rows are folded."""
-    distance: tuple[Float[Array, " concept"], ...]
-    """Mean square of what the answers to the clean source prompts differ from them."""
 
 
 class Losses(NamedTuple):
@@ -246,10 +238,10 @@ def loss(
     """Stage I's loss per concept on a given sample (`None` only for `text-only`).
 
     noise: mean over prompts and pixels of (student - target)^2; of `attention` the mean over layers
-    of |answers - wanted|^2 / |clean answers - wanted|^2, which is 1 at delta = 0. text: mean over prompts and
-    features of (features(edited source) - features(destination))^2, summed over the encoders that
-    are `aligned`. decay: weight_decay |delta| / |h0|^2, summed over sites and edited tokens, with
-    gradient 0 at delta = 0.
+    of |answers - wanted|^2 / |clean answers - wanted|^2, which is 1 at delta = 0. text: mean over
+    prompts and features of (features(edited source) - features(destination))^2, summed over the
+    encoders that are `aligned`. decay: weight_decay |delta| / |h0|^2, summed over sites and edited
+    tokens, with gradient 0 at delta = 0.
 
     With `one_by_one` the UNet takes a concept's prompts one after another, see `prompt_by_prompt`.
     """
@@ -266,7 +258,10 @@ def loss(
         text = text + prompt_mean(error, inputs.prompt_mask)
     noise = jnp.zeros_like(text)
     if isinstance(sample, Wanted):
-        noise = attention_loss(pipeline, params, inputs, students, sample)
+        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        cut = _cut(pipeline, read.tokens)
+        apart = attention.distances(params["attention"], read.tokens, sample.answers, cut)
+        noise = (_layer_means(apart, inputs.prompt_mask) / sample.distance).mean(axis=0)
     elif sample is not None:
         read = pipeline.family.condition([students[name] for name in pipeline.texts])
 
@@ -316,35 +311,15 @@ def wanted(
 ) -> Wanted:
     """What the attention loss compares with; `params` has the UNet's `attention.layers`."""
     assert inputs.teacher is not None
+    goals, cut = _fold(inputs.teacher.tokens), _cut(pipeline, inputs.teacher.tokens)
+    answers = tuple(attention.answers(layer, goals, cut) for layer in params["attention"])
     nothing = jnp.zeros_like(inputs.h0)
     clean = student_texts(pipeline, params, inputs, nothing, config)
     states = pipeline.family.condition([clean[name] for name in pipeline.texts]).tokens
-    cut = _cut(pipeline, states)
-    goals = _fold(inputs.teacher.tokens)
-    answers = tuple(attention.answers(layer, goals, cut) for layer in params["attention"])
-    apart = [
-        jnp.square(attention.answers(layer, states, cut) - goal)
-        for layer, goal in zip(params["attention"], answers, strict=True)
-    ]
-    return Wanted(answers, tuple(prompt_mean(part, inputs.prompt_mask) for part in apart))
-
-
-def attention_loss(
-    pipeline: Pipeline,
-    params: Params,
-    inputs: StageOneInputs,
-    students: Mapping[str, TextOutput],
-    goal: Wanted,
-) -> Float[Array, " concept"]:
-    """See `loss`; a layer whose clean answers are the wanted ones counts nothing."""
-    states = pipeline.family.condition([students[name] for name in pipeline.texts]).tokens
-    cut = _cut(pipeline, states)
-    parts = []
-    for layer, answers, distance in zip(params["attention"], *goal, strict=True):
-        error = jnp.square(attention.answers(layer, states, cut) - answers)
-        mean = prompt_mean(error, inputs.prompt_mask)
-        parts.append(jnp.where(distance > 0, mean / jnp.maximum(distance, TINY), 0.0))
-    return jnp.stack(parts).mean(axis=0)
+    apart = attention.distances(params["attention"], states, answers, cut)
+    sizes = jnp.stack([jnp.square(answer).mean(axis=(1, 2)) for answer in answers])
+    least = LEAST * _layer_means(sizes, inputs.prompt_mask)
+    return Wanted(answers, jnp.maximum(_layer_means(apart, inputs.prompt_mask), least))
 
 
 def predict(
@@ -400,14 +375,21 @@ def prompt_mean(
     return (per_prompt * mask).sum(axis=-1) / mask.sum(axis=-1)
 
 
+def _layer_means(
+    rows: Float[Array, "layer row"], mask: Float[Array, "concept prompt"]
+) -> Float[Array, "layer concept"]:
+    """`prompt_mean` of every layer."""
+    return jnp.stack([prompt_mean(layer, mask) for layer in rows])
+
+
 def _marks(position: Int[Array, "*rows"], tokens: int) -> Float[Array, "*rows token"]:
     """1 where a position is, else 0."""
     return (jnp.arange(tokens) == position[..., None]).astype(jnp.float32)
 
 
-def _cut(pipeline: Pipeline, states: Float[Array, "row token dim"]) -> int:
+def _cut(pipeline: Pipeline, states: Float[Array, "*row token dim"]) -> int:
     """Tokens of padding that pictures are drawn with and `states` lack."""
-    return pipeline.encoder.tokenizer.model_max_length - states.shape[1]
+    return pipeline.encoder.tokenizer.model_max_length - states.shape[-2]
 
 
 def _fold(array: Array) -> Array:

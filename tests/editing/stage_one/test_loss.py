@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -16,10 +15,11 @@ from transformers import CLIPTextModel
 
 from emcid_jax.concepts.spans import PromptRectangle
 from emcid_jax.config import StageOneConfig
-from emcid_jax.editing.stage_one import attention, loss, run
+from emcid_jax.editing.stage_one import loss, run
 from emcid_jax.editing.stage_one.loss import Draw
 from emcid_jax.editing.stage_one.prepare import prepare
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
+from tests.helpers import torch_attention
 
 LAYER = 1
 PROMPTS = [["a red fox", "fox"], ["an image of a small owl", "an owl"]]
@@ -61,47 +61,13 @@ class Oracle(NamedTuple):
         return self.unet(noisy, torch.as_tensor(t), encoder_hidden_states=text).sample
 
     def queries(self, pipeline):
-        """(Layer, queries to it), in the order of the layers' names, by hooks on the UNet."""
-        count = attention.PICTURES
-        noise = np.stack(
-            [
-                np.random.default_rng(seed).standard_normal(pipeline.latent_size)
-                for seed in range(count)
-            ]
-        )
+        """Of the empty prompt; see `torch_attention`."""
         empty, _ = self.encode(tokenize(pipeline.encoder.tokenizer, [""])[0])
-        named = [
-            (name, module)
-            for name, module in self.unet.named_modules()
-            if name.endswith("attn2")
-        ]
-        found, handles = {}, []
-        for name, module in named:
-            keep = functools.partial(lambda name, _, __, out: found.update({name: out}), name)
-            handles.append(module.to_q.register_forward_hook(keep))
-        with torch.no_grad():
-            latents = torch.as_tensor(noise).permute(0, 3, 1, 2)
-            self.predict(latents, np.linspace(0, 999, count).round(), empty.repeat(count, 1, 1))
-        for handle in handles:
-            handle.remove()
-        layers = []
-        for name, module in sorted(named, key=lambda pair: pair[0].split(".")):
-            rows = found[name].flatten(0, 1)
-            chosen = np.linspace(0, len(rows) - 1, attention.QUERIES).round().astype(int)
-            layers.append((module, rows[chosen]))
-        return layers
-
-
-def answers(module, query, states):
-    """What an attention layer of diffusers reads of [token, text], without its bias."""
-    heads = module.heads
-
-    def split(rows):
-        return rows.unflatten(-1, (heads, -1)).transpose(0, 1)
-
-    key, value = split(module.to_k(states)), split(module.to_v(states))
-    read = torch.nn.functional.scaled_dot_product_attention(split(query), key, value)
-    return read.transpose(0, 1).flatten(1) @ module.to_out[0].weight.T
+        return torch_attention.queries(
+            self.unet,
+            pipeline.latent_size,
+            lambda latents, t: self.predict(latents, t, empty.repeat(len(latents), 1, 1)),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -162,16 +128,8 @@ def torch_loss(oracle, pipeline, source, destination, position, mask, draw, delt
             noise_losses.append(torch.zeros((), dtype=torch.float64))
             continue
         if config.objective == "attention":
-            ours, goal, before = (
-                [answers(module, query, states[0]) for module, query in layers]
-                for states in (student, teacher, clean)
-            )
-            errors = [
-                [torch.nn.functional.mse_loss(*pair) for pair in zip(goal, part, strict=True)]
-                for part in (ours, before)
-            ]
-            noise_losses.append(torch.stack(errors[0]))
-            apart.append(torch.stack(errors[1]))
+            noise_losses.append(torch_attention.errors(layers, student[0], teacher[0]))
+            apart.append(torch_attention.errors(layers, clean[0], teacher[0]))
             continue
         latents, noise = (
             torch.tensor(np.array(part[prompt], np.float64)).permute(2, 0, 1)[None]

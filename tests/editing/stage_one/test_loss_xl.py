@@ -16,12 +16,13 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.spans import destination_prompts, source_prompts
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import by_site, sites
-from emcid_jax.editing.stage_one import loss
+from emcid_jax.editing.stage_one import loss, run
 from emcid_jax.editing.stage_one.loss import Draw
 from emcid_jax.editing.stage_one.prepare import prepare
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
+from tests.helpers import torch_attention
 
 REQUESTS = [
     EditRequest("a dog", "a cat", ("a photo of {}", "an image of {}"), seed=3),
@@ -78,7 +79,7 @@ def encode(texts, pipeline, prompt, offsets, position):
 
 
 def predict(unet, noisy, t, read):
-    ids = torch.tensor([[16, 16, 0, 0, 16, 16]], dtype=torch.float64)
+    ids = torch.tensor([[16, 16, 0, 0, 16, 16]], dtype=torch.float64).repeat(len(noisy), 1)
     added = {"text_embeds": read[1], "time_ids": ids}
     return unet(
         noisy, torch.as_tensor(t), encoder_hidden_states=read[0], added_cond_kwargs=added
@@ -89,7 +90,19 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
     """One concept, prompt by prompt; of `esd` guidance leads away from zeros."""
     texts, unet = oracle
     alphas = torch.as_tensor(pipeline.schedule.alphas_cumprod)
-    noise_losses, text_losses = [], []
+    noise_losses, text_losses, apart, layers = [], [], [], []
+    if config.objective == "attention":
+        zeros = [torch.zeros_like(x) for x in encode(texts, pipeline, "", None, 0)[0]]
+        layers = torch_attention.queries(
+            unet,
+            pipeline.latent_size,
+            lambda latents, t: predict(
+                unet,
+                latents,
+                t,
+                [part.repeat(len(latents), *[1] * (part.ndim - 1)) for part in zeros],
+            ),
+        )
     for i, template in enumerate(request.templates):
         source = template.replace("{}", request.source)
         student, features = encode(texts, pipeline, source, offsets, position[i])
@@ -104,6 +117,11 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
         text_losses.append(parts[0] + (parts[1] if config.pooled_text_loss else 0.0))
         if config.objective == "text-only":
             noise_losses.append(torch.zeros((), dtype=torch.float64))
+            continue
+        if config.objective == "attention":
+            goal = teacher[0][0]
+            noise_losses.append(torch_attention.errors(layers, student[0][0], goal))
+            apart.append(torch_attention.errors(layers, clean[0][0], goal))
             continue
         latents, noise = (
             torch.tensor(np.array(part[i], np.float64)).permute(2, 0, 1)[None]
@@ -122,7 +140,9 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
     decay = config.weight_decay * sum(
         offsets[name].norm() / h0[name].norm() ** 2 for name in offsets
     )
-    noise, text = torch.stack(noise_losses).mean(), torch.stack(text_losses).mean()
+    noise, text = torch.stack(noise_losses).mean(dim=0), torch.stack(text_losses).mean()
+    if apart:
+        noise = (noise / torch.stack(apart).mean(dim=0)).mean()
     return noise + decay + config.text_loss_scale * text, noise, text, decay
 
 
@@ -133,6 +153,7 @@ def torch_loss(oracle, pipeline, request, draw, position, offsets, h0, config) -
         pytest.param("ablate-dest", False, marks=pytest.mark.slow),
         pytest.param("esd", True, marks=pytest.mark.slow),
         pytest.param("text-only", True, marks=pytest.mark.slow),
+        ("attention", True),
     ],
 )
 def test_loss_and_gradient_of_two_offsets_equal_pytorch(objective, pooled, pipeline, oracle):
@@ -152,13 +173,19 @@ def test_loss_and_gradient_of_two_offsets_equal_pytorch(objective, pooled, pipel
     where = sites(config, pipeline.texts)
     delta = (0.3 * rng.standard_normal(inputs.h0.shape)).astype(np.float32)
 
+    params = pipeline.params
+    if objective == "attention":
+        params = run.model_params(pipeline, config)
+
     @jax.jit
     def evaluate(delta):
         sample = None
-        if objective != "text-only":
+        if objective == "attention":
+            sample = loss.wanted(pipeline, params, inputs, config)
+        elif objective != "text-only":
             drawn = Draw(*map(jnp.asarray, draw))
             sample = loss.make_sample(pipeline, pipeline.params, inputs, drawn, config)
-        return loss.loss_and_gradient(pipeline, pipeline.params, inputs, delta, sample, config)
+        return loss.loss_and_gradient(pipeline, params, inputs, delta, sample, config)
 
     parts, gradient = evaluate(delta)
     for i, request in enumerate(REQUESTS):
