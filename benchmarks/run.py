@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 BUNDLED = "sprites"
+PARTS = ("stage_one", "stage_two", "sampling")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,11 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.write(options.output, rows, about)
 
     print(results.HEADER)
-    second_moments = moments.measure(pipeline, pipe, sizes)
-    report(second_moments.rows)
-    report(stage_two.measure(pipeline, pipe, sizes, second_moments.moments))
-    report(sampling.measure(pipeline, pipe, sizes))
-    report(stage_one.measure(pipeline, pipe, sizes))
+    if "stage_two" in options.parts:
+        second_moments = moments.measure(pipeline, pipe, sizes)
+        report(second_moments.rows)
+        report(stage_two.measure(pipeline, pipe, sizes, second_moments.moments))
+    if "sampling" in options.parts:
+        report(sampling.measure(pipeline, pipe, sizes))
+    if "stage_one" in options.parts:
+        report(stage_one.measure(pipeline, pipe, sizes))
     return int(any(not check.passed for row in rows for check in row.checks))
 
 
@@ -61,6 +65,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--quick", action="store_true", help="a smoke run; its figures mean nothing"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=PARTS,
+        help="which comparisons; `stage_two` with the second moments that it reads",
     )
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).with_name("results.json"), help="JSON file"

@@ -18,7 +18,7 @@ def test_the_smoke_run_finds_both_sides_equal(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     results = json.loads(output.read_text())
     checks = [check for row in results["rows"] for check in row["checks"]]
-    assert len(results["rows"]) == 7
-    assert len(checks) == 5
+    assert len(results["rows"]) == 8
+    assert len(checks) == 9
     assert all(check["passed"] for check in checks)
     assert results["machine"]["cpu"]
