@@ -15,10 +15,11 @@ from emcid_jax.sprites.bundled import BUNDLED_XL, STAGE_ONE
 from emcid_jax.tasks.evaluate import EvaluateConfig
 
 UNITS = (
-    "stage_one.objective=attention stage_one.layer=0 stage_one.second_layer=0 "
-    "stage_one.steps=100 stage_one.learning_rate=1. stage_one.clamp_norm_factor=6. "
-    "stage_two.layers=(0,) stage_two.second_layers=(0,) stage_two.solver=units"
+    "stage_one.layer=0 stage_one.second_layer=0 stage_one.steps=100 stage_one.learning_rate=1. "
+    "stage_one.clamp_norm_factor=6. stage_two.layers=(0,) stage_two.second_layers=(0,) "
+    "stage_two.solver=units"
 )
+ATTENTION = "stage_one.objective=attention max_requests=100"
 FIRST, SECOND = "stage_one.encoders=text_encoder", "stage_one.encoders=text_encoder_2"
 NOISE, ALONE = "stage_one.objective=ablate-dest max_requests=30", "stage_one.pooled_text_loss=False"
 ROWS = (
@@ -28,6 +29,7 @@ ROWS = (
     f"units, first: {UNITS} {FIRST}",
     f"ridge, second: {SECOND}",
     f"units, second: {UNITS} {SECOND}",
+    f"units by the attention loss, both: {UNITS} {ATTENTION}",
     f"noise loss, both: {NOISE}",
     f"noise loss, both, pooled text left out: {NOISE} {ALONE}",
     f"noise loss, first: {NOISE} {FIRST}",
