@@ -43,6 +43,7 @@ from studies.panels import Line, Panel
 COUNTS: Mapping[str, tuple[int, ...]] = {
     "Stage I": (4, 8, 16),
     "Stage I, text only": (8, 32, 96),
+    "Stage I, attention": (8, 32, 96),
     "second moments": (1000, 4000, 16000),
     "Stage II": (10, 100, 300, 1000, 2000),
     "report": (10, 100, 300),
@@ -62,6 +63,7 @@ STYLES = (
     "Stage II, factors of C",
     "Stage II",
     "report",
+    "Stage I, attention",
 )
 """Every phase has its colour and marker in all panels."""
 
@@ -136,6 +138,7 @@ def measured(phase: str, count: int, moments: Path) -> dict[str, Any]:
     run, about = {
         "Stage I": lambda: stage_one_run(count, "ablate-dest"),
         "Stage I, text only": lambda: stage_one_run(count, "text-only"),
+        "Stage I, attention": lambda: stage_one_run(count, "attention"),
         "second moments": lambda: moments_run(count),
         "Stage II": lambda: stage_two_run(count, moments),
         "report": lambda: report_run(count, moments),
@@ -203,6 +206,7 @@ def operations(model: str) -> dict[str, list[float]]:
     phases = {
         "Stage I": [n * one.concept for n in ASKED],
         "Stage I, text only": [n * one.concept_text for n in ASKED],
+        "Stage I, attention": [n * one.concept_attention for n in ASKED],
         "its images": [3 * n * one.image for n in ASKED],
         f"moments of {USUAL:,} captions": [USUAL * one.caption for _ in ASKED],
         "Stage II, prompts": [part["passes"] for part in parts],

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import scipy.optimize
 
-from emcid_jax.config import ModelConfig, StageOneConfig
+from emcid_jax.config import ModelConfig, Objective, StageOneConfig
 from emcid_jax.planning import traced_programs
 from emcid_jax.runtime import parallel, program_cost
 from emcid_jax.sprites.bundled import BUNDLED, STAGE_ONE
@@ -81,6 +81,8 @@ class Operations(NamedTuple):
     """Stage I of one concept, 100 steps, drawn images apart."""
     concept_text: float
     """The same without the noise loss."""
+    concept_attention: float
+    """The same by the attention loss."""
     image: float
     """One training image."""
     caption: float
@@ -93,7 +95,11 @@ def operations(model: str) -> tuple[Operations, Sizes]:
     config = PlanConfig(model=ModelConfig(path=model), stage_one=settings)
     pipeline = open_abstract(config.model)
     mesh = parallel.make_mesh(jax.devices("cpu")[:1])
-    text = dataclasses.replace(settings, objective="text-only", teacher_pool=0)
+
+    def without_images(objective: Objective) -> float:
+        own = dataclasses.replace(settings, objective=objective, teacher_pool=0)
+        return stage_one_cost(pipeline, dataclasses.replace(config, stage_one=own))[0].flops
+
     layers = tuple(range(settings.layer + 1))
     image = traced_programs.trace_sampling(
         pipeline, 1, settings.image_steps, settings.image_guidance, mesh
@@ -103,7 +109,8 @@ def operations(model: str) -> tuple[Operations, Sizes]:
     return (
         Operations(
             stage_one_cost(pipeline, config)[0].flops,
-            stage_one_cost(pipeline, dataclasses.replace(config, stage_one=text))[0].flops,
+            without_images("text-only"),
+            without_images("attention"),
             program_cost.cost(image.jaxpr.jaxpr).flops,
             program_cost.cost(moments.jaxpr.jaxpr).flops / 16,
         ),
