@@ -139,6 +139,11 @@ def test_moments(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) 
     require_read_or_refused(path, use)
 
 
+def test_a_memory_of_a_block_that_the_model_lacks() -> None:
+    with pytest.raises(UserError, match=r"^bank/a.safetensors: stage_one.layer is 99, but text_e"):
+        filed_sites({"layer": 99}, TEXTS, "bank/a.safetensors")
+
+
 @hypothesis.settings(max_examples=150)
 @given(st.data())
 def test_a_memory(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
@@ -154,7 +159,7 @@ def test_a_memory(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject)
         record = memories.read_record(folder, name)
         count = memories.edited_tokens(record.provenance)
         record.memory.z.reshape(count, -1)
-        assert len(filed_sites(record.provenance["stage_one"], TEXTS)) == 1
+        assert len(filed_sites(record.provenance["stage_one"], TEXTS, path)) == 1
         assert np.isfinite(bank_solve.target(record.memory, 0.5)).all()
 
     require_read_or_refused(path, use)

@@ -137,7 +137,14 @@ def sites_of(concepts: ConceptBank, pipeline: Pipeline) -> tuple[Site, ...]:
 def common_sites(records: Sequence[Record], pipeline: Pipeline) -> tuple[Site, ...]:
     """Where all memories were found. UserError if there are several places."""
     found = list(
-        dict.fromkeys(filed_sites(r.provenance["stage_one"], pipeline.texts) for r in records)
+        dict.fromkeys(
+            filed_sites(
+                record.provenance["stage_one"],
+                pipeline.texts,
+                f"{memories.key(record.provenance)}{memories.SUFFIX}",
+            )
+            for record in records
+        )
     )
     if len(found) != 1:
         blocks = sorted({site.layer for where in found for site in where})

@@ -66,11 +66,18 @@ def last_block(texts: Mapping[str, ClipTextModel], encoder: str) -> int:
 
 
 def filed_sites(
-    settings: Mapping[str, Any], texts: Mapping[str, ClipTextModel]
+    settings: Mapping[str, Any], texts: Mapping[str, ClipTextModel], memory: object
 ) -> tuple[Site, ...]:
-    """The sites of a memory, from Stage I's settings as its provenance has them."""
+    """The sites of a memory, from Stage I's settings as its provenance has them.
+
+    UserError naming `memory`, its file, if the model has no such places.
+    """
     fields = ("layer", "second_layer", "encoders")
-    return sites(StageOneConfig(**{f: settings[f] for f in fields if f in settings}), texts)
+    try:
+        return sites(StageOneConfig(**{f: settings[f] for f in fields if f in settings}), texts)
+    except UserError as error:
+        said = str(error).removeprefix("config.")
+        raise UserError(f"{memory}: {said}; use the model that it was found in") from None
 
 
 def by_site(
