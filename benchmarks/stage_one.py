@@ -94,7 +94,7 @@ def measure(pipeline: Pipeline, pipe: Any, settings: Settings) -> list[Row]:
         end = float(each_end.mean())
         # Both sides draw their own noise, so the losses agree only within that noise.
         check = Check(
-            "held-out loss at the end, emcid_jax / released", end / expected.mean(), high=1.1
+            "held-out loss at the end, emcid_jax / released", end / float(expected.mean()), high=1.1
         )
         worst = Check("the same, worst concept", float((each_end / expected).max()), high=1.5)
         details = {
