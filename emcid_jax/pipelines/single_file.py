@@ -30,7 +30,7 @@ from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.diffusers_layout import write_configs, write_index, write_json
 from emcid_jax.pipelines.families import Family
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.storage.files import replacing, replacing_folder
+from emcid_jax.storage.files import file_hash, replacing, replacing_folder
 from emcid_jax.storage.locks import held
 
 FORMAT = 2
@@ -91,12 +91,6 @@ def convert(
 def source_hash(folder: Path) -> str:
     """SHA-256 (hex) of the file that `folder`, which `convert` gave, was made from."""
     return json.loads((folder / SOURCE).read_text("utf8"))["sha256"]
-
-
-def file_hash(file: Path) -> str:
-    """SHA-256 (hex) of a file of any size."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def names_of(configs: Configs) -> Names:

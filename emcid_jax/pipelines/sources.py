@@ -17,7 +17,7 @@ from emcid_jax.models.weights.safetensors_files import read_header
 from emcid_jax.pipelines import ldm_keys, single_file
 from emcid_jax.pipelines.families import FAMILIES, SD, SDXL, EncoderPart, read_config, read_family
 from emcid_jax.pipelines.published_configs import default_configs
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, first_line
 from emcid_jax.storage.text_files import read_json_object
 from emcid_jax.storage.user_cache import cache_folder
 
@@ -157,12 +157,8 @@ def _snapshot(name: str, revision: str | None, patterns: list[str], ignored: lis
             "reached; download it first or give a folder"
         ) from error
     except Exception as error:  # names, disk, proxies: the errors have no common base
-        raise UserError(f"{name}{at}: not available from the Hub: {_first_line(error)}") from error
+        raise UserError(f"{name}{at}: not available from the Hub: {first_line(error)}") from error
     return Path(found)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _convert(file: Path, prediction: str, cache: Path) -> Path:

@@ -38,6 +38,11 @@ def shown(value: object, limit: int = 80) -> str:
     return text[: limit // 2] + " ... " + text[-(limit // 2 - 5) :]
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; the name of its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class Failures:
     """What is said of one file: all its problems together, and what was assumed in reading it."""
 

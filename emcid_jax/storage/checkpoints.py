@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, first_line
 from emcid_jax.storage.files import open_to_read, write_atomically
 
 WEIGHTS = "orbax"
@@ -138,8 +138,9 @@ def load_weights(folder: Path, abstract: Mapping[str, Any]) -> dict[str, Any]:
         with _alone():
             return cast(dict[str, Any], ocp.load(str((folder / WEIGHTS).absolute()), target))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{folder / WEIGHTS}: not readable: {reason}; convert it again") from error
+        raise UserError(
+            f"{folder / WEIGHTS}: not readable: {first_line(error)}; convert it again"
+        ) from error
 
 
 def stored_types(folder: Path) -> dict[tuple[str, ...], str]:

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import os
 import re
 import secrets
@@ -47,6 +48,12 @@ _KINDS = {
 def is_finished(name: str) -> bool:
     """Whether a file of this name may be a result: no lock, and not what is being written."""
     return name != LOCK and not name.startswith(_PREFIX)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomically(path: Path, content: bytes) -> None:

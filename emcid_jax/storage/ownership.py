@@ -8,7 +8,6 @@ record of a run, or the metadata of safetensors files. A model's folder is nobod
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import stat
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import (
+    file_hash,
     require_folder,
     require_plain,
     require_plain_or_folder,
@@ -113,7 +113,7 @@ def signature(folder: Path) -> str:
     The names of its other files and their SHA-256, as JSON.
     """
     others = sorted(path for path in folder.iterdir() if path.suffix == ".json")
-    return json.dumps({path.name: _sha(path) for path in others}, sort_keys=True)
+    return json.dumps({path.name: file_hash(path) for path in others}, sort_keys=True)
 
 
 def require_new(path: Path) -> None:
@@ -148,7 +148,11 @@ def require_own_folder(target: Path, weights: str) -> None:
         elif path.name == weights:
             own = signed or first
         else:
-            own = said.get(path.name) == _sha(path) if signed else first and path.suffix == ".json"
+            own = (
+                said.get(path.name) == file_hash(path)
+                if signed
+                else first and path.suffix == ".json"
+            )
         if not own:
             raise UserError(
                 f"{path}: was not written by this program, or was changed since; move it away, or "
@@ -239,10 +243,6 @@ def _text(file: Path, read: Callable[[Any], str]) -> str:
             return read(stream)
     except (OSError, ValueError):
         return ""
-
-
-def _sha(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _strings(settings: object) -> Iterator[str]:

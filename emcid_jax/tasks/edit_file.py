@@ -138,7 +138,7 @@ def _push(place: hub.Place, written: list[Path], config: EditFileConfig) -> None
         files = {path.relative_to(written[0]).as_posix(): path for path in inside}
     else:
         ledger = _read(config)[1]
-        files[card.NAME] = _card(config, ledger, [path.name for path in written], "")
+        files[into_folder.CARD] = _card(config, ledger, [path.name for path in written], "")
     show(f"sent to {hub.push(place, files, 'An edit by emcid_jax')}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from emcid_jax.evaluation.judges.classifier import Judge, load_judge
 from emcid_jax.evaluation.judges.labels import OBJECT
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage.files import file_hash
 from emcid_jax.workflow import debias_search
 from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
 from emcid_jax.workflow.find_moments import (
@@ -84,7 +84,7 @@ class Job:
             for part in parts
         ]
         held = self.config.evaluation.holdout_path if judging else ""
-        held_out = hashlib.sha256(Path(held).read_bytes()).hexdigest() if held else ""
+        held_out = file_hash(Path(held)) if held else ""
         judge = self.judge.fingerprint if self.judge is not None else ""
         return [about, self.inputs, memories, judge, held_out]
 

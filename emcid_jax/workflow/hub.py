@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from emcid_jax.editing.export.into_folder import CARD
 from emcid_jax.reporting.pages import card
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, first_line
 
 _OWN = {".gitattributes"}
 """What the Hub itself puts into a repository."""
@@ -72,14 +73,12 @@ def look(name: str, public: bool) -> Place | None:
         found = client.model_info(name)
         files = {file.rfilename for file in found.siblings or ()} - _OWN
         text = b""
-        if card.NAME in files:
-            text = Path(client.hf_hub_download(name, card.NAME, revision=found.sha)).read_bytes()
+        if CARD in files:
+            text = Path(client.hf_hub_download(name, CARD, revision=found.sha)).read_bytes()
     except RepositoryNotFoundError:
         return Place(name, None, public, client)
     except Exception as error:  # Of the network, of the Hub: they have no common base.
-        raise UserError(
-            f"config.export.hub: {name} cannot be read: {_first_line(error)}"
-        ) from error
+        raise UserError(f"config.export.hub: {name} cannot be read: {first_line(error)}") from error
     if bool(found.private) == public:
         said, flag = ("private", "leave out") if found.private else ("public", "set")
         raise UserError(
@@ -88,7 +87,7 @@ def look(name: str, public: bool) -> Place | None:
         )
     if files and not card.is_card(text):
         raise UserError(
-            f"config.export.hub: {name} holds files, and no {card.NAME} that this program wrote "
+            f"config.export.hub: {name} holds files, and no {CARD} that this program wrote "
             "and nobody changed; give another name"
         )
     return Place(name, found.sha, public, client)
@@ -115,11 +114,7 @@ def push(place: Place, files: Mapping[str, Path | bytes], message: str) -> str:
         )
     except Exception as error:  # Of the network, of the Hub: they have no common base.
         raise UserError(
-            f"config.export.hub: {place.name} cannot be written to: {_first_line(error)}; what was "
+            f"config.export.hub: {place.name} cannot be written to: {first_line(error)}; what was "
             f"exported is in the workdir, and `hf upload {place.name} PATH` sends it"
         ) from error
     return str(done.commit_url)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -24,7 +24,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import NotNegative
 from emcid_jax.editing.bank import memories, pack_file
 from emcid_jax.editing.bank.memories import Record
-from emcid_jax.runtime.errors import UserError, shown
+from emcid_jax.runtime.errors import UserError, first_line, shown
 from emcid_jax.runtime.typed_values import convert
 from emcid_jax.storage import checksums, ownership
 from emcid_jax.storage.files import open_to_read, require_plain, sweep, write_atomically
@@ -91,8 +91,7 @@ def read_list(folder: Path) -> tuple[Concept, ...]:
     except FileNotFoundError:
         raise UserError(f"{folder} is no concept bank (it has no {LIST}); give another") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: damaged ({reason}); restore it") from error
+        raise UserError(f"{path}: damaged ({first_line(error)}); restore it") from error
 
 
 def update(

@@ -31,7 +31,7 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.storage import checksums
-from emcid_jax.storage.files import open_to_read, write_atomically
+from emcid_jax.storage.files import file_hash, open_to_read, write_atomically
 from emcid_jax.storage.json_text import loads
 
 FORMAT = 1
@@ -101,7 +101,7 @@ def provenance(
         "dest": list(request.dests),
         "templates": list(request.templates),
         "seed": request.seed,
-        "images": [_file_hash(Path(path)) for path in files],
+        "images": [file_hash(Path(path)) for path in files],
         "stage_one": settings,
         "model": dict(sorted(model.items())),
     }
@@ -271,7 +271,3 @@ def _dumped(about: Provenance) -> str:
 
 def _path(folder: Path, name: str) -> Path:
     return folder / f"{name}{SUFFIX}"
-
-
-def _file_hash(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emcid_jax.concepts.readers.texts import CAPTION_COLUMNS, read_texts
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, first_line
 
 # Features that hold captions in the data sets of tfds, the likeliest first.
 TFDS_FEATURES = ("caption", "captions", "text")
@@ -53,8 +53,7 @@ def _from_data_set(name: str, count: int, rng: np.random.Generator) -> list[str]
     try:
         examples: Any = tfds.data_source(name, split="train")
     except (tfds.core.DatasetNotFoundError, ImportError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"moments.captions is tfds:{name}: {reason}") from error
+        raise UserError(f"moments.captions is tfds:{name}: {first_line(error)}") from error
     captions: list[str] = []
     for index in rng.permutation(len(examples)):
         captions += _captions_of(examples[int(index)], name)

@@ -15,6 +15,7 @@ import yaml
 
 from emcid_jax.concepts.readers.yaml_text import parse_yaml
 from emcid_jax.editing.export.edit_file import ledger_of
+from emcid_jax.editing.export.into_folder import CARD
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.reporting.pages.render import render
 from emcid_jax.reporting.published import MEANINGS
@@ -22,7 +23,6 @@ from emcid_jax.runtime.errors import Failures, UserError
 from emcid_jax.storage import checksums
 from emcid_jax.storage.text_files import read_json_object, read_text
 
-NAME = "README.md"
 _HEADER = re.compile(r"---\r?\n(.*?)^---\r?$", re.DOTALL | re.MULTILINE)
 """What the Hub reads of a card."""
 Kind = Literal["folder", "lora", "diff", "clip", "checkpoint"]
@@ -107,11 +107,11 @@ def is_card(content: bytes) -> bool:
 def base_license(folder: Path) -> str:
     """The licence that the `README.md` of a model's folder names for the Hub; empty if none."""
     try:
-        text = read_text(folder / NAME, "the base model's card", 2**20)
+        text = read_text(folder / CARD, "the base model's card", 2**20)
     except UserError:
         return ""
     found = _HEADER.match(text)
-    about = parse_yaml(found[1], Failures(folder / NAME)) if found else None
+    about = parse_yaml(found[1], Failures(folder / CARD)) if found else None
     licence = about.get("license") if isinstance(about, dict) else None
     return licence if isinstance(licence, str) else ""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
-from emcid_jax.storage.files import replacing
+from emcid_jax.storage.files import file_hash, replacing
 from emcid_jax.storage.mirror import manifest as manifests
 from emcid_jax.storage.mirror import snapshot
 from emcid_jax.storage.mirror.manifest import MANIFEST, Manifest
@@ -105,12 +105,12 @@ def _restored(
 def _fetch(remote: RemoteFolder, manifest: Manifest, name: str, workdir: Path, said: str) -> None:
     """Copies a file to its place in `workdir`, if it is not there already."""
     target, wanted = workdir / name, manifest.files[name]
-    if target.is_file() and snapshot.hash_of(target) == wanted:
+    if target.is_file() and file_hash(target) == wanted:
         return
     places = (name, manifest.incoming.get(name))
     with replacing(target) as temporary:
         if not any(
-            place and remote.fetch(place, temporary) and snapshot.hash_of(temporary) == wanted
+            place and remote.fetch(place, temporary) and file_hash(temporary) == wanted
             for place in places
         ):
             raise UserError(f"{said}, whose {name} is missing or damaged; give another mirror")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from emcid_jax.storage.files import file_hash
 from emcid_jax.storage.mirror import snapshot
 from emcid_jax.storage.mirror.copying import Known, LostError, copied, owned
 from emcid_jax.storage.mirror.joining import Check, begin
@@ -80,5 +81,5 @@ def _copy_on(remote: RemoteFolder, workdir: Path, manifest: Manifest, end: threa
 
 def _missing(workdir: Path, manifest: Manifest) -> list[str]:
     """Files of `workdir` that the manifest does not have as they are."""
-    hashes = {name: snapshot.hash_of(workdir / name) for name in snapshot.files_in(workdir)}
+    hashes = {name: file_hash(workdir / name) for name in snapshot.files_in(workdir)}
     return [name for name, found in hashes.items() if manifest.files.get(name) != found]

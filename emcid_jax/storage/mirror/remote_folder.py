@@ -9,7 +9,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,5 +105,5 @@ def open_remote(url: str, said: str) -> RemoteFolder:
 
 def reason(error: Exception) -> str:
     """What a driver said, in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+    kind, said = type(error).__name__, first_line(error)
+    return kind if said == kind else f"{kind}: {said[:200]}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from emcid_jax.storage import ownership
-from emcid_jax.storage.files import is_finished
+from emcid_jax.storage.files import file_hash, is_finished
 
 MEMORY = 64 * 2**20
 """Most bytes of files that are held in memory."""
@@ -68,7 +68,7 @@ def hash_in(taken: Snapshot, workdir: Path, name: str, known: Hashes) -> str:
             found = hashlib.sha256(taken.contents[name]).hexdigest()
         else:
             with unchanged(taken, workdir, name):
-                found = hash_of(workdir / name)
+                found = file_hash(workdir / name)
         known[name] = now, found
     return known[name][1]
 
@@ -94,12 +94,6 @@ def files_in(workdir: Path) -> dict[str, Stat]:
             if now is not None:
                 found[path.relative_to(workdir).as_posix()] = now
     return found
-
-
-def hash_of(path: Path) -> str:
-    """SHA-256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _is_known(known: Hashes, name: str, now: Stat) -> bool:
