@@ -139,7 +139,7 @@ def loss(
         error = jnp.square(features - inputs.encoders[name].target_features.reshape(features.shape))
         total += config.text_loss_scale * objective.prompt_mean(error, mask).mean()
     if sample is not None:
-        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        read = pipeline.condition(students)
         predicted = objective.predict(pipeline, params, sample.noisy, sample.timesteps, read)
         total += objective.prompt_mean(jnp.square(predicted - sample.target), mask).mean()
     return total

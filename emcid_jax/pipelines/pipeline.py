@@ -18,7 +18,7 @@ from emcid_jax.models.image.conditioning import TIME_IDS, Conditioning
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
 from emcid_jax.models.image.vae import AutoencoderKL, VaeConfig, rename_vae_key
 from emcid_jax.models.text import clip
-from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel
+from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel, TextOutput
 from emcid_jax.models.text.encoder import FIRST, SECOND, TextEncoder
 from emcid_jax.models.text.fitting import fitted
 from emcid_jax.models.text.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, tokenize
@@ -86,6 +86,10 @@ class Pipeline:
     def dtype(self) -> Any:
         """Type of the computation."""
         return self.unet.dtype
+
+    def condition(self, texts: Mapping[str, TextOutput]) -> Conditioning:
+        """What the denoiser reads of the text encoders' outputs, by their names, without sizes."""
+        return self.family.condition([texts[name] for name in self.texts])
 
     @property
     def empty_is_zero(self) -> bool:

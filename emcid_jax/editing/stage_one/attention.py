@@ -112,9 +112,10 @@ def heads(config: UNetConfig, block: str) -> int:
     """Attention heads in a block of the UNet, by its name."""
     kind, _, index = block.partition(".")
     counts = config.attention_head_dim
-    return {"down_blocks": counts, "up_blocks": counts[::-1]}.get(kind, counts[-1:])[
-        int(index or 0)
-    ]
+    if kind == "mid_block":
+        return counts[-1]
+    level = int(index)
+    return counts[level] if kind == "down_blocks" else counts[-1 - level]
 
 
 def answers(

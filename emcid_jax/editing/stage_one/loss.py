@@ -258,12 +258,12 @@ def loss(
         text = text + prompt_mean(error, inputs.prompt_mask)
     noise = jnp.zeros_like(text)
     if isinstance(sample, Wanted):
-        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        read = pipeline.condition(students)
         cut = _cut(pipeline, read.tokens)
         apart = attention.distances(params["attention"], read.tokens, sample.answers, cut)
         noise = (_layer_means(apart, inputs.prompt_mask) / sample.distance).mean(axis=0)
     elif sample is not None:
-        read = pipeline.family.condition([students[name] for name in pipeline.texts])
+        read = pipeline.condition(students)
 
         def squared(read: Conditioning, sample: Sample) -> Array:
             predicted = predict(pipeline, params, sample.noisy, sample.timesteps, read)
@@ -315,7 +315,7 @@ def wanted(
     answers = tuple(attention.answers(layer, goals, cut) for layer in params["attention"])
     nothing = jnp.zeros_like(inputs.h0)
     clean = student_texts(pipeline, params, inputs, nothing, config)
-    states = pipeline.family.condition([clean[name] for name in pipeline.texts]).tokens
+    states = pipeline.condition(clean).tokens
     apart = attention.distances(params["attention"], states, answers, cut)
     sizes = jnp.stack([jnp.square(answer).mean(axis=(1, 2)) for answer in answers])
     least = LEAST * _layer_means(sizes, inputs.prompt_mask)
