@@ -71,6 +71,7 @@ setuptools.setup(
         "jinja2>=3.1",
         "matplotlib>=3.9",
         "pyyaml>=6",
+        "inflect>=7.5",
     ],
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2"],

@@ -1,7 +1,9 @@
 """Which encoder of the bundled SDXL-shaped model to edit, and how; see docs/sdxl_measured.md.
 
-The requests, prompts and judge of `evaluate.py`. Memories are found by the text loss alone, but for
-the rows "noise loss": these stop at 30 requests, for each memory runs the UNet.
+The requests, prompts and judge of `evaluate.py`. Ridge has memories by the text loss alone, units
+by the attention loss, but for the rows that say otherwise. The rows "noise loss" stop at 30
+requests, for each memory runs the UNet; units in one encoder stop at 100, for their memories serve
+no other row.
 """
 
 from __future__ import annotations
@@ -15,21 +17,22 @@ from emcid_jax.sprites.bundled import BUNDLED_XL, STAGE_ONE
 from emcid_jax.tasks.evaluate import EvaluateConfig
 
 UNITS = (
+    "stage_one.objective=attention "
     "stage_one.layer=0 stage_one.second_layer=0 stage_one.steps=100 stage_one.learning_rate=1. "
     "stage_one.clamp_norm_factor=6. stage_two.layers=(0,) stage_two.second_layers=(0,) "
     "stage_two.solver=units"
 )
-ATTENTION = "stage_one.objective=attention max_requests=100"
+BY_TEXT, FEW = "stage_one.objective=text-only", "max_requests=100"
 FIRST, SECOND = "stage_one.encoders=text_encoder", "stage_one.encoders=text_encoder_2"
 NOISE, ALONE = "stage_one.objective=ablate-dest max_requests=30", "stage_one.pooled_text_loss=False"
 ROWS = (
     "ridge, both:",
     f"units, both: {UNITS}",
     f"ridge, first: {FIRST}",
-    f"units, first: {UNITS} {FIRST}",
+    f"units, first: {UNITS} {FIRST} {FEW}",
     f"ridge, second: {SECOND}",
-    f"units, second: {UNITS} {SECOND}",
-    f"units by the attention loss, both: {UNITS} {ATTENTION}",
+    f"units, second: {UNITS} {SECOND} {FEW}",
+    f"units by the text loss, both: {UNITS} {BY_TEXT}",
     f"noise loss, both: {NOISE}",
     f"noise loss, both, pooled text left out: {NOISE} {ALONE}",
     f"noise loss, first: {NOISE} {FIRST}",

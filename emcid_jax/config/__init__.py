@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from emcid_jax.config.parse import describe, from_config_dict, to_config_dict
+from emcid_jax.config.presets import preset
 from emcid_jax.config.schema import (
     Benchmark,
     Count,
@@ -15,6 +16,7 @@ from emcid_jax.config.schema import (
     EvaluationConfig,
     ExportConfig,
     ExportDtype,
+    Form,
     ImageSource,
     ModelConfig,
     MomentConfig,
@@ -46,6 +48,7 @@ __all__ = [
     "EvaluationConfig",
     "ExportConfig",
     "ExportDtype",
+    "Form",
     "ImageSource",
     "ModelConfig",
     "MomentConfig",
@@ -64,6 +67,7 @@ __all__ = [
     "StageTwoConfig",
     "describe",
     "from_config_dict",
+    "preset",
     "refuse_unread",
     "to_config_dict",
 ]

@@ -29,12 +29,16 @@ def names() -> tuple[str, ...]:
 def find(name: str) -> str:
     """The file that `--config=name` means: a file's path as it is, a bundled name, or a module.
 
+    `name:preset` is the same with `:preset` behind it, which the file's `get_config` is given.
     A folder of that name is none of them: a user may keep a bank in `bank/`.
     UserError for a word that is none of them, and for a bundled file's path that is not here.
     """
     path = Path(name)
     if path.exists() and not path.is_dir():
         return name
+    head, colon, preset = name.rpartition(":")
+    if colon and head:
+        return f"{find(head)}:{preset}"
     if path.suffix == ".py" and path.stem in names():
         raise UserError(
             f"--config is {name!r}, which is not there; --config={path.stem} is the bundled one"

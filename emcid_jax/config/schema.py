@@ -24,6 +24,7 @@ Dtype = Literal["float32", "bfloat16"]
 ExportDtype = Literal["source", "float32", "float16", "bfloat16"]
 Benchmark = Literal["aice"]
 Prediction = Literal["", "epsilon", "v_prediction"]
+Form = Literal["plural", "joined", "spaced"]
 
 
 Count = Annotated[int, Range(1)]
@@ -44,6 +45,9 @@ class RequestsConfig:
     """Only the first `count` requests of the file; 0 takes all."""
     templates: tuple[str, ...] = ()
     """Templates, each with one {}, of requests that name none; empty: those of the file's kind."""
+    forms: tuple[Form, ...] = ()
+    """Other forms of the names of `update` and `rectify`, each a request of its own: `plural`,
+    `joined` (words written together), `spaced` (spaces for hyphens)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from emcid_jax.config import StageOneConfig
+from emcid_jax.config import StageOneConfig, preset
 
 BUNDLED, BUNDLED_XL = "sprites", "sprites-xl"
 SHIPPED = {BUNDLED: "weights", BUNDLED_XL: "weights_xl"}
@@ -17,9 +17,7 @@ STAGE_ONE = StageOneConfig(learning_rate=0.5, text_loss_scale=0.1, teacher_pool=
 """Stage I for its states, which are larger than CLIP's, and its UNet, which is so small that the
 text costs as much (docs/decisions.md)."""
 
-ATTENTION_STAGE_ONE = dataclasses.replace(
-    STAGE_ONE, objective="attention", learning_rate=1.0, text_loss_scale=1.0
-)
+ATTENTION_STAGE_ONE = preset("balanced", STAGE_ONE)
 """Stage I by the attention loss: as good by the noise loss, at a fraction of its work
 (docs/decisions.md)."""
 

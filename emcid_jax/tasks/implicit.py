@@ -75,6 +75,7 @@ class ImplicitConfig:
 
 Config = ImplicitConfig
 UNREAD = (
+    "base.requests.forms",
     "base.model.export_dtype",
     "base.run.profile",
     "base.debias",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from emcid_jax.concepts.conflicts import require_consistent
+from emcid_jax.concepts.forms import with_forms
 from emcid_jax.concepts.readers import manifests
 from emcid_jax.concepts.readers.texts import read_names
 from emcid_jax.concepts.requests import EditRequest
@@ -26,7 +27,7 @@ def read_requests(config: RequestsConfig) -> list[EditRequest]:
         requests = mixed_requests()
     else:
         requests = manifests.read_requests(Path(config.path), config.templates or None)
-    requests = requests[: config.count or None]
+    requests = with_forms(requests[: config.count or None], config.forms)
     for conflict in require_consistent(requests):
         logging.warning("%s", conflict.message)
     return requests

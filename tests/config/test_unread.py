@@ -42,8 +42,11 @@ def changed(config: Any, field: str) -> Any:
         value = not value
     elif isinstance(value, int | float):
         value = value + 1
+    elif isinstance(value, str):
+        value = f"{value}x"
     else:
-        value = f"{value}x" if isinstance(value, str) else (*value, 99)
+        one, *_ = typing.get_args(kind)
+        value = (*value, *(typing.get_args(one)[:1] or [99]))
     return dataclasses.replace(config, **{name: value})
 
 
