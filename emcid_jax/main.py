@@ -47,7 +47,15 @@ TASKS = (
     "implicit",
     "quality",
 )
-DISTRIBUTED_TASKS = ("edit",)
+DISTRIBUTED_TASKS = (
+    "edit",
+    "ablate",
+    "evaluate",
+    "layer_ranges",
+    "sequential",
+    "trace",
+    "implicit",
+)
 USAGE = """\
 usage: python -m emcid_jax.main --config=CONFIG [--workdir=FOLDER] [--config.FIELD=VALUE ...]
        python -m emcid_jax.main configs
@@ -130,7 +138,8 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
         raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
     if distributed and name not in DISTRIBUTED_TASKS:
         raise UserError(
-            f"config.run.distributed is True, but task {name} runs as one process; leave it out"
+            f"config.run.distributed is True, but task {name} runs as one process; leave it out "
+            f"(tasks that take it: {', '.join(DISTRIBUTED_TASKS)})"
         )
     task = importlib.import_module(f"emcid_jax.tasks.{name}")
     config = settings.from_config_dict(values, task.Config)
@@ -146,12 +155,19 @@ def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> No
     from emcid_jax.workflow.workdir import mirrored
 
     parallel.start()
-    shown = config.run.progress and parallel.is_first()
-    config = dataclasses.replace(config, run=dataclasses.replace(config.run, progress=shown))
-    with mirrored(workdir, config.run.mirror) as mine:
+    if not parallel.is_first():
+        config = _without_bars(config)
+    with mirrored(workdir, getattr(config, "base", config).run.mirror) as mine:
         task.run(config, mine)
     if parallel.is_first():
         _tell(task, workdir)
+
+
+def _without_bars(config: Any) -> Any:
+    """The task's settings without progress bars."""
+    if hasattr(config, "base"):
+        return dataclasses.replace(config, base=_without_bars(config.base))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, progress=False))
 
 
 def _tell(task: ModuleType, workdir: Path) -> None:

@@ -80,6 +80,7 @@ MINUTES = (
     "tests/workflow/test_find_memories.py",
     "tests/workflow/test_open_model.py",
     "tests/workflow/test_profile.py::test_the_trace_of_stage_one_names_the_operations_of_its_loop",
+    "tests/workflow/test_sweep_processes.py",
 )
 """Beginnings of the names of tests that take more than about 5 s of a core each; these are marked
 `minutes`, so that `-m "not slow and not minutes"` leaves what runs after every change."""

@@ -75,6 +75,10 @@ def test_every_task_says_where_to_look() -> None:
         ([QUICKSTART, "--config.stage_one.steps=many"], ["config.stage_one.steps", "many"]),
         ([QUICKSTART, "--config.task=paint"], ["config.task", "'paint'", "edit"]),
         ([QUICKSTART, "--config.task=layer_pairs"], ["config.task", "now called 'layer_ranges'"]),
+        (
+            [QUICKSTART, "--config.task=bank", "--config.run.distributed=True"],
+            ["config.run.distributed is True, but task bank", "one process", "ablate, evaluate"],
+        ),
         ([QUICKSTART, "--wrokdir=x"], ["wrokdir", "workdir"]),
         ([QUICKSTART, "x"], ["'x'", "--config.FIELD=VALUE"]),
     ],

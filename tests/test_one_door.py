@@ -31,6 +31,8 @@ ALLOWED = {
     "editing/export/into_folder.py": {"json.loads"},
     "editing/export/stored_weights.py": {"json.loads"},
     "models/weights/safetensors_files.py": {"json.loads"},
+    # What another process of this run has sent.
+    "workflow/sweep.py": {"json.loads"},
     # What the system and the package hold.
     "config/bundled.py": {"read_text"},
     "runtime/peak_memory.py": {"read_text"},

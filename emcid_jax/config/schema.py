@@ -299,8 +299,9 @@ class RunConfig:
     """Traces the chunks of Stage I from this one to the fifth after it, counted from 0, into the
     workdir's folder `profile` (docs/cost.md); 0: none."""
     distributed: bool = False
-    """This command was started on several hosts, which work together. TPU pods, Slurm and Open MPI
-    say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do."""
+    """This command was started on several hosts, which work together (docs/scaling.md). TPU pods,
+    Slurm and Open MPI say who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID do."""
 
 
 @dataclasses.dataclass(frozen=True)

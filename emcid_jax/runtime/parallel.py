@@ -1,7 +1,8 @@
 """Devices and processes: the mesh, its shardings, and several hosts that run one program.
 
 The only file that knows devices. With several processes every one runs the same code on the same
-inputs; arrays over the mesh live on the devices of all of them.
+inputs; arrays over the mesh live on the devices of all of them. In a block of `alone` each is by
+itself, with its own devices.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import contextlib
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.runtime.mail import Mail
 
 CONCEPT_AXIS, WEIGHT_AXIS = "concept", "weight"
 AXES = (CONCEPT_AXIS, WEIGHT_AXIS)
@@ -32,6 +35,17 @@ COORDINATOR, PROCESSES, PROCESS = (
     "JAX_PROCESS_ID",
 )
 """Environment variables that say who is who where nothing else does."""
+_ALONE: ContextVar[bool] = ContextVar("alone", default=False)
+
+
+class Process(NamedTuple):
+    """This process, among those that were started alike."""
+
+    number: int
+    """From 0 on."""
+    count: int
+    mail: Mail | None
+    """How it reaches the others; None if there are none."""
 
 
 def start() -> None:
@@ -77,20 +91,47 @@ def use_cpu_devices(count: int) -> None:
         jax.config.update("jax_num_cpu_devices", count or os.cpu_count() or 1)
 
 
+def me() -> Process:
+    """Who this process is."""
+    if jax.process_count() == 1:
+        return Process(0, 1, None)
+    from jax._src import distributed  # Nothing public sends without a program that all must run.
+
+    return Process(jax.process_index(), jax.process_count(), Mail(distributed.global_state.client))
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """In the block this process does as if there were no others, on the devices of its host.
+
+    Nothing waits for another process then: work on different hosts may take different times.
+    """
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def _is_alone() -> bool:
+    return _ALONE.get() or jax.process_count() == 1
+
+
 def is_first() -> bool:
-    """Whether this is process 0, the one whose files are kept."""
-    return jax.process_index() == 0
+    """Whether this is process 0, the one whose files are kept, or `alone`."""
+    return _is_alone() or jax.process_index() == 0
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, weight_shards: int = 1) -> Mesh:
-    """A mesh over `devices` (default: all) with the axes `concept` and `weight`.
+    """A mesh over `devices` with the axes `concept` and `weight`; default: all, or all one's own.
 
     Each `weight_shards` neighbours share one copy of what `spread` splits. They belong to one
     process, so that every process can read its weights without the others.
 
     UserError if they cannot be grouped so.
     """
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.local_devices() if _is_alone() else jax.devices()
     hosts = Counter(device.process_index for device in devices)
     if any(count % weight_shards for count in hosts.values()):
         raise UserError(
@@ -163,7 +204,7 @@ def place(tree: Any, sharding: Any) -> Any:
 
 def fetch(tree: Any) -> Any:
     """Arrays over the mesh as whole NumPy arrays, on every process."""
-    if jax.process_count() == 1:
+    if _is_alone():
         return jax.device_get(tree)
     from jax.experimental import multihost_utils
 
@@ -182,7 +223,7 @@ def readable(rows: jax.Array, mesh: Mesh) -> jax.Array:
     One process reads the shards of its own devices. Programs without collectives cannot wait for
     each other, as those of many programs in flight on few cores do.
     """
-    if jax.process_count() == 1:
+    if _is_alone():
         return rows
     return jax.lax.with_sharding_constraint(rows, replicated(mesh))
 
@@ -192,6 +233,11 @@ def any_process(value: bool) -> bool:
     return bool(max(_everyones(int(value))))
 
 
+def total(value: int) -> int:
+    """The sum of every process's `value`; the same answer on all of them."""
+    return sum(_everyones(value))
+
+
 def least(value: int) -> int:
     """The smallest `value` of all processes; the same answer on all of them."""
     return min(_everyones(value))
@@ -199,7 +245,7 @@ def least(value: int) -> int:
 
 def share(block: bytes) -> bytes:
     """Process 0's `block`, at most `BLOCK` bytes, on every process."""
-    if jax.process_count() == 1:
+    if _is_alone():
         return block
     from jax.experimental import multihost_utils
 
@@ -223,7 +269,7 @@ def even_chunk(count: int, most: int) -> int:
 
 def _everyones(value: int) -> list[int]:
     """`value` (not negative, below 2^62) of every process."""
-    if jax.process_count() == 1:
+    if _is_alone():
         return [value]
     from jax.experimental import multihost_utils
 

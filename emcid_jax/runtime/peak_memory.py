@@ -25,7 +25,7 @@ class Peak:
 
     def mebibytes(self) -> float | None:
         """The peak so far; None where nobody counts it."""
-        statistics = jax.devices()[0].memory_stats()
+        statistics = jax.local_devices()[0].memory_stats()
         if statistics and "peak_bytes_in_use" in statistics:
             return round(statistics["peak_bytes_in_use"] / 2**20, 1)
         if not (self._resettable and _STATUS.exists()):

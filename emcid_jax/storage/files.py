@@ -127,16 +127,16 @@ def changing_folder(target: Path) -> Iterator[Path]:
     `replacing_folder`. UserError, with `target` as it is, if another program changed it meanwhile.
     """
     with replacing_folder(target) as new:
-        before = _listing(target)
+        before = listing(target)
         shutil.copytree(target, new, symlinks=True, copy_function=link_or_copy, dirs_exist_ok=True)
         yield new
-        if _listing(target) != before:
+        if listing(target) != before:
             raise UserError(
                 f"{target}: another program changed it meanwhile; give the same command again"
             )
 
 
-def _listing(folder: Path) -> dict[str, tuple[int, int, int]]:
+def listing(folder: Path) -> dict[str, tuple[int, int, int]]:
     """By path: what tells whether a file below `folder` is still the same."""
     every = ((path, path.lstat()) for path in folder.rglob("*"))
     return {

@@ -14,8 +14,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from emcid_jax import config as settings
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.config.overrides import override
@@ -26,6 +24,7 @@ from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import require_blocks
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -82,13 +81,27 @@ def run(config: AblateConfig, workdir: Path) -> None:
         require_blocks(_varied(config.base, variant), job.pipeline)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "ablation.json")
-        cells = list(itertools.product(sorted(config.counts), config.variants))
-        for count, variant in tqdm(cells, "Cells", unit="cell", disable=not run.config.progress):
-            varied = dataclasses.replace(job, config=_varied(config.base, variant))
-            first = varied.first(count)
-            measure = functools.partial(_measure, first, run)
-            table.row({"count": count, "variant": variant}, first.decides, measure)
-            write_atomically(workdir / "ablation.md", as_markdown(table.rows).encode())
+        asked = itertools.product(sorted(config.counts), config.variants)
+        cells = [_cell(job, count, variant) for count, variant in asked]
+
+        def show(rows: list[dict[str, Any]]) -> None:
+            write_atomically(workdir / "ablation.md", as_markdown(rows).encode())
+
+        measured(cells, table, run, "Cells", show, ["count-*/evaluation/*/*.npz"])
+
+
+def _cell(job: Job, count: int, variant: str) -> Cell:
+    """The first `count` requests of `job` with a variant's settings."""
+    first = dataclasses.replace(job, config=_varied(job.config, variant)).first(count)
+    config = first.config
+    return Cell(
+        {"count": count, "variant": variant},
+        first.decides,
+        functools.partial(_measure, first),
+        cost=len(first.requests),
+        needs=(config.stage_one, config.stage_two.solver),
+        find=functools.partial(edit_job.find, first),
+    )
 
 
 def _varied(base: EditConfig, variant: str) -> EditConfig:

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
 from emcid_jax import config as settings
 from emcid_jax.baselines.fine_tune import FineTuneConfig
 from emcid_jax.baselines.uce import UceConfig
@@ -34,6 +32,7 @@ from emcid_jax.reporting.pages.comparison import ComparisonData, Gathered, repor
 from emcid_jax.reporting.plots import before_after
 from emcid_jax.reporting.plots import comparison as comparison_figures
 from emcid_jax.reporting.plots.before_after import Grid, make_grid
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums
 from emcid_jax.storage.files import write_atomically
@@ -42,6 +41,7 @@ from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import read_requests, require_blocks
 from emcid_jax.workflow.methods import Edited, Method
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -128,6 +128,12 @@ WRITES = (
 """What the task writes in its workdir."""
 LOOK = "evaluation.html"
 """Which of it to open first."""
+_OF_A_CELL = (
+    "cells/*",
+    "evaluation/*/*.npz",
+    f"images/{comparison.BENCHMARK}/*/*",
+)
+"""What a cell leaves beside its row."""
 
 
 class General(NamedTuple):
@@ -151,24 +157,19 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
     if config.base.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
-    gathered = gather(config.gather)
+    gathered = gather(config.gather) if parallel.is_first() else []
     job, untouched = prepare(config)
     general = _general(config, job)
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "evaluation.json")
         plans = functools.cache(lambda count: _plan(job.first(count), untouched, config))
-        cells = _cells(config)
-        for count, name, chosen in tqdm(cells, "Cells", disable=not run.config.progress):
-            first, plan = job.first(count), plans(count)
-            cell = {"count": count, "name": name}
-            edited = dataclasses.replace(first, config=chosen.base).decides
-            decides = [edited, untouched.to_protect, plan.draws(), _settings(chosen, general)]
-            measure = functools.partial(
-                _measure, job, first, plan, chosen, cell, untouched, general, run
-            )
-            table.row(cell, decides, measure)
-            write(table.rows, workdir)
-        _report(config, table.rows, gathered, workdir)
+        cells = [
+            _cell(job, job.first(count), plans(count), chosen, name, untouched, general)
+            for count, name, chosen in _cells(config)
+        ]
+        show = functools.partial(write, workdir=workdir)
+        if measured(cells, table, run, "Cells", show, _OF_A_CELL):
+            _report(config, table.rows, gathered, workdir)
 
 
 def _cells(config: EvaluateConfig) -> list[tuple[int, str, EvaluateConfig]]:
@@ -180,6 +181,28 @@ def _cells(config: EvaluateConfig) -> list[tuple[int, str, EvaluateConfig]]:
         for name, chosen in rows
         if not chosen.max_requests or count <= chosen.max_requests
     ]
+
+
+def _cell(
+    job: Job,
+    first: Job,
+    plan: Plan,
+    config: EvaluateConfig,
+    name: str,
+    untouched: UntouchedNames,
+    general: General | None,
+) -> Cell:
+    """A row's cell for the requests `first` of `job`."""
+    about = {"count": len(first.requests), "name": name}
+    edited = dataclasses.replace(first, config=config.base).decides
+    decides = [edited, untouched.to_protect, plan.draws(), _settings(config, general)]
+    measure = functools.partial(_measure, job, first, plan, config, about, untouched, general)
+    if config.method != "emcid":
+        return Cell(about, decides, measure, cost=about["count"])
+    found = _job_of_memories(job, config)
+    needs = len(found.requests), found.config.stage_one, found.config.stage_two.solver
+    find = functools.partial(methods.found, found)
+    return Cell(about, decides, measure, about["count"], needs, find)
 
 
 def _measure(
@@ -299,8 +322,7 @@ def _edited(
     job: Job, config: EvaluateConfig, count: int, untouched: UntouchedNames, run: Run
 ) -> Edited:
     """The model with the first `count` requests in it, by the row's method."""
-    first = min(config.max_requests or len(job.requests), len(job.requests))
-    job = dataclasses.replace(job.first(first), config=config.base)
+    job = _job_of_memories(job, config)
     keep: tuple[str, ...] = ()
     if config.keep:
         goals = (request.dests[0] for request in job.requests[:count])
@@ -310,6 +332,12 @@ def _edited(
     if config.method == "uce":
         return methods.by_uce(job, count, keep, config.uce)
     return methods.fine_tuned(job, count, config.fine_tune, run)
+
+
+def _job_of_memories(job: Job, config: EvaluateConfig) -> Job:
+    """The job of all requests that any cell of a row edits, with the row's settings."""
+    first = min(config.max_requests or len(job.requests), len(job.requests))
+    return dataclasses.replace(job.first(first), config=config.base)
 
 
 def _general(config: EvaluateConfig, job: Job) -> General | None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from jax.sharding import Mesh
 
 from emcid_jax.concepts.readers.implicit import Choice, ImplicitEdit, read_implicit
 from emcid_jax.concepts.requests import EditRequest
@@ -49,6 +49,7 @@ from emcid_jax.workflow.find_moments import (
 )
 from emcid_jax.workflow.inputs import require_blocks
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -116,15 +117,18 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
             job.pipeline, job.captions, stage_two_config, layers, config.base.moments, folder, run
         )
         memories = edit_job.find_memories_of(job, run)
-        bench = _Bench(job, moments, clip, run)
-        asked: list[list[dict[str, Any]]] = [[] for _ in range(config.seeds)]
-        shown = tqdm(memories, "Edits", unit="edit", disable=not config.base.run.progress)
-        for place, memory in enumerate(shown):
+        bench = _Bench(job, moments, clip)
+        cells = []
+        for place, memory in enumerate(memories):
             seed, number = divmod(place, len(edits))
             one = edits[number]
             measure = functools.partial(bench.measure, one, number, seed, place, memory)
             decides = [one.choices, one.dest, _settings(job), clip.fingerprint]
-            asked[seed].append(table.row({"row": number, "seed": seed}, decides, measure))
+            cells.append(Cell({"row": number, "seed": seed}, decides, measure, len(one.choices)))
+        if not measured(cells, table, run, "Edits", files=["images/*.png"]):
+            return
+        count = len(edits)
+        asked = [table.rows[seed * count :][:count] for seed in range(config.seeds)]
         scores = score(asked)
         table.write(scores=scores)
         text = as_markdown(scores) + "\n" + row_table(asked)
@@ -216,29 +220,30 @@ class _Bench:
     job: Job
     moments: Mapping[str, Measured]
     clip: Clip
-    run: Run
-    """`images` gets the source's picture of the first seed, before and after."""
 
     def measure(
-        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory
+        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory, run: Run
     ) -> dict[str, Any]:
-        """One row by one seed: writes, draws, judges."""
-        with self.run.log.timed("row", row=number, seed=seed):
-            return dataclasses.asdict(self._found(asked, number, seed, place, memory))
+        """One row by one seed: writes, draws, judges.
+
+        `images` gets the source's picture of the first seed, before and after.
+        """
+        with run.log.timed("row", row=number, seed=seed):
+            return dataclasses.asdict(self._found(asked, number, seed, place, memory, run))
 
     def _found(
-        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory
+        self, asked: ImplicitEdit, number: int, seed: int, place: int, memory: Memory, run: Run
     ) -> Found:
         base, count = self.job.pipeline, 1 + len(asked.related)
         seeds = drawn_seeds(asked.source, seed, len(asked.choices))
         prompts = [one.prompt for one in asked.choices]
         wanted = [one.new for one in asked.choices[:count]]
-        before = self._draw(base, prompts + wanted, seeds + seeds[:count])
-        after = self._draw(self._edited(place, memory), prompts, seeds)
+        before = self._draw(base, prompts + wanted, seeds + seeds[:count], run.mesh)
+        after = self._draw(self._edited(place, memory), prompts, seeds, run.mesh)
         if seed == 0:
             for side, images in (("before", before), ("after", after)):
                 name = f"{number + 1:03d}-{slug(asked.source)}-{side}.png"
-                write_atomically(self.run.workdir / "images" / name, png(images[0]))
+                write_atomically(run.workdir / "images" / name, png(images[0]))
         oracle = np.concatenate([before[len(prompts) :], before[count : len(prompts)]])
         sides = (after, before[: len(prompts)], oracle)
         return Found(
@@ -254,10 +259,12 @@ class _Bench:
         job = dataclasses.replace(self.job, requests=requests, prompts=prompts)
         return stage_two.with_edit(job.pipeline, edit_job.solve(job, [memory], self.moments))
 
-    def _draw(self, pipeline: Pipeline, prompts: list[str], seeds: list[int]) -> np.ndarray:
+    def _draw(
+        self, pipeline: Pipeline, prompts: list[str], seeds: list[int], mesh: Mesh
+    ) -> np.ndarray:
         config = self.job.config.evaluation
         batch = parallel.even_chunk(len(prompts), config.batch)
-        draw: Generate = drawing(pipeline, config, batch, self.run.mesh)
+        draw: Generate = drawing(pipeline, config, batch, mesh)
         return np.concatenate(
             [
                 draw(prompts[start : start + batch], seeds[start : start + batch])

@@ -13,8 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tqdm import tqdm
-
 from emcid_jax.concepts.templates import slot_count
 from emcid_jax.config import CountOrZero, EditConfig
 from emcid_jax.editing.stage_two import solve as stage_two
@@ -28,6 +26,7 @@ from emcid_jax.workflow import edit_job, environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import names_to_keep, require_one_encoder
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -107,22 +106,32 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
     lasts = _lasts(config, job.pipeline.encoder.model.config.num_hidden_layers)
     with running(base.run, workdir, WRITES) as run:
         table = Table(workdir / "layer_ranges.json")
-        reader = make_reader(
-            job.pipeline.encoder, job.requests, keep, config.template, config.keep_count
-        )
         judged_by = [keep, config.keep_count, config.template]
 
+        @functools.cache
+        def reader() -> Reader:
+            encoder = job.pipeline.encoder
+            return make_reader(encoder, job.requests, keep, config.template, config.keep_count)
+
         @functools.lru_cache(maxsize=1)
-        def find(last: int) -> edit_job.Found:
+        def find(last: int, run: Run) -> edit_job.Found:
             """What all ranges share that end there."""
             return edit_job.find(_varied(job, last, last), run)
 
-        ranges = [(first, last) for last in lasts for first in range(last + 1)]
-        for first, last in tqdm(ranges, "Ranges", disable=not run.config.progress):
-            varied = _varied(job, first, last)
-            found = functools.partial(find, last)
-            measure = functools.partial(_measure, varied, reader, found, run)
-            table.row({"first": first, "last": last}, [varied.decides, *judged_by], measure)
+        def cell(first: int, last: int) -> Cell:
+            varied, own = _varied(job, first, last), functools.partial(find, last)
+            return Cell(
+                {"first": first, "last": last},
+                [varied.decides, *judged_by],
+                lambda run: _measure(varied, reader(), functools.partial(own, run), run),
+                cost=1 + last - first,
+                needs=last,
+                find=own,
+            )
+
+        cells = [cell(first, last) for last in lasts for first in range(last + 1)]
+        if not measured(cells, table, run, "Ranges", files=["evaluation/*/*.npz"]):
+            return
         write_atomically(workdir / "layer_ranges.md", as_markdown(table.rows).encode())
         write_atomically(workdir / "layer_ranges.png", heat_maps(panels(table.rows)))
 

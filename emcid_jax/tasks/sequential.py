@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64
-from tqdm import tqdm
 
 from emcid_jax.config import Count, EditConfig
 from emcid_jax.editing.bank.memories import model_hashes
@@ -44,6 +43,7 @@ from emcid_jax.workflow.find_moments import (
     require_linear,
 )
 from emcid_jax.workflow.inputs import require_one_encoder
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
 from emcid_jax.workflow.workdir import Run, running
 
@@ -109,18 +109,31 @@ def run(config: SequentialConfig, workdir: Path) -> None:
         )
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "sequential.json")
-        gauge = _Gauge.of(job, config)
+        captions = _captions(job, config)
+        gauge = functools.cache(functools.partial(_Gauge.of, job, captions))
         layers = edited_layers(config.base.stage_two, job.sites)
         folder = moments_folder(workdir, job.model, job.captions, layers)
         moments = find_moments(
             job.pipeline.encoder, job.captions, layers[FIRST], config.base.moments, folder, run
         )
-        cells = list(itertools.product(sorted(config.rounds), config.ways))
-        for rounds, way in tqdm(cells, "Cells", unit="cell", disable=not run.config.progress):
-            measure = functools.partial(_row, job, moments, gauge, rounds, way, run)
-            name = {"rounds": rounds, "way": way}
-            table.row(name, [job.decides, gauge.captions.tolist()], measure)
-            write_atomically(workdir / "sequential.md", as_markdown(table.rows).encode())
+
+        def cell(rounds: int, way: Way) -> Cell:
+            # The first round of both ways starts from the pristine weights, a bank's every round.
+            of_all = functools.partial(edit_job.find_memories_of, job)
+            return Cell(
+                {"rounds": rounds, "way": way},
+                [job.decides, captions.tolist()],
+                lambda run: _row(job, moments, gauge(), rounds, way, run),
+                cost=len(job.requests) if way == "edited" else rounds,
+                needs=way == "bank" or rounds == 1,
+                find=of_all if way == "bank" or rounds == 1 else None,
+            )
+
+        def show(rows: list[dict[str, Any]]) -> None:
+            write_atomically(workdir / "sequential.md", as_markdown(rows).encode())
+
+        asked = itertools.product(sorted(config.rounds), config.ways)
+        measured([cell(*one) for one in asked], table, run, "Cells", show)
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
@@ -194,6 +207,13 @@ def _written(job: Job, moments: SecondMoments, run: Run) -> Pipeline:
     return stage_two.with_edit(job.pipeline, solved)
 
 
+def _captions(job: Job, config: SequentialConfig) -> np.ndarray:
+    """Token ids of captions that name no source."""
+    corpus = np.array(find_other_captions(config.base.moments, config.captions))
+    named = names_any(corpus.tolist(), [request.source for request in job.requests])
+    return tokenize(job.pipeline.encoder.tokenizer, corpus[~named].tolist())
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Gauge:
     """What is measured of every model, in final features of the text encoder."""
@@ -207,9 +227,7 @@ class _Gauge:
     """Token ids of captions that name no source."""
 
     @classmethod
-    def of(cls, job: Job, config: SequentialConfig) -> _Gauge:
-        corpus = np.array(find_other_captions(config.base.moments, config.captions))
-        named = names_any(corpus.tolist(), [request.source for request in job.requests])
+    def of(cls, job: Job, captions: np.ndarray) -> _Gauge:
         source, dest = (part.ids[:, 0] for part in job.prompts)
         base = job.pipeline.encoder
         return cls(
@@ -217,7 +235,7 @@ class _Gauge:
             source,
             end_features(base, base.params, source),
             end_features(base, base.params, dest),
-            tokenize(base.tokenizer, corpus[~named].tolist()),
+            captions,
         )
 
     def left(self, pipeline: Pipeline) -> Float64[np.ndarray, " request"]:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from emcid_jax.concepts.templates import OBJECT_TEMPLATES, slot_count
 from emcid_jax.config import Count, CountOrZero, EncoderName, ModelConfig, Positive, RunConfig, Seed
@@ -25,14 +24,16 @@ from emcid_jax.evaluation.text_space.trace_prompts import read_subjects, with_no
 from emcid_jax.evaluation.text_space.trace_scores import Recovery, whole_windows
 from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.trace_maps import MEASURES, panels
+from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import encoder_of, names_to_keep
 from emcid_jax.workflow.open_model import open_model
+from emcid_jax.workflow.sweep import Cell, measured
 from emcid_jax.workflow.table import Table
-from emcid_jax.workflow.workdir import Log, running
+from emcid_jax.workflow.workdir import Run, running
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,22 +115,30 @@ def run(config: TraceConfig, workdir: Path) -> None:
     with running(config.run, workdir, WRITES) as run:
         corrupt = functools.partial(with_noise, scale=config.noise, seed=config.seed)
         corruption = corrupt if swapped is None else swapped
-        traced = trace_runs.prepare(encoder, subjects, corruption)
+        with parallel.alone():  # Every host measures rows by itself.
+            traced = trace_runs.prepare(encoder, subjects, corruption)
         about = {"names": list(subjects.names), "corrupted": _plain(traced.nothing)}
         table = Table(workdir / "trace.json", blocks=blocks, **about)
         decides = [model_hashes(pipeline), subjects.ids.tolist(), about, _settings(config)]
-        asked = list(itertools.product(config.sites, whole_windows(blocks, config.windows)))
-        for site, (first, size) in tqdm(asked, "Tracing", disable=not config.run.progress):
-            measure = functools.partial(_measure, traced, site, range(first, first + size), run.log)
-            table.row({"site": site, "first": first, "size": size}, decides, measure)
+        asked = itertools.product(config.sites, whole_windows(blocks, config.windows))
+        cells = [
+            Cell(
+                {"site": site, "first": first, "size": size},
+                decides,
+                functools.partial(_measure, traced, site, range(first, first + size)),
+            )
+            for site, (first, size) in asked
+        ]
+        if not measured(cells, table, run, "Tracing"):
+            return
         write_atomically(workdir / "trace.md", as_markdown(table.rows).encode())
         maps = heat_maps(panels(table.rows, blocks), len(MEASURES))
         write_atomically(workdir / "trace.png", maps)
 
 
-def _measure(traced: trace_runs.Traced, site: Site, blocks: range, log: Log) -> dict[str, Any]:
+def _measure(traced: trace_runs.Traced, site: Site, blocks: range, run: Run) -> dict[str, Any]:
     """A row's figures."""
-    with log.timed("trace"):
+    with run.log.timed("trace"):
         return _plain(trace_runs.measure(traced, site, blocks))
 
 

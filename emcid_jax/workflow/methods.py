@@ -57,7 +57,7 @@ def emcid(job: Job, count: int, keep: Sequence[str], run: Run) -> Edited:
 
     With names to keep, `ridge` becomes `ridge+preserve`.
     """
-    found, each = _found(job, run)
+    read, each = found(job, run)
     first = job.first(count)
     if keep:
         layers = first.config.stage_two
@@ -66,7 +66,7 @@ def emcid(job: Job, count: int, keep: Sequence[str], run: Run) -> Edited:
         config = dataclasses.replace(first.config, stage_two=layers)
         first = dataclasses.replace(first, config=config)
     peak, clock = Peak(), _Clock()
-    solved = edit_job.solve(first, found.memories[:count], found.moments)
+    solved = edit_job.solve(first, read.memories[:count], read.moments)
     edited = stage_two.with_edit(job.pipeline, solved)
     writing = clock.spent()
     reports = {name: one.report for name, one in solved.items()}
@@ -93,7 +93,7 @@ class _Clock:
         return Spent(time.perf_counter() - seconds, time.process_time() - processor)
 
 
-def _found(job: Job, run: Run) -> tuple[edit_job.Found, Spent]:
+def found(job: Job, run: Run) -> tuple[edit_job.Found, Spent]:
     """What Stage II reads, and what a memory costs on average, compilation included.
 
     The costs of earlier runs are in a log of their own per settings of Stage I.
@@ -103,16 +103,17 @@ def _found(job: Job, run: Run) -> tuple[edit_job.Found, Spent]:
     run = dataclasses.replace(run, log=log)
     edit_job.find_moments_of(job, run)
     before, clock = len(list(log.records())), _Clock()
-    found = edit_job.find(job, run)
+    read = edit_job.find(job, run)
     new = list(log.records())[before:]
     chunk = parallel.even_chunk(len(job.requests), run.config.save_every)
     if new:
-        log.write("processor", clock.spent().processor, found=chunk * len(new))
+        milliseconds = parallel.total(round(1000 * clock.spent().processor))  # Of all hosts.
+        log.write("processor", milliseconds / 1000, found=chunk * len(new))
     spent, known = log.seconds(), list(log.records())
     every = max((one.get("concepts", 1) for one in known), default=1)
     timed = sum(one.get("found", 0) for one in known) or 1
     each = spent.get("stage_one", 0.0) / every, spent.get("processor", 0.0) / timed
-    return found, Spent(*each)
+    return read, Spent(*each)
 
 
 def by_uce(job: Job, count: int, keep: Sequence[str], config: UceConfig) -> Edited:

@@ -41,7 +41,7 @@ class Table:
         try:
             old = checksums.read_json(path, _REMEDY, older=True) if path.exists() else {"rows": []}
             self._earlier: list[Row] = [*old["rows"], *old.get("earlier", [])]
-            self._hashes = [row.get("hash") for row in self._earlier]
+            self._hashes()
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is no table of this task ({error}); {_REMEDY}") from error
 
@@ -56,18 +56,27 @@ class Table:
                 hashes of models, the content (not the path) of inputs.
             measure: gives the figures, as JSON values.
         """
-        about = [FORMAT, dict(name), decides]
-        key = hash_of(about)
-        known = [one for one in (key, hash_of(renamed.older(about))) if one in self._hashes]
-        if known:
-            found = self._earlier.pop(self._hashes.index(known[0])) | {**name, "hash": key}
+        found = self.known(name, decides)
+        if found is None:
+            found = made(name, decides, measure())
         else:
-            found = {**name, "hash": key, **measure()}
-        left = [row for row in self._earlier if {**row, **name} != row]
-        self._earlier, self._hashes = left, [row.get("hash") for row in left]
+            self._earlier.remove(found)
+            found = found | {**name, "hash": _key(name, decides)}
+        self._earlier = [row for row in self._earlier if {**row, **name} != row]
         self.rows.append(found)
         self.write()
         return found
+
+    def known(self, name: Mapping[str, Any], decides: Any) -> Row | None:
+        """The row that `row` would find, if it lies under `earlier`."""
+        about, hashes = [FORMAT, dict(name), decides], self._hashes()
+        keys = _key(name, decides), hash_of(renamed.older(about))
+        return next((self._earlier[hashes.index(key)] for key in keys if key in hashes), None)
+
+    def keep(self, row: Row) -> None:
+        """Files under `earlier` what another process made by `made`."""
+        self._earlier.append(row)
+        self.write()
 
     def write(self, **about: Any) -> None:
         """Writes the file by one rename; `about` are further JSON values that it shall hold."""
@@ -75,3 +84,15 @@ class Table:
         checksums.write_json(
             self._path, self._about | {"rows": self.rows, "earlier": self._earlier}
         )
+
+    def _hashes(self) -> list[str | None]:
+        return [row.get("hash") for row in self._earlier]
+
+
+def made(name: Mapping[str, Any], decides: Any, figures: Mapping[str, Any]) -> Row:
+    """The row called `name` of a table, see `Table.row`, that holds `figures`."""
+    return {**name, "hash": _key(name, decides), **figures}
+
+
+def _key(name: Mapping[str, Any], decides: Any) -> str:
+    return hash_of([FORMAT, dict(name), decides])

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -22,8 +21,8 @@ from emcid_jax.editing.export.edit_file import read_edit
 from emcid_jax.editing.moments import second_moment
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
+from tests.helpers.processes import run_processes
 
-ROOT = Path(__file__).parents[2]
 EPSILON = float(np.finfo(np.float32).eps)
 REQUESTS = [
     {"source": "dog", "dest": "cat", "templates": ["a photo of {}"], "seed": 1},
@@ -107,7 +106,8 @@ def test_weights_are_shared_by_devices_of_one_host_only() -> None:
 def test_alone_everything_is_ones_own() -> None:
     assert parallel.is_first()
     assert parallel.share(b"x") == b"x"
-    assert parallel.least(2**40) == 2**40
+    assert parallel.least(2**40) == parallel.total(2**40) == 2**40
+    assert parallel.me() == (0, 1, None)
     assert [parallel.any_process(value) for value in (False, True)] == [False, True]
 
 
@@ -152,43 +152,6 @@ def config(tiny_pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory)
         evaluation=settings.EvaluationConfig(enabled=False),
         run=settings.RunConfig(save_every=2, save_every_batches=2, progress=False),
     )
-
-
-def run_processes(
-    count: int, config: EditConfig, workdir: Path, files: Path, *start: str
-) -> list[str]:
-    """Runs the command as `count` processes with eight devices in all.
-
-    What each says, after its exit code.
-    """
-    run = dataclasses.replace(config.run, distributed=count > 1)
-    values = json.dumps(dataclasses.asdict(dataclasses.replace(config, run=run)))
-    (files / "settings.py").write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
-    )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = [f"--config={files / 'settings.py'}", f"--workdir={workdir}"]
-    started = []
-    for process in range(count):
-        environment = os.environ | {
-            "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": str(count),
-            "JAX_PROCESS_ID": str(process),
-            "XDG_CACHE_HOME": str(files / "cache"),
-            "TMPDIR": str(files),
-        }
-        command = [sys.executable, *(start or ("-m", "emcid_jax.main")), *arguments]
-        started.append(
-            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    said = [process.communicate(timeout=500)[1] for process in started]
-    return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
 
 
 def distance(found: np.ndarray, wanted: np.ndarray) -> float:

@@ -1,0 +1,58 @@
+"""One command as several processes of one machine, as several hosts run it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_processes(
+    count: int, config: Any, workdir: Path, files: Path, *start: str, devices: int = 8
+) -> list[str]:
+    """Runs the command as `count` processes with `devices` in all.
+
+    `start` is what Python runs in place of the command's module. What each says, after its exit
+    code.
+    """
+    values = json.dumps(dataclasses.asdict(_distributed(config, count > 1)))
+    (files / "settings.py").write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    arguments = [f"--config={files / 'settings.py'}", f"--workdir={workdir}"]
+    started = []
+    for process in range(count):
+        environment = os.environ | {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of the time.
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(process),
+            "XDG_CACHE_HOME": str(files / "cache"),
+            "TMPDIR": str(files),
+        }
+        command = [sys.executable, *(start or ("-m", "emcid_jax.main")), *arguments]
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+        )
+    said = [process.communicate(timeout=500)[1] for process in started]
+    return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
+
+
+def _distributed(config: Any, value: bool) -> Any:
+    """The settings with `run.distributed`, a sweep's in its base."""
+    if hasattr(config, "base"):
+        return dataclasses.replace(config, base=_distributed(config.base, value))
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, distributed=value))
