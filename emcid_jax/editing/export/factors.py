@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 from jaxtyping import Float, Float64
 
 ACCURACY = 2.0**-22
@@ -41,6 +43,27 @@ def restored(
     if name in arrays:
         return arrays[name].astype(np.float64)
     return arrays[f"{name}.up"].astype(np.float64) @ arrays[f"{name}.down"].astype(np.float64)
+
+
+class Svd(NamedTuple):
+    """dW = left @ diag(values) @ right, values descending."""
+
+    left: Float64[np.ndarray, "out rank"]
+    values: Float64[np.ndarray, " rank"]
+    right: Float64[np.ndarray, "rank inner"]
+
+
+def svd(arrays: Mapping[str, Float[np.ndarray, "_ _"]], name: str) -> Svd:
+    """Singular values and vectors of the change stored as `name`.
+
+    Of two factors those of a small matrix: with up = Q R and down^T = P S, dW = Q (R S^T) P^T.
+    """
+    if name in arrays:
+        return Svd(*scipy.linalg.svd(restored(arrays, name), full_matrices=False))
+    up, down = (arrays[f"{name}.{part}"].astype(np.float64) for part in ("up", "down"))
+    (basis, upper), (others, lower) = np.linalg.qr(up), np.linalg.qr(down.T)
+    left, values, right = scipy.linalg.svd(upper @ lower.T, full_matrices=False)
+    return Svd(basis @ left, values, right @ others.T)
 
 
 def error(

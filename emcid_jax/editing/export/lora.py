@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.linalg
 
-from emcid_jax.editing.export import kohya
-from emcid_jax.editing.export.edit_file import EditFile, Edits, by_part, require_own_width
+from emcid_jax.editing.export import factors, kohya
+from emcid_jax.editing.export.edit_file import WEIGHT, EditFile, Edits, by_part, require_own_width
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
 
@@ -59,7 +58,7 @@ def write_lora(
     highest = max(stored.rank for edit in edits.values() for stored in edit.layers)
     size = min(rank or highest, highest)
     for part, layer, delta in _deltas(edits):
-        left, values, right = scipy.linalg.svd(delta, full_matrices=False)
+        left, values, right = factors.svd(edits[part].arrays, WEIGHT.format(layer))
         root = np.sqrt(values[:size])
         with np.errstate(over="ignore"):  # Said below.
             up = _widened(left[:, :size] * root, (len(left), size), dtype)
