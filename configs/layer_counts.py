@@ -2,8 +2,8 @@
 
 Every row is one last layer, one number of layers and one number of concepts. Rows with the same
 last layer share their memories, and all rows share one set of second moments. The task resumes, so
-more layers or concepts can be added later. With `--config.base.run.distributed=True` on several
-hosts each measures a share of the rows.
+more layers or concepts can be added later. With `--config.run.distributed=True` on several hosts
+each measures a share of the rows.
 """
 
 from __future__ import annotations

@@ -55,6 +55,8 @@ DISTRIBUTED_TASKS = (
     "sequential",
     "trace",
     "implicit",
+    "sample",
+    "quality",
 )
 USAGE = """\
 usage: python -m emcid_jax.main --config=CONFIG [--workdir=FOLDER] [--config.FIELD=VALUE ...]

@@ -24,14 +24,23 @@ def from_config_dict(values: Mapping[str, Any], cls: type[Config], name: str = "
     new name of a field that had another.
     """
     renamed.refuse(values, name)
+    base = values.get("base")
+    if isinstance(base, Mapping) and values.get("run") == base.get("run"):
+        values = {field: value for field, value in values.items() if field != "run"}
     return section(values, cls, name)
 
 
 def to_config_dict(config: Any) -> Any:
-    """A dataclass of settings as the ConfigDict that a config file's `get_config` returns."""
+    """A dataclass of settings as the ConfigDict that a config file's `get_config` returns.
+
+    Where the section `run` is in `base`, it is one of both: `--config.run` is right for every task.
+    """
     from ml_collections import ConfigDict
 
-    return ConfigDict(dataclasses.asdict(config))
+    values = ConfigDict(dataclasses.asdict(config))
+    if "base" in values:
+        values.run = values.base.run
+    return values
 
 
 def describe(cls: type, name: str = "config") -> str:

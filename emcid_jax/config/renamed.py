@@ -17,6 +17,8 @@ SETTINGS = {
     "config.lasts": "last_layers",
     "config.most": "max_requests",
     "config.judged": "max_judged",
+    "config.compile_cache": "run.compile_cache",
+    "config.progress": "run.progress",
 }
 """Old name after its section (`config`: a field of the task itself) -> new name."""
 TASKS = {"layer_pairs": "layer_ranges"}

@@ -23,6 +23,7 @@ from emcid_jax.editing.encoder.sites import sites
 from emcid_jax.editing.stage_one import loss, training_images
 from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_one.concept_batch import ConceptBatch, needed_memory, refused_memory
+from emcid_jax.editing.stage_one.loss import StageOneInputs
 from emcid_jax.pipelines import abstract as architectures
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.planning import plan_table, tpu_topology, traced_programs
@@ -169,8 +170,18 @@ def plan_stage_one(
         batch=batch.concepts,
         total=total,
         one_by_one=batch.one_by_one,
-        details={"flops_per_concept_step": step.flops, "bytes_per_concept_step": step.bytes},
+        details={
+            "flops_per_concept_step": step.flops,
+            "bytes_per_concept_step": step.bytes,
+            "bytes_per_concept_between_hosts": result_bytes(inputs, settings),
+        },
     )
+
+
+def result_bytes(inputs: StageOneInputs, config: StageOneConfig) -> int:
+    """Of what Stage I finds for one concept, which every host gets from the one that found it."""
+    states, losses = 3 * inputs.h0.shape[1], 2 * len(loss.Losses._fields)
+    return jnp.dtype(jnp.float32).itemsize * (states + config.steps + losses)
 
 
 def stage_one_cost(pipeline: Pipeline, config: PlanConfig) -> tuple[Cost, Cost]:
@@ -343,6 +354,11 @@ def _lines(
             flops, moved = (part.details[f"{x}_per_concept_step"] for x in ("flops", "bytes"))
             step = f"{plan_table.amount(flops, 'FLOP')}, {plan_table.amount(moved, 'B')}"
             yield f"a step of one concept: {step}"
+            result = part.details["bytes_per_concept_between_hosts"] / 1e3
+            yield (
+                f"between hosts: {result:.1f} kB per concept, {3 * height * width / 1e3:.1f} kB "
+                "per image of an evaluation; while a sweep's cell is measured none, then its row"
+            )
             if part.batch > RunConfig().save_every:
                 yield f"for that batch, run with --config.run.save_every={part.batch}"
     yield f"figures: {_source(config, target)}"

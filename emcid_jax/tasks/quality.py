@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from emcid_jax.config import Count, EvaluationConfig, ModelConfig
+from emcid_jax.config import EvaluationConfig, ModelConfig, RunConfig
 from emcid_jax.diffusion.samplers import make_sampler
 from emcid_jax.editing.bank.memories import hash_of, model_hashes
 from emcid_jax.editing.export import edit_file
@@ -16,7 +16,6 @@ from emcid_jax.evaluation.drawing.both import Both
 from emcid_jax.evaluation.judges.classifier import load_judge
 from emcid_jax.evaluation.judges.lpips import load_lpips
 from emcid_jax.pipelines.pipeline import with_text_params
-from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import environment
@@ -43,12 +42,7 @@ class QualityTaskConfig:
     """A published `erased-*.csv`: the artists' benchmark runs, too."""
     lpips: str = ""
     """LPIPS (AlexNet) as a .safetensors file, for the artists; empty: CLIP scores alone."""
-    weight_shards: Count = 1
-    """As `run.weight_shards` of other tasks: devices that share one copy of the UNet's weights."""
-    compile_cache: bool = True
-    """Keep compiled programs in the user's cache folder for the next run."""
-    progress: bool = True
-    """Progress bars on stderr."""
+    run: RunConfig = RunConfig()  # noqa: RUF009 (frozen)
 
     def check(self) -> None:
         """Rules between fields; UserError names the field, the value and the fix."""
@@ -61,6 +55,9 @@ class QualityTaskConfig:
 Config = QualityTaskConfig
 UNREAD = (
     "model.export_dtype",
+    "run.save_every",
+    "run.save_every_batches",
+    "run.profile",
     "evaluation.enabled",
     "evaluation.prompts_per_request",
     "evaluation.holdout",
@@ -81,25 +78,29 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if captions, models or evaluators are unfit.
     """
-    if config.compile_cache:
+    if config.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     captions = quality.read_captions(config.quality, _sources(config.edited))
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
     lpips = load_lpips(Path(config.lpips)) if config.lpips else None
-    base = open_model(config.model, config.weight_shards)
+    base = open_model(config.model, config.run.weight_shards)
     make_sampler(base.scheduler_config, config.evaluation.steps)  # Refuses before any work.
     edited = with_text_params(base, read_edited(config.edited, base, "config.edited"))
     folder = Path(config.evaluation.judge) if config.evaluation.judge else base.folder / "judge"
     named = bool(config.evaluation.judge)
     judge = load_judge(folder) if named or folder.is_dir() else None
     evaluators = quality.load_evaluators(config.quality, base, judge)
-    mesh = parallel.make_mesh(weight_shards=config.weight_shards)
-    models = Both(base, edited, hash_of(model_hashes(base)), mesh)
-    with folders.exclusive(workdir, WRITES):
+    with folders.running(config.run, workdir, WRITES) as run:
+        models = Both(base, edited, hash_of(model_hashes(base)), run.mesh)
         found: dict[str, Any] = {
             "quality": quality.evaluate(
-                captions, models, evaluators, config.evaluation, workdir, progress=config.progress
+                captions,
+                models,
+                evaluators,
+                config.evaluation,
+                workdir,
+                progress=config.run.progress,
             )
         }
         if asked:
@@ -110,7 +111,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
                 lpips,
                 config.evaluation,
                 workdir,
-                progress=config.progress,
+                progress=config.run.progress,
             )
         folders.write_json(workdir / "quality.json", found)
         write_atomically(workdir / "quality.md", table(found).encode())

@@ -11,14 +11,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 from tqdm import tqdm
 
 from emcid_jax.concepts.readers.located import number_in
 from emcid_jax.concepts.readers.texts import PROMPT_COLUMNS, read_texts
-from emcid_jax.config import Count, ModelConfig, NotNegative, Seed
+from emcid_jax.config import Count, ModelConfig, NotNegative, RunConfig, Seed
 from emcid_jax.diffusion.samplers import make_sampler, require_nothing_overruled
 from emcid_jax.evaluation.drawing.kept_pictures import slug
 from emcid_jax.evaluation.drawing.png import read_note
@@ -78,12 +78,7 @@ class SampleConfig:
     """Which task of main runs."""
     model: ModelConfig = ModelConfig()  # noqa: RUF009 (frozen)
     sampling: SamplingConfig = SamplingConfig()
-    weight_shards: Count = 1
-    """As `run.weight_shards` of other tasks: devices that share one copy of the UNet's weights."""
-    compile_cache: bool = True
-    """Keep compiled programs in the user's cache folder for the next run."""
-    progress: bool = True
-    """Progress bar on stderr."""
+    run: RunConfig = RunConfig()  # noqa: RUF009 (frozen)
 
     def check(self) -> None:
         """UserError if there is nothing to draw."""
@@ -98,7 +93,12 @@ class SampleConfig:
 
 
 Config = SampleConfig
-UNREAD = ("model.export_dtype",)
+UNREAD = (
+    "model.export_dtype",
+    "run.save_every",
+    "run.save_every_batches",
+    "run.profile",
+)
 """Settings that the task has no use for: see `config.unread`."""
 WRITES = ("images", "images.csv", "grid-*.png")
 """What the task writes in its workdir."""
@@ -119,13 +119,13 @@ def run(config: SampleConfig, workdir: Path) -> None:
     A picture carries its settings; one that was drawn with others is drawn again. Rows of a CSV are
     in no grid.
     """
-    if config.compile_cache:
+    if config.run.compile_cache:
         environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     prompts, rows = read_prompts(config.sampling)
     asked = [(prompt, seed) for prompt in prompts for seed in config.sampling.seeds] + rows
     models = _models(config)
-    with folders.exclusive(workdir, WRITES):
+    with folders.running(config.run, workdir, WRITES) as run:
         files: dict[tuple[str, str, int], Path] = {}
         hashes: dict[str, str] = {}
         for name, pipeline in models.items():
@@ -135,13 +135,15 @@ def run(config: SampleConfig, workdir: Path) -> None:
             settings = _settings(config, pipeline) | {"model": dict(hashes)}
             wanted = [Drawing(name, *pair) for pair in dict.fromkeys(asked)]
             found = {drawing: path_of(workdir, drawing) for drawing in wanted}
-            _draw_missing(config, pipeline, found, settings)
+            _draw_missing(config, pipeline, found, settings, run.mesh)
             files.update((d[:], path) for d, path in found.items())
         _write_list(workdir / "images.csv", files)
         grids = sample_grids.write_grids(
             workdir, files, prompts, config.sampling.seeds, list(models)
         )
-        show(f"{len(files)} images: {', '.join(str(workdir / name) for name in grids) or workdir}")
+        if parallel.is_first():
+            where = ", ".join(str(workdir / name) for name in grids) or workdir
+            show(f"{len(files)} images: {where}")
 
 
 def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int]]]:
@@ -166,7 +168,7 @@ def read_prompts(config: SamplingConfig) -> tuple[list[str], list[tuple[str, int
 
 def _models(config: SampleConfig) -> dict[str, Pipeline]:
     """The model, and the edited one if it is asked for."""
-    pipeline = open_model(config.model, config.weight_shards)
+    pipeline = open_model(config.model, config.run.weight_shards)
     chosen = SCHEDULERS.get(config.sampling.scheduler, {})
     configs = {**pipeline.configs, "scheduler": {**pipeline.scheduler_config, **chosen}}
     make_sampler(configs["scheduler"], config.sampling.steps)  # refuses before anything is drawn
@@ -214,6 +216,7 @@ def _draw_missing(
     pipeline: Pipeline,
     files: Mapping[Drawing, Path],
     settings: Mapping[str, Any],
+    mesh: Mesh,
 ) -> None:
     """Draws every picture that is not there or was drawn with other settings."""
 
@@ -222,9 +225,7 @@ def _draw_missing(
         return json.dumps(said, sort_keys=True, ensure_ascii=True)
 
     missing = [d for d, path in files.items() if read_note(path) != about(d)]
-    sampling, mesh = config.sampling, None
-    if jax.device_count() > 1:
-        mesh = parallel.make_mesh(weight_shards=config.weight_shards)
+    sampling = config.sampling
     batches = image_batches(
         pipeline,
         [drawing.prompt for drawing in missing],
@@ -233,11 +234,11 @@ def _draw_missing(
         guidance=sampling.guidance,
         negative=sampling.negative,
         batch=sampling.batch,
-        mesh=mesh,
+        mesh=mesh if mesh.size > 1 else None,
         noise=sampling.noise,
     )
     name = next(iter(files)).model
-    with tqdm(total=len(files), desc=name, unit="image", disable=not config.progress) as bar:
+    with tqdm(total=len(files), desc=name, unit="image", disable=not config.run.progress) as bar:
         bar.update(len(files) - len(missing))
         left = iter(missing)
         for images in batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from emcid_jax.tasks import edit_file
 from emcid_jax.tasks.ablate import AblateConfig
 from emcid_jax.tasks.evaluate import EvaluateConfig
 from emcid_jax.tasks.layer_ranges import LayerRangesConfig
+from emcid_jax.tasks.sample import SampleConfig
 
 REQUESTS = settings.RequestsConfig(path="requests.json")
 BASE = settings.EditConfig(requests=REQUESTS)
@@ -72,12 +74,16 @@ def test_an_old_name_in_a_row_is_refused_with_the_new_one(row: str, message: str
 
 def test_every_new_name_is_a_setting() -> None:
     fields = {"stage_two": settings.StageTwoConfig(), "uce": EvaluateConfig().uce}
-    tasks = (EvaluateConfig(), LayerRangesConfig())
+    tasks = (EvaluateConfig(), LayerRangesConfig(), SampleConfig())
     for old, new in renamed.SETTINGS.items():
         section, _, name = old.partition(".")
         for config in (fields[section],) if section in fields else tasks:
             assert not hasattr(config, name)
-        assert any(hasattr(config, new) for config in (*fields.values(), *tasks))
+        *sections, last = new.split(".")
+        assert any(
+            hasattr(functools.reduce(lambda at, name: getattr(at, name, None), sections, one), last)
+            for one in (*fields.values(), *tasks)
+        )
     assert set(renamed.TASKS.values()) <= set(TASKS)
     assert not set(renamed.TASKS) & set(TASKS)
 

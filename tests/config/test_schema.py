@@ -10,6 +10,7 @@ import pytest
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig, Range, RequestsConfig, from_config_dict, to_config_dict
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.tasks.ablate import AblateConfig
 
 GOOD = EditConfig(requests=RequestsConfig(path="requests.json"))
 
@@ -27,6 +28,17 @@ def altered(field: str, value: Any) -> dict[str, Any]:
 
 def test_config_dict_round_trip() -> None:
     assert from_config_dict(to_config_dict(GOOD).to_dict(), EditConfig) == GOOD
+
+
+def test_the_section_run_of_a_base_has_two_names() -> None:
+    values = to_config_dict(AblateConfig(base=GOOD))
+    assert from_config_dict(values.to_dict(), AblateConfig) == AblateConfig(base=GOOD)
+    values.run.save_every, values.base.run.distributed = 3, True
+    run = from_config_dict(values.to_dict(), AblateConfig).base.run
+    assert (run.save_every, run.distributed) == (3, True)
+    apart = values.to_dict() | {"run": {"save_every": 4}}
+    with pytest.raises(UserError, match=r"config\.run is unknown"):
+        from_config_dict(apart, AblateConfig)
 
 
 def test_missing_fields_take_defaults() -> None:

@@ -241,9 +241,7 @@ def test_samples_of_the_edited_model_are_others(
         prompts=("a photo of dog",), seeds=(3,), steps=2, guidance=2.0, edited=str(done)
     )
     sample.run(
-        sample.SampleConfig(
-            model=config.model, sampling=sampling, compile_cache=False, progress=False
-        ),
+        sample.SampleConfig(model=config.model, sampling=sampling, run=config.run),
         tmp_path,
     )
     pictures = sorted(path for path in tmp_path.rglob("*.png") if "grid" not in path.name)

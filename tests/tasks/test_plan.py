@@ -49,11 +49,13 @@ def test_what_a_concept_and_a_step_cost(tiny_pipeline_folder: Path) -> None:
         config = config_for(tiny_pipeline_folder, stage_one=settings)
         whole, step = plan.stage_one_cost(pipeline, config)
         inputs = traced_programs.stage_one_inputs(pipeline, 1, 2, settings)
-        jaxpr = stage_one.trace(pipeline, inputs, settings, mesh, ConceptBatch(1)).jaxpr.jaxpr
-        wanted = program_cost.cost(jaxpr)
+        traced = stage_one.trace(pipeline, inputs, settings, mesh, ConceptBatch(1))
+        wanted = program_cost.cost(traced.jaxpr.jaxpr)
         assert whole.flops == pytest.approx(wanted.flops, rel=1e-9)
         assert whole.bytes == pytest.approx(wanted.bytes, rel=1e-9)
         assert 0 < step.flops < whole.flops / 5
+        results = jax.tree.leaves(traced.out_info)
+        assert plan.result_bytes(inputs, settings) == sum(4 * one.size for one in results)
 
 
 def test_a_plan_for_this_machine(

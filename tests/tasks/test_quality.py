@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from emcid_jax.config import EvaluationConfig, ModelConfig
+from emcid_jax.config import EvaluationConfig, ModelConfig, RunConfig
 from emcid_jax.evaluation.benchmarks.artists import read_artists
 from emcid_jax.evaluation.benchmarks.quality import QualityConfig
 from emcid_jax.evaluation.judges.clip import load_clip
@@ -67,8 +67,7 @@ def config(
         quality=QualityConfig(count=8),
         artists=str(tmp_path / "artists.csv"),
         lpips=str(tmp_path / "lpips.safetensors"),
-        compile_cache=False,
-        progress=False,
+        run=RunConfig(compile_cache=False, progress=False),
     )
 
 

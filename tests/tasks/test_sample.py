@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from emcid_jax.config import ModelConfig
+from emcid_jax.config import ModelConfig, RunConfig
 from emcid_jax.evaluation.drawing.png import read_note
 from emcid_jax.reporting.plots import sample_grids
 from emcid_jax.runtime.errors import UserError
@@ -33,8 +33,7 @@ def config_for(folder: Path, **changes: Any) -> SampleConfig:
     return SampleConfig(
         model=ModelConfig(path=str(folder)),
         sampling=dataclasses.replace(sampling, **changes),
-        compile_cache=False,
-        progress=False,
+        run=RunConfig(compile_cache=False, progress=False),
     )
 
 

@@ -147,13 +147,13 @@ def runs(task: str, base: settings.EditConfig, folder: Path) -> Iterator[tuple[A
                 config(
                     model=base.model, edited=str(edited), evaluation=base.evaluation,
                     quality=QualityConfig(count=4), artists=str(inputs / "artists.csv"),
-                    lpips=str(inputs / "lpips.safetensors"), compile_cache=False, progress=False,
+                    lpips=str(inputs / "lpips.safetensors"), run=base.run,
                 ),
                 work,
             )  # fmt: skip
         case "sample":
             drawn = SamplingConfig(prompts=("a dog",), steps=1, edited=str(edited))
-            yield config(model=base.model, sampling=drawn, compile_cache=False), work
+            yield config(model=base.model, sampling=drawn, run=base.run), work
         case "convert":
             yield config(model=base.model), work
         case "plan":

@@ -307,8 +307,7 @@ def test_quality_is_measured_of_both_encoders_together(
         edited=str(tmp_path / "edited"),
         evaluation=dataclasses.replace(config.evaluation, guidance=12.0),
         quality=QualityConfig(captions=str(tmp_path / "captions.csv")),
-        compile_cache=False,
-        progress=False,
+        run=settings.RunConfig(compile_cache=False, progress=False),
     )
     quality.run(asked, tmp_path / "run")
     found = json.loads((tmp_path / "run" / "quality.json").read_text())["quality"]
