@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints both tables."""
     options = _parse(arguments)
     pipeline, requests = open_model(ModelConfig()), mixed_requests()
-    measured = _measured(pipeline, options.workdir / f"units-{BLOCK}.safetensors")
+    measured = measured_statistics(pipeline, options.workdir / f"units-{BLOCK}.safetensors")
     captions = [caption.text for caption in sample_captions(options.captions, SEED)]
     untouched = {kind: _prompts(names) for kind, names in untouched_names(requests).items()}
     pool = contexts.beginnings(captions, 400, SEED)
@@ -165,7 +165,7 @@ def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]
     found: list[list[np.ndarray]] = [[] for _ in fits]
     tokens = 0
     for first in range(0, len(texts), PART):
-        part = _tokens(pipeline, texts[first : first + PART])
+        part = text_tokens(pipeline, texts[first : first + PART])
         tokens += len(part.text)
         for places, gates in zip(found, fits, strict=True):
             opened = np.zeros(len(part.text), bool)
@@ -186,7 +186,7 @@ def own_open(
     pipeline: Pipeline, gates: Gates, forms: Sequence[str]
 ) -> Bool[np.ndarray, "name sentence"]:
     """Whether a gate opens anywhere in the judge's sentences about another form of its name."""
-    part = _tokens(pipeline, _prompts(forms))
+    part = text_tokens(pipeline, _prompts(forms))
     gate = part.text // len(SENTENCES)
     found = np.zeros(len(forms) * len(SENTENCES), bool)
     for first in range(0, len(gate), PART):
@@ -217,7 +217,8 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
+def text_tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
+    """What the gates read at every token of texts."""
     text = exact(pipeline.encoder.model, dict(pipeline.params["text_encoder"]))
 
     @jax.jit
@@ -250,7 +251,7 @@ def _prompts(names: Sequence[str]) -> list[str]:
     return [sentence.replace("{}", name) for name in names for sentence in SENTENCES]
 
 
-def _measured(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
+def measured_statistics(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
     """The statistics of the default captions, from `path` or measured and kept there."""
     if not path.exists():
         config = MomentConfig()
