@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import shutil
 
@@ -71,26 +72,31 @@ def edited(pipeline, solved):
     return stage_two.with_edit(pipeline, {"text_encoder": solved})
 
 
-def states(pipeline, prompts, block=BLOCK):
-    """Output of a block, and final states."""
+@functools.partial(jax.jit, static_argnums=0)
+def run(model, params, ids):
+    out = model.apply({"params": params}, ids)
+    return out.hidden[BLOCK], out.last_hidden_state
+
+
+def states(pipeline, prompts):
+    """Output of the block, and final states."""
     ids = tokenize(pipeline.encoder.tokenizer, prompts)
-    out = jax.jit(pipeline.encoder.model.apply)({"params": pipeline.params["text_encoder"]}, ids)
-    return np.asarray(out.hidden[block]), np.asarray(out.last_hidden_state)
+    found = run(pipeline.encoder.model, pipeline.params["text_encoder"], ids)
+    return tuple(np.array(part) for part in found)
 
 
 def test_a_unit_adds_its_offset_at_its_name_and_nothing_elsewhere(pipeline, edited, bank):
-    for concept in bank.concepts:
+    cases = [(c, sentence) for c in bank.concepts for sentence in [*TEMPLATES, *SENTENCES]]
+    prompts = [sentence.replace("{}", concept.request.source) for concept, sentence in cases]
+    changes = states(edited, prompts)[0] - states(pipeline, prompts)[0]
+    for (concept, sentence), change in zip(cases, changes, strict=True):
         delta = bank.records[concept.memory].memory.delta
-        for sentence in [*TEMPLATES, *SENTENCES]:
-            before, after = sentence.split("{}")
-            source = concept.request.source
-            place = len(pipeline.encoder.tokenizer([before + source])["input_ids"][0]) - 2
-            prompt = [before + source + after]
-            change = states(edited, prompt)[0] - states(pipeline, prompt)[0]
-            np.testing.assert_allclose(change[0, place], delta, atol=0.02 * np.abs(delta).max())
-            change[0, place] = 0
-            # Behind the name attention has not mixed yet: the offset enters at this block's end.
-            np.testing.assert_allclose(change, 0, atol=1e-5)
+        until = sentence.split("{}")[0] + concept.request.source
+        place = len(pipeline.encoder.tokenizer([until])["input_ids"][0]) - 2
+        np.testing.assert_allclose(change[place], delta, atol=0.02 * np.abs(delta).max())
+        change[place] = 0
+        # Behind the name attention has not mixed yet: the offset enters at this block's end.
+        np.testing.assert_allclose(change, 0, atol=1e-5)
 
 
 def test_prompts_without_the_names_are_the_base_to_rounding(pipeline, edited):
@@ -106,10 +112,12 @@ def test_a_name_that_ends_in_a_piece_is_not_any_word_that_ends_so(pipeline, meas
     alone = stage_two.with_edit(
         pipeline, {"text_encoder": written(one, pipeline, measured, CONFIG)}
     )
-    for word in ("grunter", "character", "porter", "counter", "chapter", "shorter"):
+    words = ("grunter", "character", "porter", "counter", "chapter", "shorter")
+    sentences = [*TEMPLATES, *SENTENCES]
+    prompts = [sentence.replace("{}", word) for word in words for sentence in sentences]
+    changes = np.abs(states(alone, prompts)[0] - states(pipeline, prompts)[0]).max(axis=(1, 2))
+    for word, change in zip(words, changes.reshape(-1, len(sentences)), strict=True):
         assert pipeline.encoder.tokenizer.tokenize(word)[-1] == "ter</w>"
-        prompts = [sentence.replace("{}", word) for sentence in [*TEMPLATES, *SENTENCES]]
-        change = np.abs(states(alone, prompts)[0] - states(pipeline, prompts)[0]).max(axis=(1, 2))
         assert (change > 1).all() if word == "grunter" else (change < 1e-5).all(), word
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emcid_jax.models.text.clip import ClipTextConfig, ClipTextModel, TextOutput
+from emcid_jax.models.weights.params import abstract_params
 from emcid_jax.sprites.xl.transplant import random_turn, shallower, turned, unnormed
 
 SIZES = ClipTextConfig(
@@ -29,18 +30,17 @@ def ids():
 @pytest.fixture(scope="module")
 def text(ids):
     """Random weights, biases and norms among them."""
-    params = ClipTextModel(SIZES).init(jax.random.key(0), ids)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [
-        leaf + 0.2 * jax.random.normal(k, leaf.shape) for leaf, k in zip(leaves, keys, strict=True)
-    ]
-    return jax.device_get(jax.tree.unflatten(tree, moved))
+    rng = np.random.default_rng(1)
+
+    def weight(path, leaf):
+        return np.float32((path[-1].key == "scale") + 0.25 * rng.normal(size=leaf.shape))
+
+    return jax.tree.map_with_path(weight, abstract_params(ClipTextModel(SIZES), ids))
 
 
 def _run(params, ids, **sizes):
     config = ClipTextConfig(**{**vars(SIZES), **sizes})
-    return cast(TextOutput, ClipTextModel(config).apply({"params": params}, ids))
+    return cast(TextOutput, jax.jit(ClipTextModel(config).apply)({"params": params}, ids))
 
 
 def _same(found, wanted, atol):

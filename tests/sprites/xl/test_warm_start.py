@@ -1,13 +1,13 @@
 """A grown UNet draws what the old one drew, until it is trained."""
 
 import dataclasses
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emcid_jax.models.image.unet import UNet2DCondition, UNetConfig
+from emcid_jax.models.weights.params import abstract_params
 from emcid_jax.sprites.xl.warm_start import grow_unet, stitch
 
 OLD = UNetConfig(
@@ -42,6 +42,18 @@ def _states(seed):
     return [x.astype(np.float32) for x in (first, second)], wanted.astype(np.float32)
 
 
+def _weights(rng, model, *inputs):
+    """As at the start of training, with biases and norms that do something."""
+
+    def weight(path, leaf):
+        values = rng.normal(size=leaf.shape)
+        if path[-1].key == "kernel":
+            return np.float32(values / np.sqrt(np.prod(leaf.shape[:-1])))
+        return np.float32((path[-1].key == "scale") + 0.05 * values)
+
+    return jax.tree.map_with_path(weight, abstract_params(model, *inputs))
+
+
 EMPTY = np.array([0.3, -1, 2, 0, 0.5, 1], np.float32)
 
 
@@ -68,13 +80,10 @@ def test_a_grown_unet_computes_what_the_old_one_did():
     both = np.concatenate([first, second], 1)
     text, goal = (jnp.asarray(x[:20].reshape(2, 10, -1)) for x in (both, wanted))
     pooled, sizes = jnp.asarray(rng.normal(size=(2, 5)), jnp.float32), jnp.full((2, 6), 64.0)
-    before = old.init(jax.random.key(0), latents, time, goal)["params"]
-    before = jax.tree.map(lambda x: x + 0.05 * rng.normal(size=x.shape), before)
-    fresh = new.init(jax.random.key(1), latents, time, text, pooled, sizes)["params"]
-    grown = grow_unet(
-        cast(dict[str, Any], fresh), before, stitch([first, second], wanted, EMPTY), EMPTY
-    )
-    found = np.asarray(new.apply({"params": grown}, latents, time, text, pooled, sizes))
-    expected = np.asarray(old.apply({"params": before}, latents, time, goal))
+    before = _weights(rng, old, latents, time, goal)
+    fresh = _weights(rng, new, latents, time, text, pooled, sizes)
+    grown = grow_unet(fresh, before, stitch([first, second], wanted, EMPTY), EMPTY)
+    found = np.asarray(jax.jit(new.apply)({"params": grown}, latents, time, text, pooled, sizes))
+    expected = np.asarray(jax.jit(old.apply)({"params": before}, latents, time, goal))
     np.testing.assert_allclose(found, expected, atol=2e-3)
     assert np.abs(expected).max() > 0.5
