@@ -10,8 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-
-import inflect
+from typing import Any
 
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
@@ -70,5 +69,8 @@ def with_forms(requests: Sequence[EditRequest], forms: Sequence[Form]) -> list[E
 
 
 @functools.cache
-def _english() -> inflect.engine:
+def _english() -> Any:
+    """The grammar, loaded where a plural is asked for alone: it takes half of a command's start."""
+    import inflect
+
     return inflect.engine()
