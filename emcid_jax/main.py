@@ -250,13 +250,16 @@ def _parse_flags(arguments: list[str]) -> list[str]:
     if arguments[1:] == ["configs"]:
         terminal.show(bundled.table())
         sys.exit(0)
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         arguments = _with_files(arguments)
-        rest = flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)  # Runs the config file, whose folder stays as it is.
     except UserError as error:
         sys.exit(_fail(str(error)))
     except Exception as error:  # The user's config file is code, and may do anything.
         sys.exit(_fail(_mistake(arguments, error)))
+    finally:
+        sys.dont_write_bytecode = writes
     if rest[1:]:
         sys.exit(_fail(f"unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE"))
     if not flags.FLAGS["verbosity"].present:  # absl's default shows the messages of libraries.

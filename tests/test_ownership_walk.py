@@ -97,6 +97,7 @@ def refused(
     """Runs a task; it must end with exit code 2 and one line, and leave all as it was."""
     monkeypatch.setattr(environment, "use_compile_cache", lambda: None)
     monkeypatch.setattr("emcid_jax.runtime.parallel.use_cpu_devices", lambda count: None)
+    monkeypatch.setattr("sys.dont_write_bytecode", False)  # As Python has it.
 
     def run(task: str, operation: str, workdir: Path, model: Path) -> str:
         values = asked(task, operation, model)
