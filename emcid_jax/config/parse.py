@@ -37,7 +37,7 @@ def to_config_dict(config: Any) -> Any:
     """
     from ml_collections import ConfigDict
 
-    values = ConfigDict(dataclasses.asdict(config))
+    values: Any = ConfigDict(dataclasses.asdict(config))
     if "base" in values:
         values.run = values.base.run
     return values
