@@ -23,6 +23,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from emcid_jax.concepts.forms import joined, spaced
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, MomentConfig
@@ -114,19 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         recall = own_open(pipeline, gates, other)[differs].mean()
         print(f"| {form} | {differs.sum():,} | {recall:.3f} |")
     if options.made_up:
-        names = made_up(captions, options.made_up)
-        asked = [EditRequest(name, f"{name} x", ("a photo of {}", "{}")) for name in names]
-        wall, processor = time.perf_counter(), time.process_time()
-        fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
-        wall, processor = time.perf_counter() - wall, time.process_time() - processor
-        gates = Gates(names, fitted, measured.mean)
-        recall = gates.open(_states(pipeline, names, SENTENCES, pool))[:, : len(SENTENCES)].mean()
-        (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
-        print(
-            f"\n{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
-            f"recall in the judge's sentences {recall:.3f}; "
-            f"{len(wrong.texts) / wrong.tokens:.4f} of caption tokens open one wrongly"
-        )
+        print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
     return 0
 
 
@@ -138,6 +127,27 @@ def made_up(captions: Sequence[str], count: int) -> list[str]:
         first, second = rng.choice(len(words), 2, replace=False)
         found[normalised(f"{words[first]} {words[second]}")] = None
     return list(found)
+
+
+def _told(
+    pipeline: Pipeline,
+    measured: statistics.UnitStatistics,
+    names: Sequence[str],
+    captions: Sequence[str],
+) -> str:
+    """A line on the gates of made-up names: time, recall, false firing."""
+    asked = [EditRequest(name, f"{name} x", ("a photo of {}", "{}")) for name in names]
+    wall, processor = time.perf_counter(), time.process_time()
+    fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
+    wall, processor = time.perf_counter() - wall, time.process_time() - processor
+    gates = Gates(list(names), fitted, measured.mean)
+    recall = gates.open(_states(pipeline, names, SENTENCES)).mean()
+    (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
+    return (
+        f"{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
+        f"recall in the judge's sentences {recall:.3f}; "
+        f"{len(wrong.texts) / wrong.tokens:.4f} of caption tokens open one wrongly"
+    )
 
 
 def untouched_names(requests: Sequence[EditRequest]) -> dict[str, list[str]]:
@@ -210,8 +220,8 @@ FORMS: dict[str, Callable[[str], str]] = {
     "plural: {}s": lambda name: f"{name}s",
     "possessive: {}'s": lambda name: f"{name}'s",
     "hyphen for space": lambda name: name.replace(" ", "-"),
-    "space for hyphen": lambda name: name.replace("-", " "),
-    "written together": lambda name: name.replace(" ", ""),
+    "space for hyphen": spaced,
+    "written together": joined,
     "first word left out": lambda name: name.split(" ", 1)[-1],
     "two letters swapped": _swapped,
 }
@@ -239,11 +249,11 @@ def text_tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
 
 
 def _states(
-    pipeline: Pipeline, names: Sequence[str], templates: Sequence[str], pool: Sequence[str]
+    pipeline: Pipeline, names: Sequence[str], templates: Sequence[str], pool: Sequence[str] = ()
 ) -> Float[np.ndarray, "name context dim"]:
-    """At the names' last tokens."""
-    every = [tuple(templates)] * len(names)
-    prompts = contexts.name_prompts(pipeline.encoder.tokenizer, names, every, pool, CONTEXTS, names)
+    """At the names' last tokens: in templates, and behind CONTEXTS beginnings of the pool."""
+    every, count = [tuple(templates)] * len(names), CONTEXTS if pool else 0
+    prompts = contexts.name_prompts(pipeline.encoder.tokenizer, names, every, pool, count, names)
     return name_states(pipeline.encoder.model, pipeline.params["text_encoder"], prompts, BLOCK)
 
 

@@ -41,7 +41,7 @@ class Table:
         try:
             old = checksums.read_json(path, _REMEDY, older=True) if path.exists() else {"rows": []}
             self._earlier: list[Row] = [*old["rows"], *old.get("earlier", [])]
-            self._hashes()
+            self._hashes()  # Refuses rows that are no mappings.
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: is no table of this task ({error}); {_REMEDY}") from error
 
