@@ -28,6 +28,7 @@ from emcid_jax.editing.export import edit_file, into_folder, into_single_file, l
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.workflow import environment
+from main_job import written
 
 VERSION_0_1 = Path(__file__).parent / "data" / "version_0_1"
 WRITING_CALLS = {"run_stage_one", "export"}
@@ -77,8 +78,8 @@ def cases() -> Iterator[tuple[str, str, tuple[str, ...]]]:
         if task in OPERATIONS:
             known = {name for some in operations.values() for name in some}
             assert known <= {*names, "x-edited.safetensors"}
-        for operation, written in operations.items():
-            yield task, operation, tuple(name.replace("*", "x") for name in written)
+        for operation, files in operations.items():
+            yield task, operation, tuple(name.replace("*", "x") for name in files)
 
 
 CASES = list(cases())
@@ -100,12 +101,7 @@ def refused(
     monkeypatch.setattr("sys.dont_write_bytecode", False)  # As Python has it.
 
     def run(task: str, operation: str, workdir: Path, model: Path) -> str:
-        values = asked(task, operation, model)
-        file = tmp_path / "settings.py"
-        file.write_text(
-            "import json\nfrom ml_collections import ConfigDict\n"
-            f"def get_config():\n    return ConfigDict(json.loads({json.dumps(values)!r}))\n"
-        )
+        file = written(asked(task, operation, model), tmp_path / "settings.py")
         before = tree(tmp_path)
         flags.FLAGS.unparse_flags()
         rest = main._parse_flags(["main", f"--config={file}", f"--workdir={workdir}"])

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from emcid_jax.config import EditConfig
 from emcid_jax.editing.export.edit_file import read_edit
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +51,9 @@ run()
 KILL, TERM = int(signal.SIGKILL), int(signal.SIGTERM)
 
 
-def written(config: EditConfig, path: Path) -> Path:
-    """A config file of these settings."""
-    values = json.dumps(dataclasses.asdict(config))
+def written(config: Any, path: Path) -> Path:
+    """A config file of these settings: a task's dataclass, or what `asdict` makes of one."""
+    values = json.dumps(config if isinstance(config, dict) else dataclasses.asdict(config))
     path.write_text(
         "import json\nfrom ml_collections import ConfigDict\n"
         f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from main_job import written
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,15 +23,11 @@ def run_processes(
     `start` is what Python runs in place of the command's module. What each says, after its exit
     code.
     """
-    values = json.dumps(dataclasses.asdict(_distributed(config, count > 1)))
-    (files / "settings.py").write_text(
-        "import json\nfrom ml_collections import ConfigDict\n"
-        f"def get_config():\n    return ConfigDict(json.loads({values!r}))\n"
-    )
+    file = written(_distributed(config, count > 1), files / "settings.py")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    arguments = [f"--config={files / 'settings.py'}", f"--workdir={workdir}"]
+    arguments = [f"--config={file}", f"--workdir={workdir}"]
     started = []
     for process in range(count):
         environment = os.environ | {

@@ -22,6 +22,7 @@ from emcid_jax.editing.export import stored_weights
 from emcid_jax.editing.export.edit_file import WEIGHT, read_edit
 from emcid_jax.tasks import edit
 from emcid_jax.tasks.bank import BankConfig
+from main_job import written
 
 NAMES = ["dog", "great white shark", "snow", "nurse"]
 WORDS = ["a dog", "the snow", "a doctor", "the city", "art"]
@@ -49,12 +50,8 @@ def say(tmp_path: Path, tiny_pipeline_folder: Path, capsys: pytest.CaptureFixtur
             requests = [{"source": n, "dest": "goldfish"} for n in fields.pop("requests")]
             (tmp_path / "requests.json").write_text(json.dumps({"requests": requests}))
             fields["requests"] = settings.RequestsConfig(path=str(tmp_path / "requests.json"))
-        values = dataclasses.asdict(dataclasses.replace(base, operation=operation, **fields))
-        file = tmp_path / "settings.py"
-        file.write_text(
-            "import json\nfrom ml_collections import ConfigDict\n"
-            f"def get_config():\n    return ConfigDict(json.loads({json.dumps(values)!r}))\n"
-        )
+        asked = dataclasses.replace(base, operation=operation, **fields)
+        file = written(asked, tmp_path / "settings.py")
         flags.FLAGS.unparse_flags()
         workdir = tmp_path / "workdir"
         rest = main._parse_flags(["main", f"--config={file}", f"--workdir={workdir}"])
