@@ -20,6 +20,7 @@ from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import implicit as task
 from emcid_jax.tasks.implicit import ImplicitConfig
+from tests.helpers.processes import run_processes
 
 TABLE = """old,new,positive1,gt1,positive2,gt2,negative1,gn1
 A dog,A red dog,a photo of a dog,a photo of a red dog,dog in snow,red dog in snow,a cat,a red cat
@@ -49,7 +50,7 @@ def config(
         ),
         moments=settings.MomentConfig(captions=str(tmp_path / "captions.txt"), batch=8),
         stage_two=settings.StageTwoConfig(layers=(2,), preservation_weight=1e-3),
-        evaluation=settings.EvaluationConfig(enabled=False, steps=1, guidance=2.0, batch=8),
+        evaluation=settings.EvaluationConfig(steps=1, guidance=2.0, batch=8),
         run=settings.RunConfig(compile_cache=False, progress=False),
     )
     return ImplicitConfig(base=base, seeds=2)
@@ -105,6 +106,23 @@ def test_rows_are_judged_one_by_one_and_kept(
         for name in ("001-a-dog", "002-a-nurse")
         for side in ("before", "after")
     }
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(config: ImplicitConfig, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for count, workdir in ((1, alone), (2, together)):
+        for said in run_processes(count, config, workdir, tmp_path, devices=4 * count):
+            assert said.startswith("0 "), said
+    tables = [json.loads((path / "implicit.json").read_text()) for path in (alone, together)]
+    rows, wanted = ({(row["seed"], row["row"]): row for row in table["rows"]} for table in tables)
+    assert sorted(rows) == sorted(wanted) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for place, row in rows.items():
+        for name in ("base", "oracle"):
+            assert row[name] == wanted[place][name]  # Drawn by hosts of as many devices as the one.
+        # Moments are sums of several processes, added in another order.
+        for part, other in zip(row["edited"], wanted[place]["edited"], strict=True):
+            np.testing.assert_allclose(part, other, atol=5e-3)
 
 
 def test_a_model_without_a_judge_is_refused(

@@ -27,6 +27,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import quality as task
 from emcid_jax.tasks.quality import QualityTaskConfig
 from emcid_jax.workflow.open_model import read_edited
+from tests.helpers.processes import run_processes
 
 ROWS = """,case_number,prompt,evaluation_seed,artist,type
 0,0,Art by Monet,3,Monet,erased
@@ -107,6 +108,23 @@ def test_figures_of_artists_are_those_of_drawing_directly(
         "CLIP score, 8 captions", "FID of the edited model against the base (judge)",
         "FID against 8 real pictures", "CLIP_e", "CLIP_s", "H_a", "LPIPS_e", "LPIPS_u",
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_does(config: QualityTaskConfig, tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    for count, workdir in ((1, alone), (2, together)):
+        for said in run_processes(count, config, workdir, tmp_path, devices=4 * count):
+            assert said.startswith("0 "), said
+    found, wanted = (
+        jax.tree.leaves_with_path(json.loads((path / "quality.json").read_text()))
+        for path in (alone, together)
+    )
+    assert len(found) > 20
+    for (place, value), (other, want) in zip(found, wanted, strict=True):
+        assert place == other
+        # An image drawn beside others is rounded in another way, and scores are in percent.
+        assert value == (pytest.approx(want, abs=2e-3) if isinstance(want, float) else want)
 
 
 def test_mistakes_are_told_first(config: QualityTaskConfig, tmp_path: Path) -> None:
