@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.image.blocks import GroupNorm, LayerNorm, conv1x1
 from emcid_jax.models.kernels.attention import attend
 
@@ -22,12 +23,12 @@ def _project_and_attend(
     batch, _, dim = x.shape
 
     def project(name: str, states: Array) -> Array:
-        states = nn.Dense(dim, use_bias=bias, dtype=dtype, name=name)(states)
+        states = layers.Dense(dim, use_bias=bias, dtype=dtype, name=name)(states)
         return states.reshape(batch, -1, heads, dim // heads)
 
     query = project("to_q", x) * (dim // heads) ** -0.5
     out = attend(query, project("to_k", context), project("to_v", context))
-    return nn.Dense(dim, dtype=dtype, name="to_out.0")(out.reshape(x.shape).astype(dtype))
+    return layers.Dense(dim, dtype=dtype, name="to_out.0")(out.reshape(x.shape).astype(dtype))
 
 
 class Attention(nn.Module):
@@ -81,10 +82,10 @@ class FeedForward(nn.Module):
         """Apply to every token."""
         dim = x.shape[-1]
         hidden, gate = jnp.split(
-            nn.Dense(8 * dim, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1
+            layers.Dense(8 * dim, dtype=self.dtype, name="net.0.proj")(x), 2, axis=-1
         )
         hidden = hidden * nn.gelu(gate, approximate=False)
-        return nn.Dense(dim, dtype=self.dtype, name="net.2")(hidden)
+        return layers.Dense(dim, dtype=self.dtype, name="net.2")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -134,7 +135,7 @@ class Transformer2D(nn.Module):
 
         def project(name: str, states: Array) -> Array:
             if self.linear_projection:
-                return nn.Dense(channels, dtype=self.dtype, name=name)(states)
+                return layers.Dense(channels, dtype=self.dtype, name=name)(states)
             return conv1x1(channels, name, self.dtype)(states)
 
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)

@@ -10,11 +10,12 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.image.normalisation import group_norm, layer_norm
 from emcid_jax.models.kernels.convolution import convolve, pointwise
 
 
-class GroupNorm(nn.Module):
+class GroupNorm(layers.Layer):
     """Group normalisation over height, width and the channels of a group, in float32.
 
     `(x - mean) / sqrt(var + eps) * scale + bias` (Wu & He 2018), with the biased variance.
@@ -38,7 +39,7 @@ class GroupNorm(nn.Module):
         return normal.reshape(x.shape).astype(self.dtype)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(layers.Layer):
     """Layer normalisation over the channels, in float32: PyTorch's, with the biased variance."""
 
     epsilon: float
@@ -57,9 +58,9 @@ class LayerNorm(nn.Module):
         return normal.astype(self.dtype)
 
 
-def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.Conv:
+def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> layers.Conv:
     """3x3 convolution padded by 1 on every side, which for stride 2 differs from "SAME"."""
-    return nn.Conv(
+    return layers.Conv(
         channels,
         (3, 3),
         stride,
@@ -70,9 +71,9 @@ def conv3x3(channels: int, name: str, dtype: DTypeLike, stride: int = 1) -> nn.C
     )
 
 
-def conv1x1(channels: int, name: str | None, dtype: DTypeLike) -> nn.Conv:
+def conv1x1(channels: int, name: str | None, dtype: DTypeLike) -> layers.Conv:
     """Pointwise convolution."""
-    return nn.Conv(channels, (1, 1), dtype=dtype, conv_general_dilated=pointwise, name=name)
+    return layers.Conv(channels, (1, 1), dtype=dtype, conv_general_dilated=pointwise, name=name)
 
 
 class ResnetBlock(nn.Module):
@@ -96,7 +97,7 @@ class ResnetBlock(nn.Module):
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm1")(x))
         h = conv3x3(self.channels, "conv1", self.dtype)(h)
         if temb is not None:
-            shift = nn.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(temb)
+            shift = layers.Dense(self.channels, dtype=self.dtype, name="time_emb_proj")(temb)
             h = h + shift[:, None, None, :]
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm2")(h))
         h = conv3x3(self.channels, "conv2", self.dtype)(h)
@@ -121,7 +122,7 @@ class Downsample(nn.Module):
     ) -> Float[Array, "batch half_height half_width channel"]:
         """Halve; an odd side is rounded up (symmetric) or down."""
         padding = ((1, 1), (1, 1)) if self.symmetric else ((0, 1), (0, 1))
-        conv = nn.Conv(self.channels, (3, 3), 2, padding=padding, dtype=self.dtype, name="conv")
+        conv = layers.Conv(self.channels, (3, 3), 2, padding=padding, dtype=self.dtype, name="conv")
         return conv(x)
 
 

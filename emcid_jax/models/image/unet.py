@@ -10,6 +10,7 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from emcid_jax.models import layers
 from emcid_jax.models.image.attention import Transformer2D
 from emcid_jax.models.image.blocks import Downsample, GroupNorm, ResnetBlock, Upsample, conv3x3
 from emcid_jax.models.image.unet_config import UNetConfig
@@ -70,8 +71,8 @@ class TimeEmbedding(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch frequency"]) -> Float[Array, "batch dim"]:
         """Embed `timestep_embedding`; not activated."""
-        x = nn.silu(nn.Dense(self.dim, dtype=self.dtype, name="linear_1")(x))
-        return nn.Dense(self.dim, dtype=self.dtype, name="linear_2")(x)
+        x = nn.silu(layers.Dense(self.dim, dtype=self.dtype, name="linear_1")(x))
+        return layers.Dense(self.dim, dtype=self.dtype, name="linear_2")(x)
 
 
 class _Level(nn.Module):

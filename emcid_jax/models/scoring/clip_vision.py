@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.scoring.patches import ImageTowerConfig, patch_tokens
 from emcid_jax.models.text.transformer import Activation, ClipBlock, layer_norm
 from emcid_jax.models.weights.diffusers_config import (
@@ -72,7 +73,7 @@ class VisionOutput(NamedTuple):
     """Output of the last block, class token first, before the final norm."""
 
 
-class VisionEmbeddings(nn.Module):
+class VisionEmbeddings(layers.Layer):
     """Patches, a class token in front, plus learned positions."""
 
     config: ClipVisionConfig
@@ -93,7 +94,7 @@ class VisionEmbeddings(nn.Module):
             dtype=self.dtype,
         )
         count = tokens.shape[1]
-        places = nn.Embed(
+        places = layers.Embed(
             count,
             dim,
             dtype=self.dtype,
@@ -153,7 +154,7 @@ class ClipVisionModelWithProjection(nn.Module):
         config = self.config
         config.check_images(pixels)
         pooled, last = VisionTransformer(config, self.dtype, name="vision_model")(pixels)
-        project = nn.Dense(
+        project = layers.Dense(
             config.projection_dim, use_bias=False, dtype=self.dtype, name="visual_projection"
         )
         return VisionOutput(project(pooled), last)

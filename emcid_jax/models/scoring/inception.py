@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.weights.params import abstract_params, read_params
 from emcid_jax.runtime.errors import UserError
 
@@ -54,7 +55,7 @@ def read_inception(file: Path) -> dict[str, Any]:
     return read_params(file, abstract_params(InceptionV3(), pixels), disk_name)
 
 
-class Normalise(nn.Module):
+class Normalise(layers.Layer):
     """Batch norm with the statistics of training (`bn` on disk)."""
 
     @nn.compact
@@ -84,7 +85,7 @@ class Convolution(nn.Module):
         self, x: Float[Array, "image height width channel"]
     ) -> Float[Array, "image height_out width_out channel_out"]:
         """Features of the next layer."""
-        conv = nn.Conv(
+        conv = layers.Conv(
             self.channels,
             self.kernel,
             (self.stride, self.stride),

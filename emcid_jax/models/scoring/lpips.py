@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.weights.params import abstract_params, read_params
 from emcid_jax.runtime.errors import UserError
 
@@ -74,10 +75,10 @@ class Lpips(nn.Module):
             if pooled:
                 x = nn.max_pool(x, (3, 3), (2, 2))
             x = nn.relu(
-                nn.Conv(channels, (kernel, kernel), (stride, stride), padding, name=name)(x)
+                layers.Conv(channels, (kernel, kernel), (stride, stride), padding, name=name)(x)
             )
             unit = x / (jnp.sqrt(jnp.square(x).sum(-1, keepdims=True)) + _EPSILON)
             apart = jnp.square(unit[: len(first)] - unit[len(first) :])
-            weighted = nn.Conv(1, (1, 1), use_bias=False, name=f"lin{layer}.model.1")(apart)
+            weighted = layers.Conv(1, (1, 1), use_bias=False, name=f"lin{layer}.model.1")(apart)
             total += weighted.mean((1, 2, 3))
         return total

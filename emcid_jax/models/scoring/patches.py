@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 from jaxtyping import DTypeLike, Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.text.transformer import BlockConfig
 from emcid_jax.models.weights.diffusers_config import Channels, Pixels
 from emcid_jax.runtime.errors import UserError
@@ -60,7 +60,7 @@ def patch_tokens(
     That map is the convolution `name` of the module that calls this.
     """
     (dim,), patch = first.shape, (patch_size, patch_size)
-    convolution = nn.Conv(
+    convolution = layers.Conv(
         dim, patch, strides=patch, padding="VALID", use_bias=bias, dtype=dtype, name=name
     )
     patches = convolution(pixels).reshape(len(pixels), -1, dim)

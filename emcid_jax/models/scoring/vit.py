@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.scoring.patches import ImageTowerConfig, patch_tokens
 from emcid_jax.models.text.transformer import ACTIVATIONS, Activation, attention, layer_norm
 from emcid_jax.models.weights.diffusers_config import (
@@ -78,10 +79,10 @@ class ViTBlock(nn.Module):
         """One block."""
         config = self.config
 
-        def dense(size: int, name: str, bias: bool = True) -> nn.Dense:
-            return nn.Dense(size, use_bias=bias, dtype=self.dtype, name=name)
+        def dense(size: int, name: str, bias: bool = True) -> layers.Dense:
+            return layers.Dense(size, use_bias=bias, dtype=self.dtype, name=name)
 
-        def project(name: str) -> nn.Dense:
+        def project(name: str) -> layers.Dense:
             return dense(config.hidden_size, f"attention.attention.{name}", config.qkv_bias)
 
         normed = layer_norm(config.layer_norm_eps, self.dtype, "layernorm_before")(hidden)
@@ -98,7 +99,7 @@ class ViTBlock(nn.Module):
         return hidden + dense(config.hidden_size, "output.dense")(inner)
 
 
-class ViTEmbeddings(nn.Module):
+class ViTEmbeddings(layers.Layer):
     """Patches, a class token in front, plus learned positions."""
 
     config: ViTConfig
@@ -158,4 +159,4 @@ class ViTForImageClassification(nn.Module):
         config = self.config
         config.check_images(pixels)
         states = ViT(config, self.dtype, name="vit")(pixels)
-        return nn.Dense(config.num_labels, dtype=self.dtype, name="classifier")(states[:, 0])
+        return layers.Dense(config.num_labels, dtype=self.dtype, name="classifier")(states[:, 0])

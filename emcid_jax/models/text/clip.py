@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from emcid_jax.models import layers
 from emcid_jax.models.text.transformer import Activation, BlockConfig, ClipBlock, layer_norm
 from emcid_jax.models.weights.diffusers_config import (
     Depth,
@@ -111,9 +112,9 @@ class TextEmbeddings(nn.Module):
         """Input of block 0. Raises `ValueError` for more tokens than the model has positions."""
         config = self.config
 
-        def table(size: int, name: str) -> nn.Embed:
+        def table(size: int, name: str) -> layers.Embed:
             init = nn.initializers.normal(0.02)
-            return nn.Embed(
+            return layers.Embed(
                 size, config.hidden_size, dtype=self.dtype, embedding_init=init, name=name
             )
 
@@ -241,7 +242,7 @@ class ClipTextModel(nn.Module):
         out: TextOutput = model(input_ids, mask, edit, hidden, start)
         if not self.projection:
             return out
-        project = nn.Dense(
+        project = layers.Dense(
             self.config.projection_dim,
             use_bias=False,
             dtype=self.dtype,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, DTypeLike, Float
 
+from emcid_jax.models import layers
 from emcid_jax.models.weights import diffusers_config
 from emcid_jax.models.weights.diffusers_config import Depth, Fraction, Heads, Width
 from emcid_jax.runtime.errors import UserError
@@ -84,9 +85,9 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"gelu": gelu, "quick_gelu": quick_gelu}
 
 
-def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:
+def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> layers.LayerNorm:
     """Layer norm as PyTorch computes it: two-pass variance, statistics in float32."""
-    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+    return layers.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def attention(
@@ -133,8 +134,8 @@ class ClipAttention(nn.Module):
         # CLIP's own initialisation: residual branches shrink with depth.
         narrow = nn.initializers.normal((2 * depth * dim) ** -0.5)
 
-        def project(name: str, init: nn.initializers.Initializer) -> nn.Dense:
-            return nn.Dense(dim, dtype=self.dtype, kernel_init=init, name=name)
+        def project(name: str, init: nn.initializers.Initializer) -> layers.Dense:
+            return layers.Dense(dim, dtype=self.dtype, kernel_init=init, name=name)
 
         mixed = attention(
             project("q_proj", narrow)(hidden),
@@ -160,14 +161,14 @@ class ClipMlp(nn.Module):
         """Value and key of every token."""
         config = self.config
         dim, depth = config.hidden_size, config.num_hidden_layers
-        inner = nn.Dense(
+        inner = layers.Dense(
             config.intermediate_size,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal((2 * dim) ** -0.5),
             name="fc1",
         )(hidden)
         key = ACTIVATIONS[config.hidden_act](inner)
-        value = nn.Dense(
+        value = layers.Dense(
             dim,
             dtype=self.dtype,
             kernel_init=nn.initializers.normal((2 * depth * dim) ** -0.5),
