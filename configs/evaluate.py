@@ -1,7 +1,8 @@
-"""EMCID beside other methods on 10 to 2,000 requests of mixed kind; see docs/comparison.md.
+"""EMCID beside other methods on 1 to 2,000 requests of mixed kind; see docs/comparison.md.
 
-Memories by the text loss alone, ten sampler steps and one prompt per image set keep it to an hour
-or two on two cores. Your own list: `--config.base.requests.path=FILE --config.counts="(10,100)"`.
+Memories of the linear rows by the text loss alone, ten sampler steps and five prompts per image set
+keep it to two hours on two cores. Your own list: `--config.base.requests.path=FILE
+--config.counts="(10,100)"`.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def get_config() -> ConfigDict:
         requests=settings.RequestsConfig(path="sprites"),
         stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10),
         evaluation=settings.EvaluationConfig(
-            steps=10, prompts_per_request=1, holdout=30, aliases=False
+            steps=10, prompts_per_request=5, holdout=30, aliases=False
         ),
         run=settings.RunConfig(cpu_devices=0, save_every=250),
     )
-    counts = (10, 100, 300, 1000, 2000)
+    counts = (1, 10, 100, 300, 1000, 2000)
     return settings.to_config_dict(
         EvaluateConfig(base=base, counts=counts, rows=ROWS, max_judged=60)
     )

@@ -1,9 +1,9 @@
 """Which encoder of the bundled SDXL-shaped model to edit, and how; see docs/sdxl_measured.md.
 
-The requests, prompts and judge of `evaluate.py`. Ridge has memories by the text loss alone, units
-by the attention loss, but for the rows that say otherwise. The rows "noise loss" stop at 30
-requests, for each memory runs the UNet; units in one encoder stop at 100, for their memories serve
-no other row.
+The requests and the judge of `evaluate.py`, with one prompt per image set. Ridge has memories by
+the text loss alone, units by the attention loss, but for the rows that say otherwise. The rows
+"noise loss" stop at 30 requests, for each memory runs the UNet; units in one encoder stop at 100,
+for their memories serve no other row.
 """
 
 from __future__ import annotations

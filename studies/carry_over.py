@@ -68,7 +68,7 @@ def rows(model: str) -> tuple[str, ...]:
 
 
 def config_of(model: str) -> EvaluateConfig:
-    """All rows of a model; judged as in `configs/evaluate.py`."""
+    """All rows of a model; judged as in `configs/evaluate.py`, by one prompt per image set."""
     blocks = {"layer": LAST[model][0], "second_layer": LAST[model][-1]}
     layers, second = (tuple(range(block + 1)) for block in blocks.values())
     base = EditConfig(

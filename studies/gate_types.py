@@ -36,6 +36,7 @@ from emcid_jax.workflow.open_model import open_model
 from studies import gates
 
 TYPES = ("float16", "bfloat16")
+BLOCK = 0
 PART = 8192
 """Tokens at once."""
 
@@ -52,18 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.workdir.mkdir(parents=True, exist_ok=True)
     pipeline, requests = open_model(ModelConfig()), mixed_requests()[: options.count]
-    path = options.workdir / f"units-{gates.BLOCK}.safetensors"
-    measured = gates.measured_statistics(pipeline, path)
+    measured = gates.measured_statistics(pipeline, options.workdir, BLOCK)
     fitted = fit_gates(pipeline.encoder, requests, (), measured, contexts=10, false_firing=1e-5)
     nothing = np.zeros_like(fitted.directions)
-    units = make_units(gates.BLOCK, fitted.directions, measured.mean, fitted.thresholds, nothing)
+    units = make_units(BLOCK, fitted.directions, measured.mean, fitted.thresholds, nothing)
     texts = [text.replace("{}", one.source) for one in requests for text in SENTENCES]
     activation = pipeline.encoder.model.config.hidden_act
-    exact = gates.text_tokens(pipeline, texts).states
+    exact = gates.text_tokens(pipeline, texts, BLOCK).states
     print(f"{len(units.rows):,} gates, {len(exact):,} tokens of {len(texts):,} prompts\n")
     print("| stored type | flips | of open | largest change of an opening |\n|---|---|---|---|")
     for dtype in TYPES:
-        lower = gates.text_tokens(rounded(pipeline, dtype), texts).states
+        lower = gates.text_tokens(rounded(pipeline, dtype), texts, BLOCK).states
         flips, opened, change = flipped(
             units, exact, rounded_units(units, dtype), as_type(lower, dtype), activation
         )

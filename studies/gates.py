@@ -2,11 +2,12 @@
 
     python -m studies.gates --counts 10 100 300 1000 2000 --captions 100000 --workdir runs/gates
 
-The mixed list on the bundled model, block 0; captions are such as no gate was fitted to. A line per
-number of requests: recall at the own name, in the judge's sentences and behind beginnings of
-captions; share of prompts of untouched objects and artists, and of captions' tokens, at which any
-gate opens though its name does not stand there. Then, at the largest number, recall at other forms
-of the names. With `--made-up 10000`, last, so many gates for names of two words of the captions.
+The mixed list on the bundled model; captions are such as no gate was fitted to. A line per block
+(`--blocks`) and number of requests: recall at the own name, in the judge's sentences and behind
+beginnings of captions; share of prompts of untouched objects and artists, and of captions' tokens,
+at which any gate opens though its name does not stand there. Then, for the last block and the
+largest number, recall at other forms of the names. With `--made-up 10000`, last, so many gates for
+names of two words of the captions.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ from emcid_jax.sprites.mixed import mixed_requests
 from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.open_model import open_model
 
-BLOCK, SEED = 0, 777
+SEED = 777
 BATCH, PART = 256, 20_480
 """Texts or gates at once, and texts whose tokens are held at once."""
 UNTOUCHED = {"objects": 200, "artists": 100}
@@ -65,6 +66,8 @@ class Gates(NamedTuple):
     sources: list[str]
     fitted: FittedGates
     mean: Float[np.ndarray, " dim"]
+    block: int
+    """Whose `fc1` they read."""
 
     def open(
         self, states: Float[np.ndarray, "name context dim"]
@@ -78,34 +81,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints both tables."""
     options = _parse(arguments)
     pipeline, requests = open_model(ModelConfig()), mixed_requests()
-    measured = measured_statistics(pipeline, options.workdir / f"units-{BLOCK}.safetensors")
     captions = [caption.text for caption in sample_captions(options.captions, SEED)]
     untouched = {kind: _prompts(names) for kind, names in untouched_names(requests).items()}
+    lists = [requests[:count] for count in options.counts]
     pool = contexts.beginnings(captions, 400, SEED)
-    fits: list[Gates] = []
-    rows: list[list[float]] = []
-    for count in options.counts:
-        chosen, began = requests[:count], time.process_time()
-        fitted = fit_gates(pipeline.encoder, chosen, (), measured, contexts=10, false_firing=1e-5)
-        spent = time.process_time() - began
-        gates = Gates([one.source for one in chosen], fitted, measured.mean)
-        opened = gates.open(_states(pipeline, gates.sources, SENTENCES, pool))
-        told, new = np.split(opened, [len(SENTENCES)], axis=1)
-        fits.append(gates)
-        rows.append([spent, float(told.mean()), float(new.mean())])
-    for texts in untouched.values():
-        for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
-            row.append(len(np.unique(found.texts)) / len(texts))
-    for row, found in zip(rows, wrongly_open(pipeline, fits, captions), strict=True):
-        row.append(len(found.texts) / found.tokens)
     print(
-        "| n | CPU s | judge's sentences | captions | untouched objects | untouched artists | "
-        "caption tokens |\n|---|---|---|---|---|---|---|"
+        "| block | n | CPU s | judge's sentences | captions | untouched objects | "
+        "untouched artists | caption tokens |\n|---|---|---|---|---|---|---|---|"
     )
-    for gates, (spent, *shares) in zip(fits, rows, strict=True):
-        cells = " | ".join(f"{share:.4f}" for share in shares)
-        print(f"| {len(gates.sources):,} | {spent:.0f} | {cells} |")
-    gates = max(fits, key=lambda one: len(one.sources))
+    for block in options.blocks:
+        measured = measured_statistics(pipeline, options.workdir, block)
+        fits, rows = zip(*_fitted(pipeline, lists, measured, pool), strict=True)
+        for texts in untouched.values():
+            for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
+                row.append(len(np.unique(found.texts)) / len(texts))
+        for row, found in zip(rows, wrongly_open(pipeline, fits, captions), strict=True):
+            row.append(len(found.texts) / found.tokens)
+        for gates, (spent, *shares) in zip(fits, rows, strict=True):
+            cells = " | ".join(f"{share:.4f}" for share in shares)
+            print(f"| {block} | {len(gates.sources):,} | {spent:.0f} | {cells} |", flush=True)
+    gates = max(fits, key=lambda one: len(one.sources))  # Of the last block.
     print("\n| form | names | recall |\n|---|---|---|")
     for form, change in FORMS.items():
         other = [change(name) for name in gates.sources]
@@ -117,6 +112,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.made_up:
         print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
     return 0
+
+
+def _fitted(
+    pipeline: Pipeline,
+    lists: Sequence[Sequence[EditRequest]],
+    measured: statistics.UnitStatistics,
+    pool: Sequence[str],
+) -> Iterator[tuple[Gates, list[float]]]:
+    """Gates of each list, with their time of a processor and their recall in both contexts."""
+    for requests in lists:
+        began = time.process_time()
+        fitted = fit_gates(pipeline.encoder, requests, (), measured, contexts=10, false_firing=1e-5)
+        spent = time.process_time() - began
+        gates = Gates([one.source for one in requests], fitted, measured.mean, measured.block)
+        opened = gates.open(_states(pipeline, gates.sources, measured.block, SENTENCES, pool))
+        told, new = np.split(opened, [len(SENTENCES)], axis=1)
+        yield gates, [spent, float(told.mean()), float(new.mean())]
 
 
 def made_up(captions: Sequence[str], count: int) -> list[str]:
@@ -140,8 +152,8 @@ def _told(
     wall, processor = time.perf_counter(), time.process_time()
     fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    gates = Gates(list(names), fitted, measured.mean)
-    recall = gates.open(_states(pipeline, names, SENTENCES)).mean()
+    gates = Gates(list(names), fitted, measured.mean, measured.block)
+    recall = gates.open(_states(pipeline, names, measured.block, SENTENCES)).mean()
     (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
     return (
         f"{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
@@ -171,11 +183,11 @@ class Wrong(NamedTuple):
 
 
 def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]) -> list[Wrong]:
-    """Of each of several lists of gates, the tokens of texts at which one is wrongly open."""
+    """Of each of several lists of gates of one block, the tokens at which one is wrongly open."""
     found: list[list[np.ndarray]] = [[] for _ in fits]
     tokens = 0
     for first in range(0, len(texts), PART):
-        part = text_tokens(pipeline, texts[first : first + PART])
+        part = text_tokens(pipeline, texts[first : first + PART], fits[0].block)
         tokens += len(part.text)
         for places, gates in zip(found, fits, strict=True):
             opened = np.zeros(len(part.text), bool)
@@ -196,7 +208,7 @@ def own_open(
     pipeline: Pipeline, gates: Gates, forms: Sequence[str]
 ) -> Bool[np.ndarray, "name sentence"]:
     """Whether a gate opens anywhere in the judge's sentences about another form of its name."""
-    part = text_tokens(pipeline, _prompts(forms))
+    part = text_tokens(pipeline, _prompts(forms), gates.block)
     gate = part.text // len(SENTENCES)
     found = np.zeros(len(forms) * len(SENTENCES), bool)
     for first in range(0, len(gate), PART):
@@ -227,13 +239,13 @@ FORMS: dict[str, Callable[[str], str]] = {
 }
 
 
-def text_tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
-    """What the gates read at every token of texts."""
+def text_tokens(pipeline: Pipeline, texts: Sequence[str], block: int) -> Tokens:
+    """What a block's gates read at every token of texts."""
     text = exact(pipeline.encoder.model, dict(pipeline.params["text_encoder"]))
 
     @jax.jit
     def encoded(ids: Array) -> Array:
-        return fc1_inputs(text, pipeline.params["text_encoder"], ids, BLOCK)
+        return fc1_inputs(text, pipeline.params["text_encoder"], ids, block)
 
     parts = []
     for first in range(0, len(texts), BATCH):
@@ -249,23 +261,28 @@ def text_tokens(pipeline: Pipeline, texts: Sequence[str]) -> Tokens:
 
 
 def _states(
-    pipeline: Pipeline, names: Sequence[str], templates: Sequence[str], pool: Sequence[str] = ()
+    pipeline: Pipeline,
+    names: Sequence[str],
+    block: int,
+    templates: Sequence[str],
+    pool: Sequence[str] = (),
 ) -> Float[np.ndarray, "name context dim"]:
     """At the names' last tokens: in templates, and behind CONTEXTS beginnings of the pool."""
     every, count = [tuple(templates)] * len(names), CONTEXTS if pool else 0
     prompts = contexts.name_prompts(pipeline.encoder.tokenizer, names, every, pool, count, names)
-    return name_states(pipeline.encoder.model, pipeline.params["text_encoder"], prompts, BLOCK)
+    return name_states(pipeline.encoder.model, pipeline.params["text_encoder"], prompts, block)
 
 
 def _prompts(names: Sequence[str]) -> list[str]:
     return [sentence.replace("{}", name) for name in names for sentence in SENTENCES]
 
 
-def measured_statistics(pipeline: Pipeline, path: Path) -> statistics.UnitStatistics:
-    """The statistics of the default captions, from `path` or measured and kept there."""
+def measured_statistics(pipeline: Pipeline, workdir: Path, block: int) -> statistics.UnitStatistics:
+    """The statistics of the default captions, from `workdir` or measured and kept there."""
+    path = workdir / f"units-{block}.safetensors"
     if not path.exists():
         config = MomentConfig()
-        found = statistics.measure(pipeline.encoder, find_captions(config), BLOCK, seed=config.seed)
+        found = statistics.measure(pipeline.encoder, find_captions(config), block, seed=config.seed)
         statistics.write_statistics(path, found)
     return statistics.read_statistics(path)
 
@@ -276,6 +293,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--blocks", type=int, nargs="+", default=[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
     parser.add_argument("--captions", type=int, default=100_000)
     parser.add_argument("--made-up", type=int, default=0, help="so many names; 0: none")
