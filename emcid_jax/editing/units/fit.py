@@ -69,7 +69,30 @@ def fit_gates(
     """
     space = gates.metric(statistics)
     names = find_names(encoder, requests, keep, statistics, space, contexts)
-    others = _others(encoder, names, statistics, space)
+    spoken = recognise.own_rows(encoder.tokenizer, names.texts[: names.sources], statistics.recent)
+    return fit_names(names, spoken, requests, statistics, space, false_firing=false_firing)
+
+
+def fit_names(
+    names: Names,
+    spoken: Sequence[Int[np.ndarray, " _"]],
+    requests: Sequence[EditRequest],
+    statistics: UnitStatistics,
+    space: gates.Metric,
+    *,
+    false_firing: float,
+) -> FittedGates:
+    """A gate for every request, from states alone: of any encoder whose attention is causal.
+
+    Args:
+        names: sources, destinations and names to keep, in `space`.
+        spoken: rows of the reference where each source itself stands.
+        requests: what is edited.
+        statistics: of the block that gets the units.
+        space: `gates.metric` of the statistics.
+        false_firing: share of the captions' tokens at which one gate may answer wrongly.
+    """
+    others = _others(names, spoken, statistics, space)
     parts = [
         slice(begin, min(begin + gates.CHUNK, names.sources))
         for begin in range(0, names.sources, gates.CHUNK)
@@ -139,19 +162,20 @@ class _Fitted(NamedTuple):
 
 
 def _others(
-    encoder: TextEncoder, names: Names, statistics: UnitStatistics, space: gates.Metric
+    names: Names,
+    spoken: Sequence[Int[np.ndarray, " _"]],
+    statistics: UnitStatistics,
+    space: gates.Metric,
 ) -> _Others:
     seen, held_out = (
         space.whiten(statistics.reference[None, half::2].astype(np.float32))[0] for half in (0, 1)
     )
-    sources = names.texts[: names.sources]
-    spoken = recognise.own_rows(encoder.tokenizer, sources, statistics.recent)
-    spoken_seen, spoken = ([rows[rows % 2 == i] // 2 for rows in spoken] for i in (0, 1))
+    spoken_seen, spoken_held = ([rows[rows % 2 == i] // 2 for rows in spoken] for i in (0, 1))
     rows, owner = names.rows()
     order = np.argsort(owner, kind="stable")
     bounds = np.searchsorted(owner[order], np.arange(names.sources + 1))
     mine = [order[low:high] for low, high in itertools.pairwise(bounds)]
-    return _Others(seen, held_out, spoken_seen, spoken, rows, owner, mine)
+    return _Others(seen, held_out, spoken_seen, spoken_held, rows, owner, mine)
 
 
 def _fitted(names: Names, others: _Others, part: slice, false_firing: float) -> _Fitted:

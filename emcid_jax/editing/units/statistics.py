@@ -146,6 +146,15 @@ def phrases(captions: Sequence[str], count: int, seed: int) -> list[str]:
     return list(found)
 
 
+def within_names(
+    states: Float[np.ndarray, "name context dim"],
+) -> Float64[np.ndarray, "dim dim"]:
+    """Covariance of names' states about each name's own mean."""
+    apart = states.astype(np.float64)
+    apart = (apart - apart.mean(axis=1, keepdims=True)).reshape(-1, states.shape[-1])
+    return apart.T @ apart / (len(states) * max(1, states.shape[1] - 1))
+
+
 def write_statistics(path: Path, found: UnitStatistics) -> None:
     """Writes them to one safetensors file with a checksum, by one rename."""
     arrays = {name: np.ascontiguousarray(getattr(found, name)) for name in _ARRAYS}
@@ -191,9 +200,7 @@ def _within(
         [f"captions: {name}" for name in names],
     )
     states = name_states(encoder.model, encoder.params, prompts, block, mesh)
-    states = states.astype(np.float64)
-    apart = (states - states.mean(axis=1, keepdims=True)).reshape(-1, states.shape[-1])
-    return apart.T @ apart / (len(names) * max(1, states.shape[1] - 1))
+    return within_names(states)
 
 
 def _recent(

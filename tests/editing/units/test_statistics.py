@@ -165,3 +165,9 @@ def test_strangers_are_other_words_that_end_alike():
             assert [one.endswith("</w>") for one in drawn] == [
                 one.endswith("</w>") for one in parts[:-1]
             ]
+
+
+def test_covariance_within_names_is_the_mean_of_each_names_own():
+    states = np.random.default_rng(0).normal(size=(6, 5, 3)) + 10 * np.arange(6)[:, None, None]
+    wanted = np.mean([np.cov(one, rowvar=False) for one in states], axis=0)
+    np.testing.assert_allclose(statistics.within_names(states), wanted)
