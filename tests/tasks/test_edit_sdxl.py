@@ -70,7 +70,7 @@ def config(model: Path) -> EditConfig:
     return EditConfig(
         requests=settings.RequestsConfig(path=str(files / "requests.json")),
         model=settings.ModelConfig(path=str(model)),
-        stage_one=settings.StageOneConfig(layer=2, second_layer=2, steps=3, image_steps=2),
+        stage_one=settings.StageOneConfig(layer=2, second_layer=2, steps=3, image_steps=1),
         moments=settings.MomentConfig(captions=str(files / "captions.txt"), batch=64),
         stage_two=settings.StageTwoConfig(
             layers=(1, 2), second_layers=(1, 2), preservation_weight=1e-6
@@ -238,7 +238,7 @@ def test_samples_of_the_edited_model_are_others(
     done: Path, config: EditConfig, tmp_path: Path
 ) -> None:
     sampling = sample.SamplingConfig(
-        prompts=("a photo of dog",), seeds=(3,), steps=2, guidance=2.0, edited=str(done)
+        prompts=("a photo of dog",), seeds=(3,), steps=1, guidance=2.0, edited=str(done)
     )
     sample.run(
         sample.SampleConfig(model=config.model, sampling=sampling, run=config.run),

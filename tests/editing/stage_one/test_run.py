@@ -25,6 +25,7 @@ from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 
 CONFIG = StageOneConfig(layer=2, steps=3, samples_per_prompt=2, concept_batch=8)
+PAIRS = dataclasses.replace(CONFIG, concept_batch=2)
 REQUESTS = [
     EditRequest("a dog", "a cat", ("a photo of {}", "{}"), seed=3),
     EditRequest("Claude Monet", "Salvador Dali", ("the art of {}",), seed=2**32 - 1),
@@ -49,9 +50,15 @@ def inputs(pipeline, images):
 
 
 @pytest.fixture(scope="module")
-def result(pipeline, inputs):
-    """Three concepts together on one device."""
-    return stage_one.optimise(pipeline, inputs, CONFIG, mesh(1))
+def of_two(pipeline, inputs):
+    """The program for two concepts on one device."""
+    return stage_one.compile_program(pipeline, inputs, PAIRS, mesh(1))
+
+
+@pytest.fixture(scope="module")
+def result(pipeline, inputs, of_two):
+    """Of three concepts, two by two."""
+    return stage_one.optimise(pipeline, inputs, PAIRS, mesh(1), of_two)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +151,7 @@ def test_weights_may_be_shared_by_devices(pipeline, inputs, result, on_eight):
     np.testing.assert_allclose(got.curve, result.curve, rtol=1e-5)
 
 
-def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, result):
+def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, of_two, result):
     # The middle request has one template: alone, its rectangle is not padded.
     alone = prepare(pipeline, REQUESTS[1:2], images[1:2, :, :1])
     single = dataclasses.replace(CONFIG, concept_batch=1)
@@ -153,8 +160,7 @@ def test_neighbours_batches_and_padding_do_not_matter(pipeline, inputs, images, 
     np.testing.assert_allclose(got.curve, result.curve[1:2], rtol=1e-5)
 
     turned = jax.tree.map(lambda leaf: leaf[::-1], inputs)
-    pairs = dataclasses.replace(CONFIG, concept_batch=2)
-    got = stage_one.optimise(pipeline, turned, pairs, mesh(1))
+    got = stage_one.optimise(pipeline, turned, PAIRS, mesh(1), of_two)
     assert_same(got.delta[::-1], result.delta)
 
 
