@@ -47,7 +47,7 @@ def pipeline():
 
 @pytest.fixture(scope="module")
 def measured(pipeline):
-    captions = [caption.text for caption in sample_captions(2_000, 5)]
+    captions = [caption.text for caption in sample_captions(1_000, 5)]
     return statistics.measure(pipeline.encoder, captions, BLOCK)
 
 
