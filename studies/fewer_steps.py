@@ -259,20 +259,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for share in (0.05, 0.02):
         told(f"published, stops below {share}", path, stops(path.curve, share), 1)
     path = walk(noise("free", 1), ADAM, 50, jnp.asarray(reached.offsets[-1]))
-    for looks in (4, 1):
+    for looks in (4, 1, 0):
         told("text first, then noise", path, looks, 1)
+    found = walk(attention, ADAM, 100, zeros)
+    path = walk(noise("free", 1), ADAM, 20, jnp.asarray(found.offsets[-1]))
+    for looks in (1, 0):
+        told("attention first, then noise", path, looks, 1)
     for draws in ("strata", "importance"):
         path = walk(noise(draws, 1), ADAM, 100, zeros)
-        for looks in (last, 4, 1):
+        for looks in (last, 4):
             told(f"timesteps by {draws}", path, looks, 1)
-    path = walk(noise("strata", 4), LBFGS, 50, zeros)
-    for looks in (4, 1):
+    path = walk(noise("strata", 4), LBFGS, 30, zeros)
+    for looks in (2, 1):
         told("L-BFGS, 4 samples a step", path, looks, 4)
-    path = walk(attention, ADAM, 100, zeros)
     for looks in (last, 4, 1):
-        told("attention loss", path, looks, 0)
+        told("attention loss", found, looks, 0)
     for share in (0.05, 0.02):
-        told(f"attention loss, stops below {share}", path, stops(path.curve, share), 0)
+        told(f"attention loss, stops below {share}", found, stops(found.curve, share), 0)
     path = walk(attention, LBFGS, 100, zeros)
     for looks in (last, 4, 1):
         told("attention loss, L-BFGS", path, looks, 0)
