@@ -9,12 +9,13 @@ read from the network. Names are real artists and the ImageNet classes, both bun
 your own, a name a line. Captions are a file of real ones, as `config.moments.captions` takes it.
 
 Gates read what the MLP of a block reads, at a name's last token. A line per block and fit: `plain`
-is the closed form with one threshold, `fitted` what an edit does, `kept` the same with `--keep`
-names of each kind that no gate may answer to; held-out names are never among them. Recall is at the
-own name in sentences that no gate was fitted to. False firing is the share of sentences about
+is the closed form with one threshold, `edit` what an edit does. `strict` has a higher threshold
+and strangers of all names of several tokens, not of those alone that end in a piece of a word;
+`strict, names to keep` knows `--keep` names of each kind too, none of them held out. Recall is at
+the own name in sentences that no gate was fitted to. False firing is the share of sentences about
 held-out names, and of tokens of other captions, at which any gate opens though its name does not
-stand there; `at the name` counts held-out names' own tokens alone. States are kept in the workdir:
-a run that was stopped goes on.
+stand there; `at the name` looks at the last token of held-out names alone. States are kept in the
+workdir: a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.sprites.catalogue import catalogue
 from studies.gemma_states import Prompt, Reader, Tokens, begins_word, stranger, tokens_of
 
+STRICT = 0.75
+"""Lowest threshold of the strict fits."""
 DESTS = 50
 """Different destinations of classes."""
 KINDS = ("artists", "classes")
@@ -85,6 +88,8 @@ class Asked:
     """The same of every other name."""
     strange: tuple[list[list[Prompt | None]], ...]
     """Two draws, of the sources."""
+    whole: Bool[np.ndarray, "source context"]
+    """Where a source ends in a whole word: what an edit draws no strangers of."""
     phrases: list[list[Prompt]]
     pool: tuple[str, ...]
     captions: Tokens
@@ -144,6 +149,7 @@ def asked(reader: Reader, lists: Mapping[str, Lists], captions: list[str], count
         own,
         shown,
         strange,
+        np.array([[begins[one.ids[-1]] for one in some] for some in own]),
         [told(name, (), statistics.PHRASE_CONTEXTS) for name in phrases],
         pool,
         tokens_of(reader.texts(captions[:half])),
@@ -230,19 +236,23 @@ def wrongly_open(
 def fits_of(
     ask: Asked, names: Names, found: statistics.UnitStatistics, space: gates.Metric, tokenizer: Any
 ) -> Iterator[tuple[str, Fit]]:
-    """The three fits."""
+    """All fits with their names."""
     count = names.sources
     first = gates.start(names.own[:count], names.mask[:count])
     yield "plain", Fit(gates.in_states(first, space), np.full(count, FLOOR))
     spoken = recognise.own_rows(tokenizer, names.texts[:count], found.recent)
-    every = {"fitted": count + ask.dests, "kept": len(names.texts)}
-    for label, size in every.items():
+
+    def made(names: Names, size: int, floor: float) -> Fit:
         some = names._replace(
             own=names.own[:size], mask=names.mask[:size], texts=names.texts[:size]
         )
-        if label == "fitted" or size > every["fitted"]:
-            made = fit_names(some, spoken, ask.requests, found, space, false_firing=1e-5)
-            yield label, Fit(made.directions, made.thresholds)
+        one = fit_names(some, spoken, ask.requests, found, space, false_firing=1e-5, floor=floor)
+        return Fit(one.directions, one.thresholds)
+
+    pieces = [one._replace(mask=one.mask & ~ask.whole) for one in names.strangers]
+    yield "edit", made(names._replace(strangers=(pieces[0], pieces[1])), count + ask.dests, FLOOR)
+    yield "strict", made(names, count + ask.dests, STRICT)
+    yield "strict, names to keep", made(names, len(names.texts), STRICT)
 
 
 def figures(

@@ -127,6 +127,7 @@ def unpacked(workdir: Path) -> Path:
         model.save_pretrained(unfinished)
         for path in sorted(unfinished.iterdir(), reverse=True):  # The configuration is last.
             path.rename(folder / path.name)
+        unfinished.rmdir()
     return folder
 
 
@@ -164,10 +165,10 @@ def tokens_of(prompts: list[Prompt]) -> Tokens:
 def stranger(prompt: Prompt, begins: Bool[np.ndarray, " token"], seed: str) -> Prompt | None:
     """Other tokens in the place of all of the name's but the last, see `units.strangers`.
 
-    None for a name that is one token, or ends in a whole word.
+    None for a name that is one token.
     """
     inside = prompt.ids[prompt.start : -1]
-    if not inside or begins[prompt.ids[-1]]:
+    if not inside:
         return None
     digest = hashlib.sha256(seed.encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))

@@ -81,6 +81,7 @@ def fit_names(
     space: gates.Metric,
     *,
     false_firing: float,
+    floor: float = FLOOR,
 ) -> FittedGates:
     """A gate for every request, from states alone: of any encoder whose attention is causal.
 
@@ -91,6 +92,7 @@ def fit_names(
         statistics: of the block that gets the units.
         space: `gates.metric` of the statistics.
         false_firing: share of the captions' tokens at which one gate may answer wrongly.
+        floor: lowest threshold.
     """
     others = _others(names, spoken, statistics, space)
     parts = [
@@ -99,7 +101,9 @@ def fit_names(
     ]
     # NumPy works outside Python's lock, and chunks know nothing of each other.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        chunks = list(pool.map(lambda part: _fitted(names, others, part, false_firing), parts))
+        chunks = list(
+            pool.map(lambda part: _fitted(names, others, part, false_firing, floor), parts)
+        )
     fitted = _Fitted(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
     tokens = len(others.held_out)
     reports = [
@@ -178,7 +182,9 @@ def _others(
     return _Others(seen, held_out, spoken_seen, spoken_held, rows, owner, mine)
 
 
-def _fitted(names: Names, others: _Others, part: slice, false_firing: float) -> _Fitted:
+def _fitted(
+    names: Names, others: _Others, part: slice, false_firing: float, floor: float
+) -> _Fitted:
     """The gates of the sources `part`: at most `gates.CHUNK`, so memory does not grow with them."""
     own, mask = names.own[part], names.mask[part]
     seen, unseen = (Strangers(*(array[part] for array in one)) for one in names.strangers)
@@ -203,12 +209,12 @@ def _fitted(names: Names, others: _Others, part: slice, false_firing: float) -> 
     )
     scores = np.where(mask, np.matmul(own, final[:, :, None])[..., 0], np.inf)
     allowed = int(false_firing * len(others.held_out))
-    low, count = FLOOR - MARGIN, gates.NEGATIVES + allowed
+    low, count = floor - MARGIN, gates.NEGATIVES + allowed
     passed, tokens = gates.nearest(final, others.held_out, others.spoken[part], low, count)
     _, by_names = gates.nearest(final, others.rows, others.mine[part], low, 1)
     strange = np.matmul(unseen.states, final[:, :, None])[..., 0]
     strange = np.where(unseen.mask, strange, -np.inf).max(axis=1)
-    thresholds = _thresholds(scores, tokens, np.maximum(by_names[:, 0], strange), allowed)
+    thresholds = _thresholds(scores, tokens, np.maximum(by_names[:, 0], strange), allowed, floor)
     passed[tokens <= thresholds[:, None]] = -1
     close[~np.isfinite(close_scores)] = -1
     return _Fitted(first, final, thresholds, scores, close, passed)
@@ -219,9 +225,10 @@ def _thresholds(
     near: Float[np.ndarray, "gate row"],
     other: Float[np.ndarray, " gate"],
     allowed: int,
+    floor: float,
 ) -> Float64[np.ndarray, " gate"]:
     """Above all that must not pass, as far as a name's own contexts, but for one, leave room."""
     ranked = -np.sort(-near, axis=1)
     barred = np.maximum(ranked[:, min(allowed, ranked.shape[1] - 1)], other) + MARGIN
     room = np.sort(scores, axis=1)[:, min(1, scores.shape[1] - 1)] - 2 * MARGIN
-    return np.clip(barred, FLOOR, np.maximum(room, FLOOR)).astype(np.float64)
+    return np.clip(barred, floor, np.maximum(room, floor)).astype(np.float64)
