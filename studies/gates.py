@@ -107,8 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         differs = np.array(
             [normalised(a) != normalised(b) for a, b in zip(gates.sources, other, strict=True)]
         )
-        recall = own_open(pipeline, gates, other)[differs].mean()
-        print(f"| {form} | {differs.sum():,} | {recall:.3f} |")
+        if differs.any():
+            recall = own_open(pipeline, gates, other)[differs].mean()
+            print(f"| {form} | {differs.sum():,} | {recall:.3f} |")
     if options.made_up:
         print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
     return 0
