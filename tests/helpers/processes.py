@@ -48,6 +48,18 @@ def run_processes(
     return [f"{process.returncode} {text}" for process, text in zip(started, said, strict=True)]
 
 
+def run_alone_and_together(config: Any, files: Path) -> tuple[Path, Path]:
+    """Workdirs of the command as one process of four devices and as two of four, both in `files`.
+
+    Hosts of as many devices draw the same bits, however many there are.
+    """
+    alone, together = files / "alone", files / "together"
+    for count, workdir in ((1, alone), (2, together)):
+        for said in run_processes(count, config, workdir, files, devices=4 * count):
+            assert said.startswith("0 "), said
+    return alone, together
+
+
 def _distributed(config: Any, value: bool) -> Any:
     """The settings with `run.distributed`, a sweep's in its base."""
     if hasattr(config, "base"):

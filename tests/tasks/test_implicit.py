@@ -20,7 +20,7 @@ from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import implicit as task
 from emcid_jax.tasks.implicit import ImplicitConfig
-from tests.helpers.processes import run_processes
+from tests.helpers.processes import run_alone_and_together
 
 TABLE = """old,new,positive1,gt1,positive2,gt2,negative1,gn1
 A dog,A red dog,a photo of a dog,a photo of a red dog,dog in snow,red dog in snow,a cat,a red cat
@@ -110,10 +110,7 @@ def test_rows_are_judged_one_by_one_and_kept(
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(config: ImplicitConfig, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    for count, workdir in ((1, alone), (2, together)):
-        for said in run_processes(count, config, workdir, tmp_path, devices=4 * count):
-            assert said.startswith("0 "), said
+    alone, together = run_alone_and_together(config, tmp_path)
     tables = [json.loads((path / "implicit.json").read_text()) for path in (alone, together)]
     rows, wanted = ({(row["seed"], row["row"]): row for row in table["rows"]} for table in tables)
     assert sorted(rows) == sorted(wanted) == [(0, 0), (0, 1), (1, 0), (1, 1)]

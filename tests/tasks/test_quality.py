@@ -27,7 +27,7 @@ from emcid_jax.runtime.errors import UserError
 from emcid_jax.tasks import quality as task
 from emcid_jax.tasks.quality import QualityTaskConfig
 from emcid_jax.workflow.open_model import read_edited
-from tests.helpers.processes import run_processes
+from tests.helpers.processes import run_alone_and_together
 
 ROWS = """,case_number,prompt,evaluation_seed,artist,type
 0,0,Art by Monet,3,Monet,erased
@@ -112,10 +112,7 @@ def test_figures_of_artists_are_those_of_drawing_directly(
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(config: QualityTaskConfig, tmp_path: Path) -> None:
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    for count, workdir in ((1, alone), (2, together)):
-        for said in run_processes(count, config, workdir, tmp_path, devices=4 * count):
-            assert said.startswith("0 "), said
+    alone, together = run_alone_and_together(config, tmp_path)
     found, wanted = (
         jax.tree.leaves_with_path(json.loads((path / "quality.json").read_text()))
         for path in (alone, together)

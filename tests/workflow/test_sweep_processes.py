@@ -14,7 +14,7 @@ import pytest
 from emcid_jax import config as settings
 from emcid_jax.tasks.ablate import AblateConfig
 from emcid_jax.tasks.trace import TraceConfig
-from tests.helpers.processes import run_processes
+from tests.helpers.processes import run_alone_and_together, run_processes
 
 QUIET = settings.RunConfig(progress=False)
 # Runs the command, notes every cell that a process measures, and kills process 1 at its second.
@@ -79,10 +79,7 @@ def test_two_processes_trace_what_one_does(tiny_pipeline_folder: Path, tmp_path:
         model=settings.ModelConfig(path=str(tiny_pipeline_folder)),
         run=QUIET,
     )
-    alone, together = tmp_path / "alone", tmp_path / "together"
-    for count, workdir in ((1, alone), (2, together)):
-        for said in run_processes(count, config, workdir, tmp_path, devices=4 * count):
-            assert said.startswith("0 "), said
+    alone, together = run_alone_and_together(config, tmp_path)
     tables = [json.loads((path / "trace.json").read_text()) for path in (alone, together)]
     assert tables[0] == tables[1]  # To the bit, for hosts of as many devices as the one.
     assert len(tables[0]["rows"]) == 4 + 3
