@@ -191,18 +191,36 @@ def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]
         part = text_tokens(pipeline, texts[first : first + PART], fits[0].block)
         tokens += len(part.text)
         for places, gates in zip(found, fits, strict=True):
-            opened = np.zeros(len(part.text), bool)
             spoken = recognise.own_rows(pipeline.encoder.tokenizer, gates.sources, part.recent)
             states = part.states - gates.mean.astype(np.float32)
-            for gate in range(0, len(spoken), BATCH):
-                some = slice(gate, gate + BATCH)
-                directions = gates.fitted.directions[some].astype(np.float32)
-                above = states @ directions.T > gates.fitted.thresholds[some]
-                for column, own in enumerate(spoken[some]):
-                    above[own, column] = False
-                opened |= np.asarray(above.any(axis=1))
+            directions = gates.fitted.directions.astype(np.float32)
+            opened = any_open(states, directions, gates.fitted.thresholds, spoken)
             places.append(first + part.text[opened])
     return [Wrong(np.concatenate(places), tokens) for places in found]
+
+
+def any_open(
+    states: Float[np.ndarray, "token dim"],
+    directions: Float[np.ndarray, "gate dim"],
+    thresholds: Float[np.ndarray, " gate"],
+    spoken: Sequence[Int[np.ndarray, " _"]],
+) -> Bool[np.ndarray, " token"]:
+    """Tokens at which any gate is open whose name does not end there.
+
+    Args:
+        states: what the gates read, about the mean.
+        directions: of the gates, in the states' own type.
+        thresholds: of the gates.
+        spoken: of every gate the tokens where its name ends.
+    """
+    opened = np.zeros(len(states), bool)
+    for first in range(0, len(spoken), BATCH):
+        some = slice(first, first + BATCH)
+        above = states @ directions[some].T > thresholds[some]
+        for column, own in enumerate(spoken[some]):
+            above[own, column] = False
+        opened |= np.asarray(above.any(axis=1))
+    return opened
 
 
 def own_open(

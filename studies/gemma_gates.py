@@ -41,6 +41,7 @@ from emcid_jax.editing.units.names import SHOWN, Names, Strangers
 from emcid_jax.evaluation.benchmarks import erase
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.sprites.catalogue import catalogue
+from studies.gates import any_open
 from studies.gemma_states import Prompt, Reader, Tokens, begins_word, stranger, tokens_of
 
 STRICT = 0.75
@@ -223,16 +224,6 @@ class Fit(NamedTuple):
     thresholds: Float64[np.ndarray, " gate"]
 
 
-def wrongly_open(
-    fit: Fit, states: Float[np.ndarray, "token dim"], spoken: Sequence[Int[np.ndarray, " _"]]
-) -> Bool[np.ndarray, " token"]:
-    """Tokens at which any gate is open whose name does not end there; states are about the mean."""
-    above = states @ fit.directions.T > fit.thresholds
-    for gate, own in enumerate(spoken):
-        above[own, gate] = False
-    return np.asarray(above.any(axis=1))
-
-
 def fits_of(
     ask: Asked, names: Names, found: statistics.UnitStatistics, space: gates.Metric, tokenizer: Any
 ) -> Iterator[tuple[str, Fit]]:
@@ -274,7 +265,7 @@ def figures(
     for where, tokens in ask.false.items():
         states = reader.states(tokens.prompts, block) - mean
         spoken = recognise.own_rows(reader.tokenizer, sources, tokens.recent)
-        wrong = wrongly_open(fit, states, spoken)
+        wrong = any_open(states, fit.directions, fit.thresholds, spoken)
         if where == "captions":
             yield "caption tokens", wrong.mean()
         else:
@@ -330,7 +321,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="+", default=[0, 2, 3, 4, 5, 6, 7])
     parser.add_argument("--edited", type=int, default=300, help="names of each kind")
     parser.add_argument("--held-out", type=int, default=200, help="the same, which no gate knows")
-    parser.add_argument("--keep", type=int, default=300, help="the same, which fit `kept` is told")
+    parser.add_argument("--keep", type=int, default=300, help="the same, told to the last fit")
     parser.add_argument("--skip", type=int, default=0, help="names at the front that are left out")
     parser.add_argument("--count", type=int, default=2000, help="captions to fit, and to measure")
     parser.add_argument("--contexts", type=int, default=10, help="beginnings of captions per name")
