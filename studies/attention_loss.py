@@ -15,19 +15,12 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from emcid_jax.config import RequestsConfig, StageOneConfig
-from emcid_jax.editing.stage_one import adam_loop
+from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.stage_one import run as stage_one
-from emcid_jax.evaluation.statistics.evenly import evenly
-from emcid_jax.pipelines.pipeline import load_pipeline
-from emcid_jax.runtime import parallel
-from emcid_jax.sprites.bundled import BUNDLED, STAGE_ONE, model_folder
-from emcid_jax.workflow import find_memories
-from emcid_jax.workflow.inputs import read_requests
+from emcid_jax.sprites.bundled import STAGE_ONE
+from studies import held_out
 
 
 class Row(NamedTuple):
@@ -66,36 +59,19 @@ ROWS = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line per way."""
     options = _parse(arguments)
-    pipeline = load_pipeline(model_folder(BUNDLED))
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    every = read_requests(RequestsConfig(path="sprites"))
-    requests = evenly(every[options.skip :], options.count)
-    prompts = find_memories.read_prompts(pipeline, requests, STAGE_ONE)
-    rows = slice(0, len(requests))
-
-    def prepare(config: StageOneConfig) -> find_memories.StageOneInputs:
-        read = find_memories.read_for(pipeline, prompts, config)
-        return find_memories.prepare_chunk(pipeline, requests, read, rows, config, mesh)
-
-    judged_by = REFERENCE.config(STAGE_ONE)
-    fixed = jax.tree.map(jnp.asarray, prepare(judged_by))
-
-    @jax.jit
-    def judge(params: stage_one.Params, delta: jax.Array) -> adam_loop.Losses:
-        return adam_loop.held_out_loss(pipeline, params, fixed, delta, judged_by)
-
-    params = stage_one.model_params(pipeline, judged_by)
+    setting = held_out.open_setting(options.count, options.skip)
+    pipeline, requests, mesh = setting.pipeline, setting.requests, setting.mesh
     print(f"{len(requests)} requests, held-out losses, means:")
     print("objective    steps rate scale   noise    text   total  worse  ratio  seconds")
     best = None
     for row in (REFERENCE, *ROWS):
         config = row.config(STAGE_ONE)
-        inputs = prepare(config)
+        inputs = setting.prepare(config)
         program = stage_one.compile_program(pipeline, inputs, config, mesh)
         began = time.process_time()
         delta = stage_one.optimise(pipeline, inputs, config, mesh, program).delta
         seconds = (time.process_time() - began) / len(requests)
-        found = jax.tree.map(np.asarray, judge(params, jnp.asarray(delta)))
+        found = setting.losses(delta)
         best = found.total if best is None else best
         worse, ratio = int((found.total > best).sum()), float(np.median(found.total / best))
         print(

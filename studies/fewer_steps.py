@@ -29,17 +29,15 @@ import optax
 from jax import Array
 from jaxtyping import Float
 
-from emcid_jax.config import RequestsConfig, StageOneConfig
+from emcid_jax.config import StageOneConfig
+from emcid_jax.editing.encoder.sites import Site, sites
 from emcid_jax.editing.stage_one import adam_loop, random_draws
 from emcid_jax.editing.stage_one import loss as objective
 from emcid_jax.editing.stage_one import run as stage_one
 from emcid_jax.editing.stage_one.loss import Sample, StageOneInputs
-from emcid_jax.evaluation.statistics.evenly import evenly
-from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
-from emcid_jax.runtime import parallel
-from emcid_jax.sprites.bundled import ATTENTION_STAGE_ONE, BUNDLED, STAGE_ONE, model_folder
-from emcid_jax.workflow import find_memories
-from emcid_jax.workflow.inputs import read_requests
+from emcid_jax.pipelines.pipeline import Pipeline
+from emcid_jax.sprites.bundled import ATTENTION_STAGE_ONE, STAGE_ONE
+from studies import held_out
 
 CHUNK = 10
 """Steps between two looks at the memories."""
@@ -57,8 +55,8 @@ class Problem(NamedTuple):
     inputs: StageOneInputs
     gradient: Callable[[Array, Array], tuple[Array, Array]]
     """(offsets, number of the step) -> losses and gradients."""
-    evaluations: int
-    """Of the UNet, with gradient, per prompt and step."""
+    where: tuple[Site, ...]
+    """The sites of the offsets."""
 
 
 class Path(NamedTuple):
@@ -79,30 +77,27 @@ class Pool(NamedTuple):
 
 
 def walk(problem: Problem, solver: str, steps: int, start: Array) -> Path:
-    """Steps of a solver from `start`, each followed by the projection of `stage_one.run`."""
-    config, h0 = problem.config, jnp.asarray(problem.inputs.h0)
-    reach = jnp.linalg.norm(h0, axis=-1)
-    adam, lbfgs = optax.adam(config.learning_rate), optax.scale_by_lbfgs(memory_size=10)
-    project = jax.vmap(optax.projections.projection_l2_ball)
+    """Steps of a solver from `start`, each followed by Stage I's projection."""
+    config, h0, where = problem.config, jnp.asarray(problem.inputs.h0), problem.where
+    lbfgs = optax.scale_by_lbfgs(memory_size=10)
 
     def step(carry: tuple[Array, Any], index: Array) -> tuple[tuple[Array, Any], Array]:
         delta, state = carry
         losses, gradient = problem.gradient(delta, index)
         if solver == ADAM:
-            updates, state = adam.update(gradient, state)
-        else:
-            updates, state = jax.vmap(lbfgs.update)(gradient, state, delta)
-            updates = project(-cast(Array, updates), TRUST * reach)
-        moved = delta + cast(Array, updates)
-        return (project(moved, config.clamp_norm_factor * reach), state), losses
+            return adam_loop.adam_step(delta, state, gradient, h0, config, where), losses
+        updates, state = jax.vmap(lbfgs.update)(gradient, state, delta)
+        moved = delta + adam_loop.projected(-cast(Array, updates), h0, TRUST, where)
+        return (adam_loop.projected(moved, h0, config.clamp_norm_factor, where), state), losses
 
     @jax.jit
     def chunk(delta: Array, state: Any, first: Array) -> tuple[tuple[Array, Any], Array]:
         return jax.lax.scan(step, (delta, state), first + jnp.arange(CHUNK))
 
+    adam = optax.adam(config.learning_rate)
     state = adam.init(start) if solver == ADAM else jax.vmap(lbfgs.init)(start)
     delta, offsets, curve = start, [], []
-    chunk.lower(delta, state, jnp.asarray(0)).compile()
+    # Compiles, so that the time is that of the steps.
     jax.block_until_ready(chunk(delta, state, jnp.asarray(0)))
     began = time.process_time()
     for first in range(0, steps, CHUNK):
@@ -151,7 +146,8 @@ def noise_problem(
         found = jax.lax.map(lambda i: one(delta, i), jnp.arange(together))  # The same every time.
         return found[0].mean(axis=0), found[1].mean(axis=0)
 
-    return Problem(config, inputs, several if together > 1 else one, together)
+    where = sites(config, pipeline.texts)
+    return Problem(config, inputs, several if together > 1 else one, where)
 
 
 def _pool(
@@ -201,43 +197,30 @@ def other_problem(pipeline: Pipeline, inputs: StageOneInputs, config: StageOneCo
         losses, found = objective.loss_and_gradient(pipeline, params, inputs, delta, sample, config)
         return losses.total, found
 
-    return Problem(config, inputs, gradient, 0)
+    return Problem(config, inputs, gradient, sites(config, pipeline.texts))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints a line per way."""
     options = _parse(arguments)
-    pipeline = load_pipeline(model_folder(BUNDLED))
-    mesh = parallel.make_mesh(jax.devices()[:1])
-    every = read_requests(RequestsConfig(path="sprites"))
-    requests = evenly(every[options.skip :], options.count)
-    prompts = find_memories.read_prompts(pipeline, requests, STAGE_ONE)
+    setting = held_out.open_setting(options.count, options.skip)
+    pipeline, requests = setting.pipeline, setting.requests
 
     def prepare(config: StageOneConfig) -> StageOneInputs:
-        read = find_memories.read_for(pipeline, prompts, config)
-        rows = slice(0, len(requests))
-        found = find_memories.prepare_chunk(pipeline, requests, read, rows, config, mesh)
-        return jax.tree.map(jnp.asarray, found)
-
-    pictures = prepare(STAGE_ONE)
-    params = stage_one.model_params(pipeline, STAGE_ONE)
-
-    @jax.jit
-    def held_out(delta: Array) -> adam_loop.Losses:
-        return adam_loop.held_out_loss(pipeline, params, pictures, delta, STAGE_ONE)
+        return jax.tree.map(jnp.asarray, setting.prepare(config))
 
     reference: list[np.ndarray] = []
 
     def told(way: str, path: Path, looks: np.ndarray | int, unet: int) -> None:
         looks = np.broadcast_to(looks, len(requests))
-        found = held_out(jnp.asarray(path.offsets[looks, np.arange(len(requests))]))
+        found = setting.losses(path.offsets[looks, np.arange(len(requests))])
         total = np.asarray(found.total)
         reference.append(total)
         worse, ratio = int((total > reference[0]).sum()), float(np.median(total / reference[0]))
         steps = CHUNK * (1 + looks.mean())
         print(
             f"| {way} | {steps:.0f} | {steps * unet:.0f} | {steps * path.seconds:.2f} | "
-            f"{np.asarray(found.noise).mean():.5f} | {total.mean():.4f} | {worse} | {ratio:.2f} |",
+            f"{found.noise.mean():.5f} | {total.mean():.4f} | {worse} | {ratio:.2f} |",
             flush=True,
         )
 
@@ -246,23 +229,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "| way | steps | UNet | seconds | held-out noise loss | held-out total | worse | ratio |\n"
         "|---|---|---|---|---|---|---|---|"
     )
+    pictures = prepare(STAGE_ONE)
     zeros = jnp.zeros(pictures.h0.shape)
     noise = functools.partial(noise_problem, pipeline, pictures, STAGE_ONE)
+    free = noise("free", 1)
     text = dataclasses.replace(STAGE_ONE, objective="text-only")
     reached = walk(other_problem(pipeline, prepare(text), text), ADAM, 60, zeros)
     attention = other_problem(pipeline, prepare(ATTENTION_STAGE_ONE), ATTENTION_STAGE_ONE)
     last = 100 // CHUNK - 1
 
-    path = walk(noise("free", 1), ADAM, 100, zeros)
+    path = walk(free, ADAM, 100, zeros)
     for looks in (last, 4, 1):
         told("published", path, looks, 1)
     for share in (0.05, 0.02):
         told(f"published, stops below {share}", path, stops(path.curve, share), 1)
-    path = walk(noise("free", 1), ADAM, 50, jnp.asarray(reached.offsets[-1]))
+    path = walk(free, ADAM, 50, jnp.asarray(reached.offsets[-1]))
     for looks in (4, 1, 0):
         told("text first, then noise", path, looks, 1)
     found = walk(attention, ADAM, 100, zeros)
-    path = walk(noise("free", 1), ADAM, 20, jnp.asarray(found.offsets[-1]))
+    path = walk(free, ADAM, 20, jnp.asarray(found.offsets[-1]))
     for looks in (1, 0):
         told("attention first, then noise", path, looks, 1)
     for draws in ("strata", "importance"):

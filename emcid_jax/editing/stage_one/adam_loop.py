@@ -120,12 +120,23 @@ def adam_step(
     """One Adam step, then the projection onto |delta| <= clamp_norm_factor |h0|, of every site and
     token by itself."""
     updates, state = optax.adam(config.learning_rate).update(gradient, state)
+    moved = delta + cast(Array, updates)
+    return projected(moved, h0, config.clamp_norm_factor, where), state
+
+
+def projected(
+    delta: Float[Array, "concept size"],
+    h0: Float[Array, "concept size"],
+    factor: float,
+    where: tuple[Site, ...],
+) -> Float[Array, "concept size"]:
+    """Offsets with |delta| <= factor |h0|, of every site and token by itself."""
     states, project = by_site(h0, where), jax.vmap(jax.vmap(optax.projections.projection_l2_ball))
     found = []
-    for name, moved in by_site(delta + cast(Array, updates), where).items():
-        radius = config.clamp_norm_factor * jnp.linalg.norm(states[name], axis=-1)
+    for name, moved in by_site(delta, where).items():
+        radius = factor * jnp.linalg.norm(states[name], axis=-1)
         found.append(project(moved, radius).reshape(len(delta), -1))
-    return jnp.concatenate(found, axis=-1), state
+    return jnp.concatenate(found, axis=-1)
 
 
 def held_out_loss(
