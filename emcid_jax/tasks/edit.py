@@ -24,6 +24,7 @@ from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, spli
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
 from emcid_jax.reporting.pages.edit import ReportData, Written, write_report
+from emcid_jax.reporting.pages.units import WrittenUnits
 from emcid_jax.reporting.plots.theme import LayerBar
 from emcid_jax.storage import checksums
 from emcid_jax.workflow import debias_search, edit_job, environment
@@ -117,8 +118,16 @@ def edit(job: Job, run: Run) -> None:
             bank.write(workdir / "bank", record.provenance, record.memory, record.details)
     concepts = concept_bank.of_requests(job.requests, records)
     concept_bank.put(workdir / "bank", concepts.concepts)
-    dtype = config.model.export_dtype
-    write_edit(concepts, pipeline, job.model, moments, config.stage_two, dtype, run)
+    write_edit(
+        concepts,
+        pipeline,
+        job.model,
+        moments,
+        config.stage_two,
+        config.model.export_dtype,
+        run,
+        compare_blocks=True,
+    )
 
 
 def finish(job: Job, edited: Pipeline, run: Run) -> None:
@@ -135,10 +144,13 @@ def finish(job: Job, edited: Pipeline, run: Run) -> None:
     if mixing.exists():
         others["debias_search"] = checksums.read_json(mixing, "delete it", older=True)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
-    reports = {site.encoder: ledger_of(ledger, site.encoder)["report"] for site in job.sites}
     with run.log.timed("report"):
-        _write_page(job, reports, evaluation, run)
-    more = {name: report for name, report in reports.items() if name != FIRST}
+        _write_page(job, ledger, evaluation, run)
+    more = {
+        site.encoder: ledger_of(ledger, site.encoder)["report"]
+        for site in job.sites
+        if site.encoder != FIRST
+    }
     written = ledger["report"] | ({"encoders": more} if more else {})  # As the ledger has it.
     metrics: dict[str, Any] = {"requests": len(job.requests), "stage_two": written}
     if evaluation is not None:
@@ -148,11 +160,11 @@ def finish(job: Job, edited: Pipeline, run: Run) -> None:
 
 def _write_page(
     job: Job,
-    reports: Mapping[str, Mapping[str, Any]],
+    ledger: Mapping[str, Any],
     evaluation: Evaluation | None,
     run: Run,
 ) -> None:
-    """report.html, from what `workdir` holds; `reports` are Stage II's by encoder, as filed."""
+    """report.html, from what `workdir` holds and the edit's ledger says."""
     found = (
         bank.read(run.workdir / "bank", bank.provenance(part, job.config.stage_one, job.model))
         for parts in job.parts
@@ -160,15 +172,18 @@ def _write_page(
     )
     curves = [memory.curve for memory in found if memory is not None]
     about = folders.read_config(run.workdir)
+    reports = {site: edit_file.read_report(ledger_of(ledger, site.encoder)) for site in job.sites}
     written = {
-        name: Written(
-            [
-                LayerBar(layer["layer"], layer["asked"], layer["left"], layer["change"])
-                for layer in report["layers"]
-            ],
-            (report["distance_before"], report["distance_after"]),
+        site.encoder: Written(
+            [LayerBar(one.layer, one.asked, one.left, one.change) for one in report.layers],
+            (report.distance_before, report.distance_after),
         )
-        for name, report in reports.items()
+        for site, report in reports.items()
+    }
+    units = {
+        site.encoder: WrittenUnits(site.layer, report.units)
+        for site, report in reports.items()
+        if report.units is not None
     }
     data = ReportData(
         model=job.config.model.path,
@@ -176,6 +191,7 @@ def _write_page(
         evaluation=evaluation,
         loss_curves=np.stack(curves) if curves else None,
         written=written,
+        units=units,
         seconds=run.log.seconds(),
         config=about["config"],
         versions=about["environment"],

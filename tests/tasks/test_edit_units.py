@@ -71,6 +71,10 @@ def test_names_are_edited_all_else_is_the_base_and_the_run_goes_on(
     assert units is not None
     assert told is not None
     assert sorted(gate.source for gate in told.gates) == sorted(SOURCES)
+    assert len(told.separability) == base.config.num_hidden_layers
+    page = (tmp_path / "report.html").read_text("utf8")
+    for part in ("<h2>Concept units</h2>", "Everyday words", "Which block", *SOURCES):
+        assert part in page, part
     # A unit's answer is its memory's offset, which the bank holds.
     files = list((tmp_path / "bank").glob("*.safetensors"))
     assert len(files) == len(units.answers) == len(SOURCES)

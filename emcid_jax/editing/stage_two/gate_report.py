@@ -6,6 +6,8 @@ import dataclasses
 from typing import Literal
 
 Relation = Literal["nested", "same destination", "kept", "near"]
+AMBIGUOUS = 0.5
+"""Share of a name's contexts from which on a gate counts as answering to it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,9 @@ class GateReport:
     """The names that it was held against."""
     shares: str = ""
     """Source whose unit answers for it: that has the same destination and cannot be told apart."""
+    spoken: float = 0.0
+    """Share of the captions' tokens at which the name itself, or its plural, ends. A unit answers
+    there whatever the word means."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +56,17 @@ class UnitsReport:
     """Share of the captions' tokens at which any gate answers wrongly."""
     tokens: int
     """Tokens of captions that this was measured on."""
+    separability: tuple[float, ...] = ()
+    """By block: share of the names that its states tell from all others, see
+    `units.separability`; empty where nothing was compared."""
 
     @property
     def ambiguous(self) -> list[tuple[GateReport, Mistaken]]:
         """Pairs that the fit could not tell apart: the gate answers to half of the other's
         contexts or more."""
         return [
-            (gate, other) for gate in self.gates for other in gate.mistaken if other.fires >= 0.5
+            (gate, other)
+            for gate in self.gates
+            for other in gate.mistaken
+            if other.fires >= AMBIGUOUS
         ]

@@ -122,6 +122,7 @@ def fit_names(
                 fitted.final[gate],
                 float(fitted.thresholds[gate]),
             ),
+            spoken=len(spoken[gate]) / len(statistics.reference),
         )
         for gate, request in enumerate(requests)
     ]

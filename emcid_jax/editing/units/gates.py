@@ -62,12 +62,21 @@ class Metric(NamedTuple):
 
 def metric(statistics: UnitStatistics) -> Metric:
     """The coordinates that an encoder's gates are fitted in: one Cholesky factor for all."""
-    total = statistics.within + SHRINKAGE * statistics.covariance
+    return metric_of(statistics.mean, statistics.within, statistics.covariance)
+
+
+def metric_of(
+    mean: Float64[np.ndarray, " dim"],
+    within: Float64[np.ndarray, "dim dim"],
+    covariance: Float64[np.ndarray, "dim dim"],
+) -> Metric:
+    """The same of a mean, the covariance within names and that about the mean."""
+    total = within + SHRINKAGE * covariance
     size = len(total)
     total = total + RIDGE * np.trace(total) / size * np.eye(size)
     lower = scipy.linalg.cholesky(total, lower=True)
     root = scipy.linalg.solve_triangular(lower, np.eye(size), lower=True)
-    return Metric(statistics.mean, root)
+    return Metric(mean, root)
 
 
 def start(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
@@ -58,6 +59,22 @@ def fc1_inputs(
     attend = ClipAttention(model.config, model.dtype, causal=True)
     mixed = attend.apply({"params": layer["self_attn"]}, normed("layer_norm1", stream))
     return normed("layer_norm2", stream + cast(Array, mixed))
+
+
+def all_fc1_inputs(
+    model: ClipTextModel, params: Mapping[str, Any], ids: Int[Array, "prompt token"]
+) -> Float[Array, "prompt token block dim"]:
+    """`fc1_inputs` of every block, from one pass through the encoder."""
+    _, seen = model.apply(
+        {"params": params},
+        ids,
+        capture_intermediates=lambda module, _: module.name == "layer_norm2",
+        mutable=["intermediates"],
+    )
+    blocks: Any = seen["intermediates"]["text_model"]["encoder"]
+    depth = model.config.num_hidden_layers
+    found = [blocks[f"layers.{i}"]["layer_norm2"]["__call__"][0] for i in range(depth)]
+    return jnp.stack(found, axis=2)
 
 
 def name_states(

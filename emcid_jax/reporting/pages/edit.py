@@ -14,7 +14,9 @@ from jaxtyping import Float
 from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation
 from emcid_jax.evaluation.benchmarks.aice.protocol import RequestRecord
 from emcid_jax.evaluation.statistics.bootstrap import Metric
+from emcid_jax.reporting.pages import units
 from emcid_jax.reporting.pages.render import number, render
+from emcid_jax.reporting.pages.units import WrittenUnits
 from emcid_jax.reporting.plots import theme
 from emcid_jax.reporting.published import (
     MEANINGS,
@@ -50,6 +52,8 @@ class ReportData:
     """Stage I's training losses."""
     written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
     """Stage II by text encoder."""
+    units: Mapping[str, WrittenUnits] = dataclasses.field(default_factory=dict)
+    """Concept units by text encoder."""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Wall time per phase, in order."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -74,6 +78,7 @@ def report_html(data: ReportData) -> str:
             for name, one in data.written.items()
             if one.layers
         },
+        "gates": {name: units.shown(one) for name, one in data.units.items()},
     }
     if data.evaluation is not None:
         values |= _evaluated(data.evaluation, data.requests)

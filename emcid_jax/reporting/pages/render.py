@@ -42,7 +42,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (cell, data_uri, number, place, thumbnail)
+    filters = (cell, data_uri, number, percent, place, thumbnail)
     made.filters |= {filter_.__name__: filter_ for filter_ in filters}
     made.filters |= {
         "short": short,
@@ -60,6 +60,11 @@ def number(value: float | None, places: int = 3, sign: bool = False) -> str:
     if float(text) == 0:
         text = f"{0:.{places}f}"
     return text.replace("-", "\N{MINUS SIGN}")
+
+
+def percent(share: float) -> str:
+    """Two figures of a share in per cent, as decimals however small it is."""
+    return f"{float(f'{100 * share:.1e}'):.10f}".rstrip("0").rstrip(".") + " %"
 
 
 def cell(text: str) -> Markup:

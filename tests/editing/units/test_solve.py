@@ -155,6 +155,19 @@ def test_names_to_keep_do_not_open_a_gate(pipeline, measured, bank):
     assert [other.relation for other in told] == ["kept"]
 
 
+def test_what_captions_say_is_counted(pipeline, measured, solved):
+    """Rows of the reference, as text, that end with the name or its plural."""
+    tokenizer, found = pipeline.encoder.tokenizer, {}
+    rows = [[token for token in row if token] for row in measured.recent.tolist()]
+    texts = [text.replace("<|startoftext|>", "") for text in tokenizer.batch_decode(rows)]
+    said = [f" {text.strip()}" for text in texts]
+    for gate in solved.report.units.gates:
+        ends = (f" {gate.source}", f" {gate.source}s")
+        found[gate.source] = np.mean([text.endswith(ends) for text in said])
+        assert gate.spoken == pytest.approx(found[gate.source]), gate.source
+    assert max(found.values()) > 0
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_flips_no_gate(pipeline, edited, solved, bank, dtype):
     """Stored in half precision, every gate is open or shut as in float32.
@@ -201,6 +214,15 @@ def test_the_edit_file_carries_the_units_and_a_line_for_each(
     assert edit_file.read_report(read) == solved.report
     assert [gate["source"] for gate in read["report"]["units"]["gates"]] == [
         request["source"] for request in read["requests"]
+    ]
+    # Files written before these fields were there.
+    old = json.loads(json.dumps(read))
+    del old["report"]["units"]["separability"]
+    for gate in old["report"]["units"]["gates"]:
+        del gate["spoken"]
+    told = edit_file.read_report(old).units
+    assert [gate.recall for gate in told.gates] == [
+        gate.recall for gate in solved.report.units.gates
     ]
     for refuse in (
         lambda: lora.write_lora(tmp_path / "lora.safetensors", again, {}, 4),
