@@ -20,9 +20,9 @@ SPOKEN = 10
 """Most names in the table of those that captions say most often."""
 RELATIONS: Mapping[Relation, str] = {
     "nested": "one name ends with the other",
-    "same destination": "leads to the same destination",
-    "kept": "a destination, or a name to keep",
-    "near": "another edited name",
+    "same destination": "same destination",
+    "kept": "a destination, or kept",
+    "near": "edited, too",
 }
 """In plain words."""
 

@@ -53,9 +53,9 @@ def test_the_page_tells_every_figure_and_escapes_every_name() -> None:
     assert EVIL not in html
     safe = EVIL.replace("<", "&lt;").replace(">", "&gt;")
     assert rows(said, "Names that a gate is confused by") == [
-        f"{safe}|{safe * 2}|a destination, or a name to keep|0.90|0.80|75 %",
+        f"{safe}|{safe * 2}|a destination, or kept|0.90|0.80|75 %",
         f"{safe}|blue light|one name ends with the other|0.83|0.70|50 %",
-        f"{safe}|far|another edited name|0.55|0.31|0 %",
+        f"{safe}|far|edited, too|0.55|0.31|0 %",
     ]
     assert rows(said, "Weakest gates") == [
         f"{safe}|62 %|0.40|0.91|0.001 %",
