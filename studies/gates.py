@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     pipeline, requests = open_model(ModelConfig()), mixed_requests()
     captions = [caption.text for caption in sample_captions(options.captions, SEED)]
-    untouched = {kind: _prompts(names) for kind, names in untouched_names(requests).items()}
+    untouched = {kind: sentences_about(names) for kind, names in untouched_names(requests).items()}
     lists = [requests[:count] for count in options.counts]
     pool = contexts.beginnings(captions, 400, SEED)
     print(
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     for block in options.blocks:
         measured = measured_statistics(pipeline, options.workdir, block)
-        fits, rows = zip(*_fitted(pipeline, lists, measured, pool), strict=True)
+        fits, rows = zip(*_fitted(pipeline, lists, measured, pool, options.strict), strict=True)
         for texts in untouched.values():
             for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
                 row.append(len(np.unique(found.texts)) / len(texts))
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             [normalised(a) != normalised(b) for a, b in zip(gates.sources, other, strict=True)]
         )
         if differs.any():
-            recall = own_open(pipeline, gates, other)[differs].mean()
-            print(f"| {form} | {differs.sum():,} | {recall:.3f} |")
+            share = own_open(pipeline, gates, other)[differs].mean()
+            print(f"| {form} | {differs.sum():,} | {share:.3f} |")
     if options.made_up:
         print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
     return 0
@@ -120,16 +120,23 @@ def _fitted(
     lists: Sequence[Sequence[EditRequest]],
     measured: statistics.UnitStatistics,
     pool: Sequence[str],
+    strict: bool,
 ) -> Iterator[tuple[Gates, list[float]]]:
     """Gates of each list, with their time of a processor and their recall in both contexts."""
     for requests in lists:
         began = time.process_time()
-        fitted = fit_gates(pipeline.encoder, requests, (), measured, contexts=10, false_firing=1e-5)
+        fitted = fit_gates(
+            pipeline.encoder,
+            requests,
+            (),
+            measured,
+            contexts=10,
+            false_firing=1e-5,
+            strict=strict,
+        )
         spent = time.process_time() - began
         gates = Gates([one.source for one in requests], fitted, measured.mean, measured.block)
-        opened = gates.open(_states(pipeline, gates.sources, measured.block, SENTENCES, pool))
-        told, new = np.split(opened, [len(SENTENCES)], axis=1)
-        yield gates, [spent, float(told.mean()), float(new.mean())]
+        yield gates, [spent, *recall(pipeline, gates, pool)]
 
 
 def made_up(captions: Sequence[str], count: int) -> list[str]:
@@ -154,11 +161,11 @@ def _told(
     fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     gates = Gates(list(names), fitted, measured.mean, measured.block)
-    recall = gates.open(_states(pipeline, names, measured.block, SENTENCES)).mean()
+    opened = gates.open(_states(pipeline, names, measured.block, SENTENCES)).mean()
     (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
     return (
         f"{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
-        f"recall in the judge's sentences {recall:.3f}; "
+        f"recall in the judge's sentences {opened:.3f}; "
         f"{len(wrong.texts) / wrong.tokens:.4f} of caption tokens open one wrongly"
     )
 
@@ -223,11 +230,19 @@ def any_open(
     return opened
 
 
+def recall(pipeline: Pipeline, gates: Gates, pool: Sequence[str]) -> tuple[float, float]:
+    """Share of their own names at which gates are open: in the judge's sentences, and behind
+    beginnings of captions."""
+    opened = gates.open(_states(pipeline, gates.sources, gates.block, SENTENCES, pool))
+    told, new = np.split(opened, [len(SENTENCES)], axis=1)
+    return float(told.mean()), float(new.mean())
+
+
 def own_open(
     pipeline: Pipeline, gates: Gates, forms: Sequence[str]
 ) -> Bool[np.ndarray, "name sentence"]:
     """Whether a gate opens anywhere in the judge's sentences about another form of its name."""
-    part = text_tokens(pipeline, _prompts(forms), gates.block)
+    part = text_tokens(pipeline, sentences_about(forms), gates.block)
     gate = part.text // len(SENTENCES)
     found = np.zeros(len(forms) * len(SENTENCES), bool)
     for first in range(0, len(gate), PART):
@@ -292,7 +307,8 @@ def _states(
     return name_states(pipeline.encoder.model, pipeline.params["text_encoder"], prompts, block)
 
 
-def _prompts(names: Sequence[str]) -> list[str]:
+def sentences_about(names: Sequence[str]) -> list[str]:
+    """The judge's sentences, of one name after the other."""
     return [sentence.replace("{}", name) for name in names for sentence in SENTENCES]
 
 
@@ -316,6 +332,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
     parser.add_argument("--captions", type=int, default=100_000)
     parser.add_argument("--made-up", type=int, default=0, help="so many names; 0: none")
+    parser.add_argument("--strict", action="store_true", help="as `stage_two.strict_gates`")
     parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
     options = parser.parse_args(arguments)
     options.workdir.mkdir(parents=True, exist_ok=True)

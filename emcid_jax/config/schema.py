@@ -100,6 +100,8 @@ class StageOneConfig:
     """Which text encoders are edited, of models with two."""
     steps: Count = 100
     """Adam steps per concept."""
+    text_steps: CountOrZero = 0
+    """Adam steps by the text loss alone, before these."""
     learning_rate: Positive = 0.2
     """Constant Adam learning rate."""
     clamp_norm_factor: Positive = 1.5
@@ -186,6 +188,9 @@ class StageTwoConfig:
     """`units`: beginnings of captions that a name's gate is fitted on, beside its templates."""
     false_firing: Annotated[float, Range(0.0, 0.01)] = 1e-5
     """`units`: share of the captions' tokens at which one gate may answer to something else."""
+    strict_gates: bool = False
+    """`units`: gates open later, and are held against other words that end like any name of several
+    tokens: fewer answer to something else, and some sentences are missed."""
 
     def of(self, encoder: str) -> StageTwoConfig:
         """The settings of a text encoder by its part's name, in the fields of the first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -34,7 +35,7 @@ class StageOneResult(NamedTuple):
     delta: Float[Array, "concept size"]
     h0: Float[Array, "concept size"]
     curve: Float[Array, "concept step"]
-    """Training loss of every step, each on its own sample."""
+    """Training loss of every step but those by the text loss alone, each on its own sample."""
     start: Losses
     """Loss at delta = 0; its noise part is on the held-out draws, which no step sees."""
     end: Losses
@@ -55,17 +56,29 @@ def run(
     `one_by_one` see `loss.loss`.
     """
     where = sites(config, pipeline.texts)
+    text = dataclasses.replace(config, objective="text-only")
     sample = training_samples(pipeline, params, inputs, config)
 
-    def step(carry: tuple[Array, AdamState], index: Array) -> tuple[tuple[Array, AdamState], Array]:
-        delta, state = carry
-        losses, gradient = objective.loss_and_gradient(
-            pipeline, params, inputs, delta, sample(index), config, one_by_one
-        )
-        return adam_step(delta, state, gradient, inputs.h0, config, where), losses.total
+    def steps(
+        start: Array, count: int, config: StageOneConfig, sample: Callable[[Array], Any]
+    ) -> tuple[Array, Array]:
+        """`count` Adam steps from `start`, and the loss of each."""
 
-    begin = (zeros, optax.adam(config.learning_rate).init(zeros))
-    (delta, _), curve = jax.lax.scan(step, begin, jnp.arange(config.steps))
+        def step(
+            carry: tuple[Array, AdamState], index: Array
+        ) -> tuple[tuple[Array, AdamState], Array]:
+            delta, state = carry
+            losses, gradient = objective.loss_and_gradient(
+                pipeline, params, inputs, delta, sample(index), config, one_by_one
+            )
+            return adam_step(delta, state, gradient, inputs.h0, config, where), losses.total
+
+        begin = (start, optax.adam(config.learning_rate).init(start))
+        (delta, _), losses = jax.lax.scan(step, begin, jnp.arange(count))
+        return delta, losses
+
+    start = steps(zeros, config.text_steps, text, lambda _: None)[0] if config.text_steps else zeros
+    delta, curve = steps(start, config.steps, config, sample)
     # Both ends in one mapped body: the program holds one more copy of the UNet, not two.
     ends = jax.lax.map(
         lambda offset: held_out_loss(pipeline, params, inputs, offset, config),

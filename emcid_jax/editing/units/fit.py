@@ -28,6 +28,8 @@ from emcid_jax.models.text.encoder import TextEncoder
 
 FLOOR = 0.65
 """Lowest threshold."""
+STRICT = 0.75
+"""The same of strict gates."""
 LEAST = 0.4
 """Score of the closed form from which on a caption's token is held against a gate."""
 MARGIN = 0.02
@@ -53,6 +55,7 @@ def fit_gates(
     *,
     contexts: int,
     false_firing: float,
+    strict: bool = False,
 ) -> FittedGates:
     """A gate for every request.
 
@@ -63,14 +66,19 @@ def fit_gates(
         statistics: of the block that gets the units.
         contexts: beginnings of captions per name, beside its templates.
         false_firing: share of the captions' tokens at which one gate may answer wrongly.
+        strict: whether gates open later, and are held against strangers of all names of several
+            tokens: fewer answer wrongly, at the cost of recall.
 
     Raises:
         UserError: a source that does not fit the model.
     """
     space = gates.metric(statistics)
-    names = find_names(encoder, requests, keep, statistics, space, contexts)
+    names = find_names(encoder, requests, keep, statistics, space, contexts, strict)
     spoken = recognise.own_rows(encoder.tokenizer, names.texts[: names.sources], statistics.recent)
-    return fit_names(names, spoken, requests, statistics, space, false_firing=false_firing)
+    floor = STRICT if strict else FLOOR
+    return fit_names(
+        names, spoken, requests, statistics, space, false_firing=false_firing, floor=floor
+    )
 
 
 def fit_names(

@@ -58,6 +58,7 @@ def solve(
         statistics,
         contexts=config.unit_contexts,
         false_firing=config.false_firing,
+        strict=config.strict_gates,
     )
     for gate, other in found.report.ambiguous:
         if not gate.shares:

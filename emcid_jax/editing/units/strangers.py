@@ -20,19 +20,20 @@ END_OF_WORD = "</w>"
 
 
 def strangers(
-    tokenizer: Any, names: Sequence[str], prompts: NamePrompts, draw: int
+    tokenizer: Any, names: Sequence[str], prompts: NamePrompts, draw: int, every: bool = False
 ) -> tuple[NamePrompts, Bool[np.ndarray, "name context"]]:
     """The names' prompts with other tokens in the place of all of the name's but the last.
 
-    Only of names that end in a piece of a word, which other words may end in too; others keep their
-    prompts. A token that ends a word is replaced by one that does, any other by any other; the name
-    and `draw` alone decide which.
+    Only of names that end in a piece of a word, which other words may end in too, or of `every`
+    name of several tokens; others keep their prompts. A token that ends a word is replaced by one
+    that does, any other by any other; the name and `draw` alone decide which.
 
     Args:
         tokenizer: the model's.
         names: what the prompts are about.
         prompts: see `contexts.name_prompts`.
         draw: number of the draw, that there may be several.
+        every: whether names that end in a whole word have strangers too.
 
     Returns:
         The prompts, and which of them are strangers.
@@ -48,7 +49,7 @@ def strangers(
         digest = hashlib.sha256(f"{draw} {name}".encode()).digest()
         rng = np.random.default_rng(int.from_bytes(digest[:8], "little"))
         for context, last in zip(ids[row], prompts.positions[row].tolist(), strict=True):
-            if length > 1 and not ends[context[last - 1]]:
+            if length > 1 and (every or not ends[context[last - 1]]):
                 for place in range(last - length + 1, last):
                     context[place] = rng.choice(pools[int(ends[context[place]])])
     return prompts._replace(ids=ids), prompts.mask & (ids != prompts.ids).any(axis=2)

@@ -87,6 +87,20 @@ def assert_same(got, wanted, rtol=3e-4):
     assert (np.abs(got - wanted) <= rtol * scale).all()
 
 
+def test_steps_by_the_text_loss_come_first(pipeline):
+    """The others start anew where a run by the text loss alone ends."""
+    config = dataclasses.replace(CONFIG, objective="attention", concept_batch=3)
+    read = prepare(pipeline, REQUESTS, None, config)
+    text = dataclasses.replace(config, objective="text-only", steps=4)
+    begun = stage_one.optimise(pipeline, read, text, mesh(1))
+    program = stage_one.compile_program(pipeline, read, config, mesh(1))
+    wanted = program.run(stage_one.model_params(pipeline, config), read, jnp.asarray(begun.delta))
+    found = stage_one.optimise(pipeline, read, dataclasses.replace(config, text_steps=4), mesh(1))
+    assert_same(found.delta, np.asarray(wanted.delta))
+    assert_same(found.curve, np.asarray(wanted.curve))
+    assert (np.linalg.norm(begun.delta, axis=-1) > 0.1 * np.linalg.norm(found.delta, axis=-1)).all()
+
+
 def test_steps_are_adam_on_the_objective(pipeline, inputs, result):
     """The compiled loop equals the steps written out: on new samples, and on a pool of two."""
     batch = jax.tree.map(jnp.asarray, inputs)

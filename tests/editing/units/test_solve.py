@@ -21,6 +21,7 @@ from emcid_jax.editing.encoder.hidden_units import WIDTH
 from emcid_jax.editing.export import edit_file, into_folder, lora, stored_weights, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.units import statistics
+from emcid_jax.editing.units.states import fc1_inputs
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
 from emcid_jax.runtime.errors import UserError
@@ -296,3 +297,28 @@ def test_the_report_tells_what_the_gates_do(solved):
     assert all(gate.recall > 0.8 and gate.threshold > WIDTH for gate in gates)
     assert solved.report.units.false_firing < 0.01
     assert solved.report.distance_after < 0.1 * solved.report.distance_before
+
+
+def test_strict_gates_open_later_and_not_at_other_names_that_end_alike(pipeline, measured, bank):
+    """Of "acoustic guitar", at ten names that no gate was fitted to."""
+    words = ["blue", "toy", "old", "steel", "wooden", "tiny", "bass", "jazz", "paper", "small"]
+    prompts = [f"a photo of a {word} guitar" for word in words]
+    prompts.append("a painting of an acoustic guitar")
+    ids = tokenize(pipeline.encoder.tokenizer, prompts)
+    states = np.asarray(
+        fc1_inputs(pipeline.encoder.model, pipeline.encoder.params, jnp.asarray(ids), BLOCK)
+    )
+    last = np.argmax(np.asarray(ids) == pipeline.encoder.tokenizer.eos_token_id, axis=1) - 1
+    reads = []
+    for strict in (False, True):
+        config = dataclasses.replace(CONFIG, strict_gates=strict)
+        found = written(bank, pipeline, measured, config)
+        gate = [one.source for one in found.report.units.gates].index("acoustic guitar")
+        own = states[np.arange(len(prompts)), last]
+        reads.append(own @ found.units.rows[gate] + found.units.biases[gate, 0])
+        assert found.report.units.gates[gate].threshold > (0.74 if strict else 0.64)
+    (*loose, named), (*strict, named_strictly) = reads
+    assert named > 4  # The ramp's end: fully open.
+    assert named_strictly > 4
+    assert max(strict) < 0  # Its beginning: shut.
+    assert np.mean(strict) < np.mean(loose)

@@ -154,6 +154,8 @@ def test_strangers_are_other_words_that_end_alike():
     np.testing.assert_array_equal(found.ids[3:], again)
     assert (again != other).any()
     assert strange.any(axis=1).tolist() == [True, False, False, True]
+    every = strangers(tokenizer, names, prompts, 0, every=True)[1]
+    assert every.any(axis=1).tolist() == [len(parts) > 1 for parts in tokens]
     for row, parts in enumerate(tokens):
         for old, new, end in zip(
             prompts.ids[row], found.ids[row], prompts.positions[row], strict=True
