@@ -30,7 +30,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, MomentConfig
 from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units import contexts, recognise, statistics
-from emcid_jax.editing.units.fit import FittedGates, fit_gates
+from emcid_jax.editing.units.fit import FLOOR, FittedGates, fit_gates
 from emcid_jax.editing.units.states import fc1_inputs, name_states
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
@@ -89,9 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "| block | n | CPU s | judge's sentences | captions | untouched objects | "
         "untouched artists | caption tokens |\n|---|---|---|---|---|---|---|---|"
     )
+    asked = options.threshold, options.all_strangers
     for block in options.blocks:
         measured = measured_statistics(pipeline, options.workdir, block)
-        fits, rows = zip(*_fitted(pipeline, lists, measured, pool, options.strict), strict=True)
+        fits, rows = zip(*_fitted(pipeline, lists, measured, pool, *asked), strict=True)
         for texts in untouched.values():
             for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
                 row.append(len(np.unique(found.texts)) / len(texts))
@@ -120,7 +121,8 @@ def _fitted(
     lists: Sequence[Sequence[EditRequest]],
     measured: statistics.UnitStatistics,
     pool: Sequence[str],
-    strict: bool,
+    floor: float,
+    all_strangers: bool,
 ) -> Iterator[tuple[Gates, list[float]]]:
     """Gates of each list, with their time of a processor and their recall in both contexts."""
     for requests in lists:
@@ -132,7 +134,8 @@ def _fitted(
             measured,
             contexts=10,
             false_firing=1e-5,
-            strict=strict,
+            floor=floor,
+            all_strangers=all_strangers,
         )
         spent = time.process_time() - began
         gates = Gates([one.source for one in requests], fitted, measured.mean, measured.block)
@@ -332,7 +335,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
     parser.add_argument("--captions", type=int, default=100_000)
     parser.add_argument("--made-up", type=int, default=0, help="so many names; 0: none")
-    parser.add_argument("--strict", action="store_true", help="as `stage_two.strict_gates`")
+    parser.add_argument("--threshold", type=float, default=FLOOR, help="the lowest")
+    parser.add_argument("--all-strangers", action="store_true", help="as `stage_two.all_strangers`")
     parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
     options = parser.parse_args(arguments)
     options.workdir.mkdir(parents=True, exist_ok=True)

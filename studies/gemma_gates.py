@@ -36,7 +36,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.concepts.templates import ARTIST_TEMPLATES, OBJECT_TEMPLATES, SLOT
 from emcid_jax.editing.moments.captions import read_captions
 from emcid_jax.editing.units import contexts, gates, recognise, statistics
-from emcid_jax.editing.units.fit import FLOOR, STRICT, fit_names
+from emcid_jax.editing.units.fit import FLOOR, fit_names
 from emcid_jax.editing.units.names import SHOWN, Names, Strangers
 from emcid_jax.evaluation.benchmarks import erase
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
@@ -44,6 +44,8 @@ from emcid_jax.sprites.catalogue import catalogue
 from studies.gates import any_open
 from studies.gemma_states import Prompt, Reader, Tokens, begins_word, stranger, tokens_of
 
+STRICT = 0.75
+"""Lowest threshold of the strict fits."""
 DESTS = 50
 """Different destinations of classes."""
 KINDS = ("artists", "classes")

@@ -188,9 +188,12 @@ class StageTwoConfig:
     """`units`: beginnings of captions that a name's gate is fitted on, beside its templates."""
     false_firing: Annotated[float, Range(0.0, 0.01)] = 1e-5
     """`units`: share of the captions' tokens at which one gate may answer to something else."""
-    strict_gates: bool = False
-    """`units`: gates open later, and are held against other words that end like any name of several
-    tokens: fewer answer to something else, and some sentences are missed."""
+    gate_threshold: Annotated[float, Range(0.5, 0.85)] = 0.65
+    """`units`: lowest score at which a gate opens; its own name scores about 1. Higher ones answer
+    less often to something else, and miss more sentences."""
+    all_strangers: bool = False
+    """`units`: gates are held against other words that end like any name of several tokens, not
+    only like one that ends in a piece of a word."""
 
     def of(self, encoder: str) -> StageTwoConfig:
         """The settings of a text encoder by its part's name, in the fields of the first."""

@@ -27,9 +27,7 @@ from emcid_jax.editing.units.told import mistaken, shared
 from emcid_jax.models.text.encoder import TextEncoder
 
 FLOOR = 0.65
-"""Lowest threshold."""
-STRICT = 0.75
-"""The same of strict gates."""
+"""Lowest threshold, unless the user asks for another."""
 LEAST = 0.4
 """Score of the closed form from which on a caption's token is held against a gate."""
 MARGIN = 0.02
@@ -55,7 +53,8 @@ def fit_gates(
     *,
     contexts: int,
     false_firing: float,
-    strict: bool = False,
+    floor: float = FLOOR,
+    all_strangers: bool = False,
 ) -> FittedGates:
     """A gate for every request.
 
@@ -66,16 +65,16 @@ def fit_gates(
         statistics: of the block that gets the units.
         contexts: beginnings of captions per name, beside its templates.
         false_firing: share of the captions' tokens at which one gate may answer wrongly.
-        strict: whether gates open later, and are held against strangers of all names of several
-            tokens: fewer answer wrongly, at the cost of recall.
+        floor: lowest threshold.
+        all_strangers: whether gates are held against strangers of all names of several tokens, see
+            `strangers`: fewer answer wrongly, at the cost of recall.
 
     Raises:
         UserError: a source that does not fit the model.
     """
     space = gates.metric(statistics)
-    names = find_names(encoder, requests, keep, statistics, space, contexts, strict)
+    names = find_names(encoder, requests, keep, statistics, space, contexts, all_strangers)
     spoken = recognise.own_rows(encoder.tokenizer, names.texts[: names.sources], statistics.recent)
-    floor = STRICT if strict else FLOOR
     return fit_names(
         names, spoken, requests, statistics, space, false_firing=false_firing, floor=floor
     )

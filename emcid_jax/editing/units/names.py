@@ -57,11 +57,11 @@ def find_names(
     statistics: UnitStatistics,
     space: Metric,
     contexts: int,
-    strict: bool,
+    all_strangers: bool,
 ) -> Names:
     """Every name in its contexts. UserError for a source that does not fit, with its origin.
 
-    `strict`: every source of several tokens has strangers, see `strangers`.
+    With `all_strangers` every source of several tokens has some, see `strangers`.
 
     Destinations and names to keep stand in the templates of the first request that has them, or of
     the first request of all.
@@ -86,7 +86,7 @@ def find_names(
         return space.whiten(name_states(encoder.model, params, asked, statistics.block))
 
     def drawn(number: int) -> Strangers:
-        found, mask = strangers(encoder.tokenizer, texts[:count], own, number, strict)
+        found, mask = strangers(encoder.tokenizer, texts[:count], own, number, all_strangers)
         states = np.zeros((*mask.shape, len(space.mean)), np.float32)
         some = mask.any(axis=1)
         states[some] = encoded(NamePrompts(*(part[some] for part in found)))

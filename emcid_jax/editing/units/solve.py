@@ -58,7 +58,8 @@ def solve(
         statistics,
         contexts=config.unit_contexts,
         false_firing=config.false_firing,
-        strict=config.strict_gates,
+        floor=config.gate_threshold,
+        all_strangers=config.all_strangers,
     )
     for gate, other in found.report.ambiguous:
         if not gate.shares:

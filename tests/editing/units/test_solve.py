@@ -310,13 +310,13 @@ def test_strict_gates_open_later_and_not_at_other_names_that_end_alike(pipeline,
     )
     last = np.argmax(np.asarray(ids) == pipeline.encoder.tokenizer.eos_token_id, axis=1) - 1
     reads = []
-    for strict in (False, True):
-        config = dataclasses.replace(CONFIG, strict_gates=strict)
+    for change in ({}, {"gate_threshold": 0.75, "all_strangers": True}):
+        config = dataclasses.replace(CONFIG, **change)
         found = written(bank, pipeline, measured, config)
         gate = [one.source for one in found.report.units.gates].index("acoustic guitar")
         own = states[np.arange(len(prompts)), last]
         reads.append(own @ found.units.rows[gate] + found.units.biases[gate, 0])
-        assert found.report.units.gates[gate].threshold > (0.74 if strict else 0.64)
+        assert found.report.units.gates[gate].threshold > config.gate_threshold - 1e-6
     (*loose, named), (*strict, named_strictly) = reads
     assert named > 4  # The ramp's end: fully open.
     assert named_strictly > 4
