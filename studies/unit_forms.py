@@ -156,11 +156,11 @@ FORMS: Mapping[str, Callable[[Setting], Params]] = {
 
 
 def hidden_answers(
-    encoder: TextEncoder, statistics: UnitStatistics
+    encoder: TextEncoder, block: int, rows: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row inner"]:
-    """What a block's hidden units answer to the reference."""
-    mlp = mlp_of(encoder.params, statistics.block)
-    inner = statistics.reference.astype(np.float32) @ mlp["fc1.weight"].T + mlp["fc1.bias"]
+    """What a block's hidden units answer where `fc1` reads `rows`."""
+    mlp = mlp_of(encoder.params, block)
+    inner = rows.astype(np.float32) @ mlp["fc1.weight"].T + mlp["fc1.bias"]
     return np.asarray(ACTIVATIONS[encoder.model.config.hidden_act](jnp.asarray(inner)))
 
 
@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     statistics = session.moments[encoder.name]
     if not isinstance(statistics, UnitStatistics):
         sys.exit(f"RUN is {options.run}, an edit without concept units")
-    answers = hidden_answers(encoder, statistics)
+    answers = hidden_answers(encoder, statistics.block, statistics.reference)
     requests = [concept.request for concept in session.concepts.concepts]
     known = {normalised(name) for one in requests for name in (one.source, *one.dests)}
     others = [name for name in catalogue().objects if normalised(name) not in known][:200]

@@ -13,6 +13,11 @@ from emcid_jax.config.schema import StageOneConfig
 from emcid_jax.runtime.errors import UserError
 
 
+def _text_first(published: StageOneConfig) -> StageOneConfig:
+    """The text loss leads most of the way, so few steps of the published loss are left."""
+    return dataclasses.replace(published, text_steps=60, steps=10)
+
+
 def _balanced(published: StageOneConfig) -> StageOneConfig:
     """The attention loss has no noise of its own, so its steps may be longer, and it is about 1 at
     the start, so the text loss beside it needs more weight."""
@@ -29,13 +34,18 @@ def _fast(published: StageOneConfig) -> StageOneConfig:
 
 
 PRESETS: Mapping[str, Callable[[StageOneConfig], StageOneConfig]] = MappingProxyType(
-    {"published": lambda published: published, "balanced": _balanced, "fast": _fast}
+    {
+        "published": lambda published: published,
+        "text_first": _text_first,
+        "balanced": _balanced,
+        "fast": _fast,
+    }
 )
 """Name -> from the published settings of a model to those of the preset."""
 
 
 def preset(name: str, published: StageOneConfig) -> StageOneConfig:
-    """Stage I's settings by the name of a preset: `published`, `balanced` or `fast`.
+    """Stage I's settings by the name of a preset: `published`, `text_first`, `balanced` or `fast`.
 
     Args:
         name: its name.
