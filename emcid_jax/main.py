@@ -91,7 +91,8 @@ def main(arguments: list[str]) -> int:
     try:
         with preemption.heeded():
             values = _read_config()
-            run = values.get("base", values).get("run", {})  # A sweep's is that of its base.
+            sweep = values.get("base", {})  # Whose run is that of its base; a bank's base has none.
+            run = values.get("run", sweep.get("run", {}))
             distributed = bool(run.get("distributed"))
             _run_task(values, distributed, run.get("cpu_devices", 1))
         return 0

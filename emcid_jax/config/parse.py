@@ -38,7 +38,7 @@ def to_config_dict(config: Any) -> Any:
     from ml_collections import ConfigDict
 
     values: Any = ConfigDict(dataclasses.asdict(config))
-    if "base" in values:
+    if "run" not in values and "base" in values:
         values.run = values.base.run
     return values
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from emcid_jax.config import bundled
+from emcid_jax.config import RunConfig, bundled
+from emcid_jax.main import TASKS
 from emcid_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -51,6 +54,13 @@ def test_a_path_of_the_checkout_is_told_the_name_where_there_is_no_checkout(
 def test_a_word_that_means_nothing_is_told_what_there_is(name: str) -> None:
     with pytest.raises(UserError, match=r"no file, no module, and none of .*: ablate, aice, .*tra"):
         bundled.find(name)
+
+
+def test_every_config_gives_the_settings_of_a_task() -> None:
+    for name in bundled.names():
+        values = runpy.run_path(bundled.find(name))["get_config"]().to_dict()
+        assert values["task"] in TASKS
+        assert values.get("run", {}).keys() <= {one.name for one in fields(RunConfig)}
 
 
 def test_every_config_says_in_a_sentence_what_it_does() -> None:

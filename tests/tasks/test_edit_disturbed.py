@@ -91,7 +91,7 @@ def test_what_another_process_adds_to_the_bank_meanwhile_stays_in_it(
     monkeypatch.setattr(edit, "find_memories", find_memories)
     monkeypatch.setattr(edit, "find_measured", lambda *_: None)
     monkeypatch.setattr(edit, "_mix", lambda *_: {})
-    monkeypatch.setattr(edit, "write_edit", lambda *_: None)
+    monkeypatch.setattr(edit, "write_edit", lambda *_, **__: None)
     run = Run(edit_config.run, tmp_path, Log(tmp_path / "metrics.jsonl"), make_mesh())
     edit.edit(edit_job.prepare(edit_config), run)
     found = {concept.request.source for concept in read_list(bank)}
