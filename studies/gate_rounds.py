@@ -45,9 +45,11 @@ def in_rounds(
     pipeline: Pipeline, requests: Sequence[EditRequest], measured: UnitStatistics, rounds: int
 ) -> Gates:
     """The gates of all requests, each fitted with those of its round alone."""
+    rows = np.array_split(np.arange(len(requests)), rounds)
+    parts = [[requests[row] for row in some] for some in rows]
     fits = [
         fit_gates(pipeline.encoder, part, (), measured, contexts=10, false_firing=1e-5)
-        for part in (requests[rows[0] : rows[-1] + 1] for rows in _split(len(requests), rounds))
+        for part in parts
     ]
     together = {
         name: np.concatenate([getattr(one, name) for one in fits])
@@ -55,10 +57,6 @@ def in_rounds(
     }
     fitted = dataclasses.replace(fits[0], **together)
     return Gates([one.source for one in requests], fitted, measured.mean, measured.block)
-
-
-def _split(count: int, rounds: int) -> list[np.ndarray]:
-    return np.array_split(np.arange(count), rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

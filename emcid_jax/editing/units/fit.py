@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float, Float64, Int
 
 from emcid_jax.concepts.requests import EditRequest
+from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.encoder.hidden_units import WIDTH
 from emcid_jax.editing.stage_two.gate_report import GateReport, UnitsReport
 from emcid_jax.editing.units import gates, recognise
@@ -26,7 +27,7 @@ from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.editing.units.told import mistaken, shared
 from emcid_jax.models.text.encoder import TextEncoder
 
-FLOOR = 0.65
+FLOOR = StageTwoConfig.gate_threshold
 """Lowest threshold, unless the user asks for another."""
 LEAST = 0.4
 """Score of the closed form from which on a caption's token is held against a gate."""

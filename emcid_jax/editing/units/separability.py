@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from emcid_jax.concepts.names import normalised
@@ -18,12 +18,11 @@ from emcid_jax.concepts.templates import SLOT
 from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units import gates
 from emcid_jax.editing.units.contexts import NamePrompts, name_prompts
-from emcid_jax.editing.units.states import WIDTH_STEP, all_fc1_inputs
+from emcid_jax.editing.units.states import WIDTH_STEP, all_fc1_inputs, over_devices
 from emcid_jax.editing.units.statistics import PHRASE_CONTEXTS, phrases, within_names
 from emcid_jax.models.text.clip import ClipTextModel
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.runtime.parallel import (
-    SPLIT,
     fetch,
     make_mesh,
     padded_size,
@@ -137,14 +136,9 @@ def _at_positions(
     ids: Int[Array, "prompt token"],
     positions: Int[Array, " prompt"],
 ) -> Float[Array, "prompt block dim"]:
-    whole = PartitionSpec()
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT), out_specs=SPLIT, check_vma=False
-    )
     def local(params: Any, ids: Array, positions: Array) -> Array:
         states = all_fc1_inputs(model, params, ids)
         return states[jnp.arange(len(ids)), positions]
 
-    with jax.default_matmul_precision("highest"):
-        return local(params, ids, positions)
+    return over_devices(local, mesh, params, ids, positions)

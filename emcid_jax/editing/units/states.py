@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -122,16 +122,22 @@ def _states(
     ids: Int[Array, "name context token"],
     positions: Int[Array, "name context"],
 ) -> Float[Array, "name context dim"]:
-    whole = PartitionSpec()
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT), out_specs=SPLIT, check_vma=False
-    )
     def local(params: Any, ids: Array, positions: Array) -> Array:
         def one(prompts: tuple[Array, Array]) -> Array:
             return at_positions(fc1_inputs(model, params, prompts[0], block), prompts[1])
 
         return jax.lax.map(one, (ids, positions))
 
+    return over_devices(local, mesh, params, ids, positions)
+
+
+def over_devices(
+    local: Callable[..., Array], mesh: Mesh, params: Mapping[str, Any], *split: Array
+) -> Array:
+    """`local(params, *split)` with the leading axis of `split` shared out over the devices, and
+    products in full float32."""
+    specs = PartitionSpec(), *(SPLIT for _ in split)
+    shared = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=SPLIT, check_vma=False)
     with jax.default_matmul_precision("highest"):
-        return local(params, ids, positions)
+        return shared(params, *split)

@@ -17,21 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Float, Float64, Int
 from tqdm import tqdm
 
 from emcid_jax.editing.moments.caption_batches import CaptionBatch, canonical, make_batches
 from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units.contexts import beginnings, name_prompts
-from emcid_jax.editing.units.states import fc1_inputs, name_states
+from emcid_jax.editing.units.states import fc1_inputs, name_states, over_devices
 from emcid_jax.models.text.clip import ClipTextModel, end_positions
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.runtime.parallel import (
-    SPLIT,
     fetch,
     make_mesh,
     padded_size,
@@ -224,14 +223,9 @@ def _at_places(
     ids: Int[Array, "caption token"],
     places: Int[Array, " slot"],
 ) -> Float[Array, "slot dim"]:
-    whole = PartitionSpec()
 
-    @functools.partial(
-        jax.shard_map, mesh=mesh, in_specs=(whole, SPLIT, SPLIT), out_specs=SPLIT, check_vma=False
-    )
     def local(params: Any, ids: Array, places: Array) -> Array:
         states = fc1_inputs(model, params, ids, block)
         return states.reshape(ids.size, -1)[places]
 
-    with jax.default_matmul_precision("highest"):
-        return local(params, ids, places)
+    return over_devices(local, mesh, params, ids, places)
