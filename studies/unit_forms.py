@@ -2,13 +2,15 @@
 
     python -m studies.unit_forms runs/units --counts 10 30 100 300
 
-RUN is the folder of a finished edit with concept units. Its concepts are written in four forms:
+RUN is the folder of a finished edit with concept units. Its concepts are written in these forms:
 
 - `two units`: the clipped ramp that an edit writes; the MLP gets wider.
 - `one unit`: the activation alone, which answers 1 at the score 1 and grows with it.
-- `in place`: two units in the place of those that change their MLP's answers least over captions
-  (variance times the column's squared length); the mean of what these gave is added to the bias.
-- `in place, refitted`: the other units' columns are fitted, over captions, to what these gave.
+- `in place`: two units in the place of the least missed ones, as an edit writes them with
+  `stage_two.units_in_place` (`editing/units/room.py`).
+- `in place, least used`: of those that change their MLP's answers least over captions: variance
+  times the column's squared length. The other columns are fitted as before.
+- `in place, least used, not refitted`: the same, and only the mean goes into the bias.
 
 *Success*: share of the judge's sentences about edited names whose final features are nearer to the
 destination's than to the name's own. *Moved*: relative change of final features, mean over the
@@ -19,43 +21,31 @@ judge's sentences about names that nobody edits, and over captions that nothing 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float
 
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.templates import fill
-from emcid_jax.editing.encoder.hidden_units import (
-    PER_GATE,
-    WIDTH,
-    Units,
-    disk_arrays,
-    wider,
-)
+from emcid_jax.editing.encoder.hidden_units import WIDTH, Units, with_units
 from emcid_jax.editing.encoder.whole_prompts import end_features
+from emcid_jax.editing.units import room
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.explore.session import open_session, solved
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
-from emcid_jax.models.text.transformer import ACTIVATIONS
 from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 from studies.forms import moved
 
 SEED = 777
-RIDGE = 1e-6
-"""Share of the activations' mean square on the diagonal of the refit."""
-
 Params = Mapping[str, Any]
-Mlp = dict[str, np.ndarray]
-"""`fc1.weight`, `fc1.bias`, `fc2.weight`, `fc2.bias` in their layout on disk."""
 
 
 class Setting(NamedTuple):
@@ -64,38 +54,13 @@ class Setting(NamedTuple):
     encoder: TextEncoder
     units: Units
     thresholds: Float[np.ndarray, " gate"]
-    answers: Float[np.ndarray, "row inner"]
-    """What the block's hidden units answer to a sample of the captions' tokens."""
-
-
-def mlp_of(params: Params, block: int) -> Mlp:
-    """A block's MLP."""
-    mlp = params["text_model"]["encoder"][f"layers.{block}"]["mlp"]
-    return {
-        "fc1.weight": np.asarray(mlp["fc1"]["kernel"]).T,
-        "fc1.bias": np.asarray(mlp["fc1"]["bias"]),
-        "fc2.weight": np.asarray(mlp["fc2"]["kernel"]).T,
-        "fc2.bias": np.asarray(mlp["fc2"]["bias"]),
-    }
-
-
-def with_mlp(params: Params, block: int, mlp: Mlp) -> Params:
-    """`params` with another MLP of the same width in a block."""
-    new = {
-        name: {
-            "kernel": jnp.asarray(mlp[f"{name}.weight"].T),
-            "bias": jnp.asarray(mlp[f"{name}.bias"]),
-        }
-        for name in ("fc1", "fc2")
-    }
-    encoder = dict(params["text_model"]["encoder"])
-    encoder[f"layers.{block}"] = dict(encoder[f"layers.{block}"]) | {"mlp": new}
-    return dict(params) | {"text_model": dict(params["text_model"]) | {"encoder": encoder}}
+    reference: Float[np.ndarray, "row dim"]
+    """What the block's `fc1` reads at a sample of the captions' tokens."""
 
 
 def two_units(setting: Setting) -> Params:
     """As an edit writes them."""
-    return wider(setting.encoder.params, setting.units)
+    return with_units(setting.encoder.params, setting.units)
 
 
 def one_unit(setting: Setting) -> Params:
@@ -104,7 +69,7 @@ def one_unit(setting: Setting) -> Params:
     slope = WIDTH / (1 + WIDTH - setting.thresholds)
     first = units.biases[:, 0] * slope
     shut = np.full_like(first, -1e3)  # The second of each pair answers nothing.
-    return wider(
+    return with_units(
         setting.encoder.params,
         Units(
             units.block,
@@ -115,53 +80,36 @@ def one_unit(setting: Setting) -> Params:
     )
 
 
-def in_place(setting: Setting, refitted: bool) -> Params:
-    """Two units per concept in the place of the MLP's least used ones."""
-    units, answers = setting.units, setting.answers.astype(np.float64)
-    mlp = mlp_of(setting.encoder.params, units.block)
-    used = answers.var(axis=0) * np.square(mlp["fc2.weight"]).sum(axis=0)
-    places, kept = np.split(np.argsort(used, kind="stable"), [PER_GATE * len(units.rows)])
-    mean, gone = answers.mean(axis=0), mlp["fc2.weight"][:, places].astype(np.float64)
-    added, columns = disk_arrays(units), mlp["fc2.weight"].copy()
-    shift = gone @ mean[places]
+def in_place(setting: Setting) -> Params:
+    """Two units per concept in the place of the least missed ones."""
+    units = setting.units
+    made, _ = room.make_room(setting.encoder, units.block, units.width, setting.reference)
+    return with_units(setting.encoder.params, dataclasses.replace(units, room=made))
+
+
+def in_place_of_least_used(setting: Setting, refitted: bool) -> Params:
+    """The same in the place of those whose answers change least."""
+    units = setting.units
+    mlp = room.read_mlp(setting.encoder, units.block, setting.reference)
+    used = np.diag(mlp.covariance) * np.square(mlp.columns).sum(axis=0)
+    places = np.argsort(used, kind="stable")[: units.width]
+    change = np.zeros_like(mlp.columns)
+    change[:, places] = -mlp.columns[:, places]
     if refitted:
-        apart = answers - mean
-        square = apart[:, kept].T @ apart[:, kept]
-        square += RIDGE * np.trace(square) / len(kept) * np.eye(len(kept))
-        cross = apart[:, kept].T @ apart[:, places]
-        more = scipy.linalg.solve(square, cross @ gone.T, assume_a="pos").T
-        columns[:, kept] += more.astype(np.float32)
-        shift = shift - more @ mean[kept]
-    columns[:, places] = added["fc2.weight"]
-    rows, biases = mlp["fc1.weight"].copy(), mlp["fc1.bias"].copy()
-    rows[places], biases[places] = added["fc1.weight"], added["fc1.bias"]
-    return with_mlp(
-        setting.encoder.params,
-        units.block,
-        {
-            "fc1.weight": rows,
-            "fc1.bias": biases,
-            "fc2.weight": columns,
-            "fc2.bias": mlp["fc2.bias"] + shift.astype(np.float32),
-        },
-    )
+        change = room.refitted(mlp.columns, mlp.covariance, places)
+    made = mlp.without(places, change)
+    return with_units(setting.encoder.params, dataclasses.replace(units, room=made))
 
 
 FORMS: Mapping[str, Callable[[Setting], Params]] = {
     "two units": two_units,
     "one unit": one_unit,
-    "in place": lambda setting: in_place(setting, refitted=False),
-    "in place, refitted": lambda setting: in_place(setting, refitted=True),
+    "in place": in_place,
+    "in place, least used": lambda setting: in_place_of_least_used(setting, refitted=True),
+    "in place, least used, not refitted": lambda setting: in_place_of_least_used(
+        setting, refitted=False
+    ),
 }
-
-
-def hidden_answers(
-    encoder: TextEncoder, block: int, rows: Float[np.ndarray, "row dim"]
-) -> Float[np.ndarray, "row inner"]:
-    """What a block's hidden units answer where `fc1` reads `rows`."""
-    mlp = mlp_of(encoder.params, block)
-    inner = rows.astype(np.float32) @ mlp["fc1.weight"].T + mlp["fc1.bias"]
-    return np.asarray(ACTIVATIONS[encoder.model.config.hidden_act](jnp.asarray(inner)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -172,7 +120,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     statistics = session.moments[encoder.name]
     if not isinstance(statistics, UnitStatistics):
         sys.exit(f"RUN is {options.run}, an edit without concept units")
-    answers = hidden_answers(encoder, statistics.block, statistics.reference)
     requests = [concept.request for concept in session.concepts.concepts]
     known = {normalised(name) for one in requests for name in (one.source, *one.dests)}
     others = [name for name in catalogue().objects if normalised(name) not in known][:200]
@@ -188,12 +135,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert edit.units is not None
         assert gates is not None
         thresholds = np.array([gate.threshold for gate in gates.gates if not gate.shares])
-        setting = Setting(encoder, edit.units, thresholds, answers)
+        setting = Setting(encoder, edit.units, thresholds, statistics.reference)
         pairs = [(one.source, one.dests[0]) for one in requests[:size]]
         for form, write in FORMS.items():
             params = write(setting)
             after = [end_features(encoder, params, ids) for ids in (names, told)]
-            gone = PER_GATE * len(thresholds) if form.startswith("in place") else 0
+            gone = edit.units.width if form.startswith("in place") else 0
             shares = [
                 float(moved(encoder, params, pairs).mean()),
                 _right(before[0], after[0]),

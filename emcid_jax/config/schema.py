@@ -194,6 +194,9 @@ class StageTwoConfig:
     all_strangers: bool = False
     """`units`: gates are held against other words that end like any name of several tokens, not
     only like one that ends in a piece of a word."""
+    units_in_place: bool = False
+    """`units`: they replace those hidden units of the block that are least missed, so that the
+    encoder keeps its width and every tool loads it; else it gets wider and nothing is given up."""
 
     def of(self, encoder: str) -> StageTwoConfig:
         """The settings of a text encoder by its part's name, in the fields of the first."""
@@ -208,6 +211,11 @@ class StageTwoConfig:
             raise UserError(
                 f"config.stage_two.layers is {self.layers}; units stand in one block, that of "
                 "config.stage_one.layer: give it alone, e.g. (0,)"
+            )
+        if self.units_in_place and self.solver != "units":
+            raise UserError(
+                f"config.stage_two.units_in_place is True, but solver is {self.solver!r}, which "
+                "adds no units; set it to False, or solver to 'units'"
             )
         named = bool(self.preserve or self.preserve_path)
         if self.solver == "ridge+preserve" and not named:

@@ -86,7 +86,9 @@ class Tensors(NamedTuple):
 def write_tensors(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[str, str]) -> None:
     """Writes a safetensors file with metadata and a checksum, by one rename."""
     with replacing(path) as temporary:
-        save_file(dict(arrays), temporary, metadata={**about, "checksum": UNSEALED})
+        # The library writes an array's memory as it lies, whatever its order.
+        rows = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        save_file(rows, temporary, metadata={**about, "checksum": UNSEALED})
         with temporary.open("r+b") as file:
             head = _in_one_order(_head(file))
             digest = _digest(head, file)

@@ -18,6 +18,7 @@ from emcid_jax.editing.debias.mixing import Factors
 from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.export.edit_file import ledger_of
 from emcid_jax.editing.stage_two import solve as stage_two
+from emcid_jax.editing.units.room import require_room
 from emcid_jax.evaluation.benchmarks.aice.protocol import as_json
 from emcid_jax.evaluation.benchmarks.aice.run import Evaluation, evaluate
 from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, split
@@ -67,6 +68,8 @@ def run(config: EditConfig, workdir: Path) -> None:
     began = time.perf_counter()
     folders.require_writable(workdir, WRITES, config)
     job = prepare(config)
+    for encoder in job.pipeline.encoders:
+        require_room(config.stage_two, len(job.requests), encoder)
 
     def check(folder: Path) -> None:
         folders.require_same(folder, dataclasses.asdict(config), job.inputs)

@@ -344,6 +344,11 @@ def _encoder_summary(
             f"{len(units['gates'])} concept units; one answers wrongly at "
             f"{units['false_firing']:.2g} of {units['tokens']:,} tokens of captions"
         )
+        if room := units.get("room"):
+            lines.append(
+                f"they replace {room['gone']:,} of {room['inner']:,} hidden units, which changes "
+                f"what the MLP gives to captions by {room['lost']:.2g}"
+            )
     return lines
 
 

@@ -70,6 +70,21 @@ def test_the_same_tensors_are_the_same_bytes_and_read_back(
     assert load_file(path).keys() == arrays.keys()
 
 
+def test_tensors_in_any_order_of_memory_are_written_as_they_read(tmp_path: Path) -> None:
+    rows = np.arange(12, dtype="f4").reshape(3, 4)
+    arrays = {
+        "rows": rows,
+        "columns": np.asfortranarray(rows),
+        "part": rows[:, 1::2],
+        "one": rows[2, 3],
+    }
+    checksums.write_tensors(tmp_path / "a.safetensors", arrays, {})
+    found = load_file(tmp_path / "a.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+        assert found[name].shape == array.shape
+
+
 @given(st.data())
 def test_any_changed_byte_of_tensors_is_found(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

@@ -32,7 +32,7 @@ BY_MAIN = {"cpu_devices", "distributed"}
 """Read by the door, before a task starts; tests/test_main.py is of it."""
 IN_CHECK = {"evaluate": {"base.evaluation.holdout_path"}}
 """Refused by the task's own `check`, which says why; its tests are of it."""
-UNITS = {"unit_contexts", "false_firing", "gate_threshold", "all_strangers"}
+UNITS = {"unit_contexts", "false_firing", "gate_threshold", "all_strangers", "units_in_place"}
 """Read by the solver `units` alone, which the main job runs here. The other tasks that solve hand
 the same section to the same function, and read `solver` of it."""
 LONG = {"train_sprites", "train_sprites_xl", "measure_sprites"}

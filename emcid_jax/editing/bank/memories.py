@@ -234,7 +234,7 @@ def _require_memory(memory: Memory, tokens: int) -> None:
 
 def write(folder: Path, about: Provenance, memory: Memory, details: Mapping[str, Any]) -> None:
     """Files a memory, by one rename; `details` (JSON) are what else is worth knowing about it."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in memory._asdict().items()}
+    arrays = memory._asdict()
     said = {
         "provenance": _dumped(about),
         "details": json.dumps(dict(details), sort_keys=True),

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emcid_jax.models.text.transformer import ACTIVATIONS, Activation
 from emcid_jax.runtime.errors import UserError
@@ -36,6 +36,22 @@ PER_GATE = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Room:
+    """Hidden units of the MLP that make room for an edit's, in float32: what leaves the MLP."""
+
+    places: Int[np.ndarray, " unit"]
+    """Which they are; the edit's units take these places in this order."""
+    rows: Float[np.ndarray, "unit dim"]
+    """Their rows of `fc1`."""
+    biases: Float[np.ndarray, " unit"]
+    """Their biases of `fc1`."""
+    columns: Float[np.ndarray, "dim inner"]
+    """What is added to `fc2`: it takes their columns out, and fits the others to what they gave."""
+    shift: Float[np.ndarray, " dim"]
+    """What is added to the bias of `fc2`."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Units:
     """Gates as hidden units of one block, in float32: what is added to its MLP."""
 
@@ -46,11 +62,13 @@ class Units:
     """Bias of `fc1`, of the first and the second unit."""
     answers: Float[np.ndarray, "gate dim"]
     """Column of `fc2` of the first unit; the second has its negative."""
+    room: Room | None = None
+    """Units that these replace; without it the MLP gets wider."""
 
     @property
     def width(self) -> int:
         """Hidden units that the encoder gets more."""
-        return PER_GATE * len(self.rows)
+        return 0 if self.room else PER_GATE * len(self.rows)
 
 
 def make_units(
@@ -84,31 +102,56 @@ def openness(
     return np.clip((first - second) / HEIGHT, 0.0, 1.0)
 
 
-def wider(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
-    """The text encoder's parameters with the units behind the MLP's own; blocks that have none get
-    units of zeros, for readers know one width for all blocks.
+def with_units(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
+    """The text encoder's parameters with the units: in their room, or behind the MLP's own. Then
+    blocks that have none get units of zeros, for readers know one width for all blocks.
 
     `text_params` stay as they are. UserError if the encoder is another one than the units are of.
     """
     encoder = dict(text_params["text_model"]["encoder"])
     name = f"layers.{units.block}"
     dim = units.rows.shape[1]
-    if name not in encoder or encoder[name]["mlp"]["fc1"]["kernel"].shape[0] != dim:
+    shape = encoder[name]["mlp"]["fc1"]["kernel"].shape if name in encoder else (0, 0)
+    if shape[0] != dim or (units.room and units.room.columns.shape != shape):
         raise UserError(
             f"units of block {units.block} and width {dim} do not fit this text encoder; apply "
             "them to the model they were made for"
         )
-    own = disk_arrays(units)
-    none = {part: np.zeros_like(array) for part, array in own.items()}
-    for key, layer in encoder.items():
-        added = own if key == name else none
-        encoder[key] = dict(layer) | {"mlp": _wider(layer["mlp"], added)}
+    if units.room is not None:
+        mlp = _changed(encoder[name]["mlp"], changes(units))
+        encoder[name] = dict(encoder[name]) | {"mlp": mlp}
+    else:
+        own = disk_arrays(units)
+        none = {part: np.zeros_like(array) for part, array in own.items()}
+        for key, layer in encoder.items():
+            added = own if key == name else none
+            encoder[key] = dict(layer) | {"mlp": _wider(layer["mlp"], added)}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     return dict(text_params) | {"text_model": text_model}
 
 
+def changes(units: Units) -> dict[str, Float[np.ndarray, "..."]]:
+    """What units add to the weights of an MLP whose width they keep, by name and in the layout on
+    disk; nothing if they have no room."""
+    if units.room is None:
+        return {}
+    room, own = units.room, disk_arrays(units)
+    rows = np.zeros(room.columns.shape[::-1], np.float32)
+    rows[room.places] = own["fc1.weight"] - room.rows
+    biases = np.zeros(len(rows), np.float32)
+    biases[room.places] = own["fc1.bias"] - room.biases
+    columns = room.columns.copy()
+    columns[:, room.places] += own["fc2.weight"]
+    return {
+        "fc1.weight": rows,
+        "fc1.bias": biases,
+        "fc2.weight": columns,
+        "fc2.bias": room.shift,
+    }
+
+
 def disk_arrays(units: Units) -> dict[str, np.ndarray]:
-    """What is added to `fc1.weight`, `fc1.bias` and `fc2.weight`, in their layout on disk."""
+    """The units' parts of `fc1.weight`, `fc1.bias` and `fc2.weight`, in their layout on disk."""
     signs = np.array([1.0, -1.0], np.float32)
     columns = (units.answers[:, None] * signs[:, None]).reshape(-1, units.answers.shape[1])
     return {
@@ -116,6 +159,16 @@ def disk_arrays(units: Units) -> dict[str, np.ndarray]:
         "fc1.bias": units.biases.reshape(-1),
         "fc2.weight": np.ascontiguousarray(columns.T),
     }
+
+
+def _changed(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    new = {name: dict(mlp[name]) for name in ("fc1", "fc2")}
+    for name, change in added.items():
+        layer, part = name.split(".")
+        old = mlp[layer]["kernel" if part == "weight" else part]
+        now = np.asarray(old, np.float64) + change.T
+        new[layer]["kernel" if part == "weight" else part] = jnp.asarray(now.astype(old.dtype))
+    return dict(mlp) | new
 
 
 def _wider(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:

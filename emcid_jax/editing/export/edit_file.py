@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,8 +19,9 @@ from jaxtyping import Float, Float64
 from emcid_jax.concepts.requests import Task
 from emcid_jax.config import Count, CountOrZero, Positive, StageTwoConfig
 from emcid_jax.editing.bank.concepts import ConceptBank
-from emcid_jax.editing.encoder.hidden_units import PER_GATE, Units
-from emcid_jax.editing.export import factors
+from emcid_jax.editing.encoder import hidden_units
+from emcid_jax.editing.encoder.hidden_units import Units
+from emcid_jax.editing.export import factors, stored_units
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import ModelEdit, StageTwoReport
 from emcid_jax.editing.units.statistics import UnitStatistics
@@ -31,16 +31,12 @@ from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.storage import checksums
 from emcid_jax.storage.json_text import loads
 
-WEIGHT = "text_model.encoder.layers.{}.mlp.fc2.weight"
-"""Name on disk of the weight that block {} gets changed."""
+MLP = "text_model.encoder.layers.{}.mlp.{}"
+"""Name on disk of a weight of block {}'s MLP."""
+WEIGHT = MLP.format("{}", "fc2.weight")
+"""That of the weight that a linear edit changes."""
 
 FORMAT = 2
-
-UNITS = "text_model.encoder.layers.{}.mlp.units.{}"
-"""Name of what an edit holds of units: the block, then `rows`, `biases` or `answers`."""
-
-_PARTS = ("rows", "biases", "answers")
-_ROWS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.mlp\.units\.rows")
 
 _KIND = "weight edit"
 _REMEDY = "make it again"
@@ -101,8 +97,8 @@ class _Ledger:
 class EditFile:
     """The content of an edit file."""
 
-    arrays: dict[str, Float[np.ndarray, "_ _"]]
-    """float32, by name: those of the first text encoder."""
+    arrays: dict[str, np.ndarray]
+    """float32, by name: those of the first text encoder. `places` are int32."""
     layers: tuple[StoredLayer, ...]
     """Ascending."""
     others: Mapping[str, EditFile] = dataclasses.field(default_factory=dict)
@@ -123,11 +119,7 @@ class EditFile:
 
     def units(self) -> Units | None:
         """Hidden units that the edit adds, if any."""
-        for name in self.arrays:
-            if found := _ROWS.fullmatch(name):
-                parts = {part: self.arrays[UNITS.format(found[1], part)] for part in _PARTS}
-                return Units(int(found[1]), **parts)
-        return None
+        return stored_units.unpacked(self.arrays)
 
     def deltas(self) -> dict[int, Float64[np.ndarray, "out inner"]]:
         """Layer -> dW, to be added to the base model's weights."""
@@ -135,6 +127,26 @@ class EditFile:
             stored.layer: factors.restored(self.arrays, WEIGHT.format(stored.layer))
             for stored in self.layers
         }
+
+    def changes(self) -> dict[str, Float[np.ndarray, "..."]]:
+        """Name on disk -> what is added to the base model's weight: all of an edit but units that
+        make the encoder wider."""
+        found: dict[str, np.ndarray] = {
+            WEIGHT.format(layer): delta for layer, delta in self.deltas().items()
+        }
+        if (units := self.units()) is not None:
+            added = hidden_units.changes(units)
+            found |= {MLP.format(units.block, part): change for part, change in added.items()}
+        return found
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the text encoder's states; None if nothing is edited."""
+        if (units := self.units()) is not None:
+            return units.rows.shape[1]
+        names = [WEIGHT.format(stored.layer) for stored in self.layers]
+        whole = (self.arrays.get(name, self.arrays.get(f"{name}.up")) for name in names)
+        return next((len(array) for array in whole if array is not None), None)
 
 
 Edits = Mapping[str, EditFile]
@@ -164,9 +176,7 @@ def pack(
     deltas: Mapping[int, Float[np.ndarray, "out inner"]], units: Units | None = None
 ) -> EditFile:
     """Every layer in its smaller form, and units as they are."""
-    arrays: dict[str, np.ndarray] = {}
-    if units is not None:
-        arrays |= {UNITS.format(units.block, part): getattr(units, part) for part in _PARTS}
+    arrays = {} if units is None else stored_units.packed(units)
     layers = []
     for layer, delta in sorted(deltas.items()):
         exact = np.asarray(delta, np.float64)
@@ -186,11 +196,12 @@ def pack(
 def require_own_width(content: EditFile | Edits, place: str) -> None:
     """UserError if the edit makes an encoder wider, which `place` has no room for."""
     for edit in by_part(content).values():
-        if (units := edit.units()) is not None:
+        if (units := edit.units()) is not None and units.width:
             raise UserError(
                 f"config.edit: this edit adds {units.width} hidden units to the text encoder, and "
                 f"{place} keeps the base model's width; use operation folder or apply, which "
-                "transformers and diffusers load, or solve with another config.stage_two.solver"
+                "transformers and diffusers load, or solve with "
+                "config.stage_two.units_in_place=True"
             )
 
 
@@ -276,25 +287,6 @@ def _layers(text: str, report: StageTwoReport) -> tuple[StoredLayer, ...]:
     return layers
 
 
-def _without_units(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays of layers; ValueError if those of units do not fit each other."""
-    units = {name: array for name, array in arrays.items() if ".mlp.units." in name}
-    if units:
-        blocks = [found[1] for name in units if (found := _ROWS.fullmatch(name))]
-        names = [UNITS.format(block, part) for block in blocks for part in _PARTS]
-        if len(blocks) != 1 or units.keys() != set(names):
-            raise ValueError(f"its units are {shown(sorted(units))}; one block has {_PARTS}")
-        rows, biases, answers = (units[name] for name in names)
-        if (
-            any(one.dtype != np.float32 or not np.isfinite(one).all() for one in units.values())
-            or rows.ndim != 2
-            or rows.shape != answers.shape
-            or biases.shape != (len(rows), PER_GATE)
-        ):
-            raise ValueError("its units do not fit each other, or are not finite float32")
-    return {name: array for name, array in arrays.items() if name not in units}
-
-
 def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLayer]) -> None:
     """ValueError unless the arrays are just those that `layers` speak of."""
     wanted = {
@@ -302,7 +294,7 @@ def _require_fitting(arrays: Mapping[str, np.ndarray], layers: Sequence[StoredLa
         for stored in layers
         for part in ([""] if stored.form == "dense" else [".up", ".down"])
     }
-    arrays = _without_units(arrays)
+    arrays = stored_units.without(arrays)
     if arrays.keys() != wanted.keys():
         raise ValueError(f"its tensors are {shown(sorted(arrays))}, not {shown(sorted(wanted))}")
     for name, stored in wanted.items():

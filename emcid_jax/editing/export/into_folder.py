@@ -17,7 +17,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from emcid_jax.editing.encoder.hidden_units import Units
 from emcid_jax.editing.export.edit_file import EditFile, Edits, by_part
 from emcid_jax.editing.export.stored_weights import (
     StoredWeights,
@@ -146,15 +145,16 @@ def _change(
     }
     written = {files.kept: original, **added, head: edited}
     units = content.units()
-    if units:
+    width = units.width if units else 0
+    if width:
         config = head.with_name(CONFIG)
         read_json_object(config, "config.model.path")
         narrow = record["config"].encode() if record else b""
         narrow = narrow or config.read_bytes()
         about["config"] = narrow.decode()
-        written[config] = _wider_config(narrow, weights, units)
+        written[config] = _wider_config(narrow, weights, width)
     left = _unedited(head, {*weights.files, *added})
-    return _Change(files.record, about, written, bool(units), left)
+    return _Change(files.record, about, written, width > 0, left)
 
 
 def _write(change: _Change, place: Path) -> None:
@@ -272,9 +272,9 @@ def write_copy(
         weights = read_weights(folder, variant, part)
         require_base(weights.arrays, ledger, folder, force, part)
         edited |= weights.edited(edit)
-        if units := edit.units():
+        if (units := edit.units()) and units.width:
             config = weights.head.with_name(CONFIG)
-            edited[config] = _wider_config(config.read_bytes(), weights, units)
+            edited[config] = _wider_config(config.read_bytes(), weights, units.width)
         heads.append(weights.head)
         left += [f"{part}/{name}" for name in _unedited(weights.head, weights.files)]
     with replacing_folder(target) as staging:
@@ -313,9 +313,9 @@ def _edited(
     return json.dumps(index, indent=2).encode(), added
 
 
-def _wider_config(config: bytes, weights: StoredWeights, units: Units) -> bytes:
-    """config.json of the text encoder with the units in it."""
-    return with_width(config, mlp_width(weights.arrays) + units.width)
+def _wider_config(config: bytes, weights: StoredWeights, width: int) -> bytes:
+    """config.json of the text encoder with so many more hidden units."""
+    return with_width(config, mlp_width(weights.arrays) + width)
 
 
 def _files(head: Path) -> _Files:

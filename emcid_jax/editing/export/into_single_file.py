@@ -11,13 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emcid_jax.editing.export.edit_file import (
-    WEIGHT,
-    EditFile,
-    Edits,
-    by_part,
-    require_own_width,
-)
+from emcid_jax.editing.export.edit_file import EditFile, Edits, by_part, require_own_width
 from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read_tensor
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
@@ -58,10 +52,10 @@ def write_checkpoint(path: Path, source: Path, content: EditFile | Edits, sha256
                 f"{source}: is {ldm_keys.NAMES[version]}, with {' and '.join(parts)}; the edit is "
                 f"of {' and '.join(edits)}; apply it to the model it was made for"
             )
-        changes = [(part, *change) for part in parts for change in edits[part].deltas().items()]
+        changes = [(part, *change) for part in parts for change in edits[part].changes().items()]
         with temporary.open("r+b") as file:
-            for part, layer, delta in changes:
-                key = ldm_keys.locate_text(WEIGHT.format(layer), part, version, header.shapes).key
+            for part, name, delta in changes:
+                key = ldm_keys.locate_text(name, part, version, header.shapes).key
                 if header.shapes.get(key) != delta.shape or header.kinds[key] not in FLOATS:
                     raise UserError(
                         f"{source}: has no {key} of shape {delta.shape}; apply the edit to the "

@@ -65,10 +65,11 @@ _FAMILIES = (
 )
 
 
-def name(part: str, layer: int, edits: Edits) -> str:
-    """The name of a text encoder's `mlp.fc2` in a block: SDXL's encoders are numbered."""
+def name(part: str, module: str, edits: Edits) -> str:
+    """The name of a text encoder's module, e.g. `text_model.encoder.layers.0.mlp.fc2`: SDXL's
+    encoders are numbered."""
     number = {FIRST: "1", SECOND: "2"}[part] if len(edits) > 1 else ""
-    return f"lora_te{number}_text_model_encoder_layers_{layer}_mlp_fc2"
+    return f"lora_te{number}_{module.replace('.', '_')}"
 
 
 def pair(key: str, up: np.ndarray, down: np.ndarray) -> dict[str, np.ndarray]:
@@ -84,10 +85,8 @@ def family(edits: Edits) -> Family | None:
     """The published family of a model with such text encoders, if there is one."""
     for one in _FAMILIES:
         if len(one.widths) == len(edits) and all(
-            len(array) == width
+            edit.dim in (None, width)
             for width, edit in zip(one.widths, edits.values(), strict=True)
-            for tensor, array in edit.arrays.items()
-            if not tensor.endswith(".down")
         ):
             return one
     return None

@@ -18,6 +18,8 @@ from emcid_jax.editing.export.edit_file import WEIGHT, EditFile, Edits, by_part,
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
 
+_DIFF = {"weight": "diff", "bias": "diff_b"}
+
 
 class LoraLayer(NamedTuple):
     """What became of one layer."""
@@ -53,6 +55,11 @@ def write_lora(
     """
     ownership.require_own_file(path)
     require_own_width(content, "a LoRA")
+    if any(edit.units() for edit in by_part(content).values()):
+        raise UserError(
+            "config.edit: this edit changes biases, which a LoRA has none of; use operation diff, "
+            "or one that writes whole weights (folder, apply, clip, checkpoint)"
+        )
     arrays: dict[str, np.ndarray] = {}
     layers, edits = [], by_part(content)
     highest = max(stored.rank for edit in edits.values() for stored in edit.layers)
@@ -65,7 +72,8 @@ def write_lora(
             down = _widened(root[:, None] * right[:size], (size, right.shape[1]), dtype)
         if not (np.isfinite(up).all() and np.isfinite(down).all()):
             raise UserError(f"{path}: layer {layer} does not fit {dtype}; use float32")
-        arrays |= kohya.pair(kohya.name(part, layer, edits), up, down)
+        module = WEIGHT.format(layer).removesuffix(".weight")
+        arrays |= kohya.pair(kohya.name(part, module, edits), up, down)
         norm = np.linalg.norm(delta)
         lost = np.linalg.norm(up.astype(np.float64) @ down.astype(np.float64) - delta)
         layers.append(LoraLayer(part, layer, size, float(lost / norm) if norm else 0.0))
@@ -93,9 +101,10 @@ def _widened(array: np.ndarray, shape: tuple[int, int], dtype: str) -> np.ndarra
 def write_diff(
     path: Path, content: EditFile | Edits, ledger: Mapping[str, Any], dtype: str = "float32"
 ) -> None:
-    """Writes dW of every layer whole, by one rename; at strength 1 a tool adds the edit itself.
+    """Writes all changes whole, by one rename; at strength 1 a tool adds the edit itself.
 
-    ComfyUI, the A1111 family and InvokeAI add tensors called `<kohya's name>.diff` to the weights.
+    ComfyUI, the A1111 family and InvokeAI add tensors called `<kohya's name>.diff` to the weights,
+    and `.diff_b` to the biases.
 
     Args:
         path: the file.
@@ -109,12 +118,14 @@ def write_diff(
     ownership.require_own_file(path)
     require_own_width(content, "a file of differences")
     arrays, edits = {}, by_part(content)
-    for part, layer, delta in _deltas(edits):
+    every = [(part, *one) for part, edit in edits.items() for one in edit.changes().items()]
+    for part, weight, delta in every:
         with np.errstate(over="ignore"):  # Said below.
             stored = np.ascontiguousarray(delta, dtype)
         if not np.isfinite(stored).all():
-            raise UserError(f"{path}: layer {layer} does not fit {dtype}; use float32")
-        arrays[f"{kohya.name(part, layer, edits)}.diff"] = stored
+            raise UserError(f"{path}: the change of {weight} does not fit {dtype}; use float32")
+        module, _, kind = weight.rpartition(".")
+        arrays[f"{kohya.name(part, module, edits)}.{_DIFF[kind]}"] = stored
     found = kohya.family(edits)
     arrays |= kohya.mark(found, 1, dtype)
     checksums.write_tensors(path, arrays, kohya.metadata("diff", found, ledger))

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from emcid_jax.editing.encoder.hidden_units import Units, disk_arrays
-from emcid_jax.editing.export.edit_file import WEIGHT, EditFile
+from emcid_jax.editing.export.edit_file import EditFile
 from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.params import params_hash
@@ -112,17 +112,17 @@ def add_deltas(arrays: Mapping[str, np.ndarray], content: EditFile) -> dict[str,
     """
     stored = {disk_name(name): name for name in arrays}
     edited = dict(arrays)
-    for layer, delta in content.deltas().items():
-        name = stored.get(WEIGHT.format(layer))
+    for weight, delta in content.changes().items():
+        name = stored.get(weight)
         if name is None or arrays[name].shape != delta.shape:
             raise UserError(
-                f"weight edit: {WEIGHT.format(layer)} of shape {delta.shape} is not in this text "
-                "encoder; apply the edit to the model it was made for"
+                f"weight edit: {weight} of shape {delta.shape} is not in this text encoder; apply "
+                "the edit to the model it was made for"
             )
         with np.errstate(over="ignore"):  # Said below.
             edited[name] = (arrays[name].astype(np.float64) + delta).astype(arrays[name].dtype)
         _require_finite(name, edited[name])
-    if (units := content.units()) is not None:
+    if (units := content.units()) is not None and units.width:
         edited |= _wider(edited, stored, units)
     return edited
 

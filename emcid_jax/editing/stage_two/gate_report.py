@@ -48,6 +48,19 @@ class GateReport:
 
 
 @dataclasses.dataclass(frozen=True)
+class RoomReport:
+    """What the room for an edit's units costs an MLP that keeps its width."""
+
+    gone: int
+    """Hidden units that left."""
+    inner: int
+    """Hidden units that there are."""
+    lost: float
+    """Root mean square of what the MLP gives otherwise without them, at tokens of captions that
+    nothing was fitted to, as a share of that of what it gives."""
+
+
+@dataclasses.dataclass(frozen=True)
 class UnitsReport:
     """All gates of an edit."""
 
@@ -59,6 +72,8 @@ class UnitsReport:
     separability: tuple[float, ...] = ()
     """By block: share of the names that its states tell from all others, see
     `units.separability`; empty where nothing was compared."""
+    room: RoomReport | None = None
+    """Where the units replace others of the MLP."""
 
     @property
     def ambiguous(self) -> list[tuple[GateReport, Mistaken]]:

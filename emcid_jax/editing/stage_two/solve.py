@@ -29,7 +29,7 @@ from emcid_jax.editing.encoder.blockwise import (
     write,
     written_states,
 )
-from emcid_jax.editing.encoder.hidden_units import Units, wider
+from emcid_jax.editing.encoder.hidden_units import Units, with_units
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
 from emcid_jax.editing.stage_two.gate_report import UnitsReport
@@ -220,7 +220,7 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
         encoder[name] = encoder[name] | {"mlp": mlp}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     edited_params = dict(text_params) | {"text_model": text_model}
-    return edited_params if edit.units is None else wider(edited_params, edit.units)
+    return edited_params if edit.units is None else with_units(edited_params, edit.units)
 
 
 def with_edit(pipeline: Pipeline, edit: ModelEdit) -> Pipeline:

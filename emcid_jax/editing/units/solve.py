@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from emcid_jax.editing.encoder.hidden_units import make_units
 from emcid_jax.editing.stage_two.preservation import resolved
 from emcid_jax.editing.stage_two.solve import StageTwoReport, WeightEdit
 from emcid_jax.editing.units.fit import fit_gates
+from emcid_jax.editing.units.room import make_room, require_room
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.weights.params import params_hash
@@ -78,9 +80,13 @@ def solve(
         found.thresholds[own],
         offsets[own].astype(np.float64),
     )
+    report = found.report
+    if config.units_in_place:
+        room, cost = make_room(encoder, block, units.width, statistics.reference)
+        units = dataclasses.replace(units, room=room)
+        report = dataclasses.replace(report, room=cost)
     left = (1.0 - found.reached)[:, None] * offsets
-    report = StageTwoReport((), _rms(offsets), _rms(left), found.report)
-    return WeightEdit({}, report, units)
+    return WeightEdit({}, StageTwoReport((), _rms(offsets), _rms(left), report), units)
 
 
 def _rms(rows: Float[np.ndarray, "request dim"]) -> float:
@@ -109,6 +115,7 @@ def _check(
             f"memories have offsets of shape {offsets.shape}; units take one token each: set "
             f"config.stage_one.edited_tokens to 1 (width {size})"
         )
+    require_room(config, len(requests), encoder)
     bad = np.flatnonzero(~np.isfinite(offsets).all(axis=1))
     if bad.size:
         raise UserError(f"memory of request {bad[0]} is not finite; run Stage I for it again")

@@ -156,7 +156,7 @@ def within_names(
 
 def write_statistics(path: Path, found: UnitStatistics) -> None:
     """Writes them to one safetensors file with a checksum, by one rename."""
-    arrays = {name: np.ascontiguousarray(getattr(found, name)) for name in _ARRAYS}
+    arrays = {name: getattr(found, name) for name in _ARRAYS}
     about = {name: getattr(found, name) for name in ("block", "model_hash", "captions", "pool")}
     checksums.write_tensors(path, arrays, {"unit_statistics": json.dumps(about)})
 

@@ -88,7 +88,10 @@ def card(data: CardData) -> bytes:
         requests=requests,
         encoders=[(name, ledger["base"][name]) for name in reports],
         written=[_written(name, ledger_of(ledger, name)) for name in reports],
-        wider=any(report.get("units") for report in reports.values()),
+        wider=any(
+            units and not units.get("room")
+            for units in (report.get("units") for report in reports.values())
+        ),
         scores=list(_scores(data.metrics)),
         unsealed=checksums.UNSEALED,
         **{

@@ -18,7 +18,7 @@ from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.bank.concepts import ConceptBank
 from emcid_jax.editing.diagnostics.predicted_conflicts import clean_run, predict
 from emcid_jax.editing.diagnostics.token_shares import gate_shares, writers, written_shares
-from emcid_jax.editing.encoder.hidden_units import HEIGHT, make_units, wider
+from emcid_jax.editing.encoder.hidden_units import HEIGHT, make_units, with_units
 from emcid_jax.editing.stage_two.gate_report import GateReport
 from emcid_jax.editing.stage_two.solve import apply_edit
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline, tokenize
@@ -107,7 +107,9 @@ def test_answers_by_their_shares_are_what_units_add(pipeline: Pipeline) -> None:
     shares = np.delete(shares, 7, axis=1)
 
     base = pipeline.params["text_encoder"]
-    change = outputs(pipeline, wider(base, units), PROMPT)[1] - outputs(pipeline, base, PROMPT)[1]
+    change = (
+        outputs(pipeline, with_units(base, units), PROMPT)[1] - outputs(pipeline, base, PROMPT)[1]
+    )
     # Beyond the ramp's end it overshoots by less than half a percent of the answer.
     np.testing.assert_allclose(shares @ answers, change, atol=0.02 * np.abs(change).max())
     assert {0.0, 1.0} <= set(np.round(shares, 2).ravel().tolist())

@@ -91,7 +91,7 @@ def parameters(blocks: int, inner: int) -> dict:
 def test_other_blocks_get_units_of_zeros_and_the_base_stays(made):
     units = made[-1]
     base = parameters(3, 8)
-    wide = ramp.wider(base, units)["text_model"]["encoder"]
+    wide = ramp.with_units(base, units)["text_model"]["encoder"]
     old = base["text_model"]["encoder"]
     for name, layer in wide.items():
         mlp, before = layer["mlp"], old[name]["mlp"]
@@ -105,4 +105,4 @@ def test_other_blocks_get_units_of_zeros_and_the_base_stays(made):
 
 def test_units_of_another_model_are_refused(made):
     with pytest.raises(UserError, match="do not fit this text encoder"):
-        ramp.wider(parameters(1, 8), made[-1])
+        ramp.with_units(parameters(1, 8), made[-1])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from emcid_jax.editing.encoder.hidden_units import Room, Units
 from emcid_jax.editing.export.edit_file import pack
 from emcid_jax.editing.export.into_single_file import write_checkpoint
 from emcid_jax.pipelines.single_file import file_hash
@@ -56,6 +57,38 @@ def test_only_the_edited_weights_change(kind: str, dtype: str, tmp_path: Path) -
         wanted = (array.astype(np.float64) + changed.get(name, 0)).astype(array.dtype)
         np.testing.assert_array_equal(edited[name], wanted)
         assert np.array_equal(edited[name], array) == (name not in changed)
+
+
+@pytest.mark.parametrize("kind", ["1", "2"])
+def test_units_in_place_of_others_are_written_too(kind: str, tmp_path: Path) -> None:
+    """Weights and biases of one block's `fc1` and `fc2`, under each family's names."""
+    rng = np.random.default_rng(2)
+    start, name = FC2[kind]
+    names = {"1": ("fc1", "fc2"), "2": ("c_fc", "c_proj")}[kind]
+    shapes = {"fc1.weight": (12, 8), "fc1.bias": (12,), "fc2.weight": (8, 12), "fc2.bias": (8,)}
+    before = start + name.format(1).removesuffix(f"{names[1]}.weight")
+    keys = {part: f"{before}{names[part[:3] == 'fc2']}{part[3:]}" for part in shapes}
+    base = checkpoint(kind, "float32")
+    base |= {keys[part]: rng.standard_normal(shape).astype("f") for part, shape in shapes.items()}
+    source, target = tmp_path / "sd.safetensors", tmp_path / "edited.safetensors"
+    save_file(base, source)
+
+    def some(*shape: int) -> np.ndarray:
+        return rng.standard_normal(shape).astype(np.float32)
+
+    places = np.array([7, 2, 11, 0], np.int32)
+    made_room = Room(places, some(4, 8), some(4), some(8, 12), some(8))
+    content = pack({}, Units(1, some(2, 8), some(2, 2), some(2, 8), made_room))
+    write_checkpoint(target, source, content, file_hash(source))
+    edited = load_file(target)
+    changes = content.changes()
+    assert len(changes) == 4
+    for part, key in keys.items():
+        wanted = base[key] + changes[f"text_model.encoder.layers.1.mlp.{part}"]
+        np.testing.assert_allclose(edited[key], wanted, rtol=1e-6, atol=1e-6)
+    assert [n for n in base if not np.array_equal(base[n], edited[n])] == sorted(
+        keys.values(), key=list(base).index
+    )
 
 
 def test_an_edit_that_does_not_fit_leaves_no_file(tmp_path: Path) -> None:

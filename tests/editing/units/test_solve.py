@@ -20,42 +20,17 @@ from emcid_jax.editing.bank import solve as bank_solve
 from emcid_jax.editing.encoder.hidden_units import WIDTH
 from emcid_jax.editing.export import edit_file, into_folder, lora, stored_weights, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
-from emcid_jax.editing.units import statistics
 from emcid_jax.editing.units.states import fc1_inputs
 from emcid_jax.models.weights.params import params_hash
-from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
+from emcid_jax.pipelines.pipeline import tokenize
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.sprites.bundled import BUNDLED, model_folder
-from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.workflow.open_model import read_text_params
 
 BLOCK = 0
 WIDTHS = 192, 1536
 CONFIG = StageTwoConfig(layers=(BLOCK,), solver="units", unit_contexts=6)
 TEMPLATES = ("a photo of {}", "{}")
-REQUESTS = [
-    EditRequest("goldfish", "tench", TEMPLATES),
-    EditRequest("acoustic guitar", "violin", TEMPLATES),
-    EditRequest("electric guitar", "violin", TEMPLATES),
-]
 SENTENCES = ["the old {} in the snow", "an image of a small {} and a photo"]
-
-
-@pytest.fixture(scope="module")
-def pipeline():
-    return load_pipeline(model_folder(BUNDLED))
-
-
-@pytest.fixture(scope="module")
-def measured(pipeline):
-    captions = [caption.text for caption in sample_captions(1_000, 5)]
-    return statistics.measure(pipeline.encoder, captions, BLOCK)
-
-
-@pytest.fixture(scope="module")
-def bank(pipeline, random_bank):
-    start = np.zeros((len(REQUESTS), WIDTHS[0]))
-    return random_bank(REQUESTS, start, memories.model_hashes(pipeline), BLOCK)
 
 
 def written(bank, pipeline, measured, config):
