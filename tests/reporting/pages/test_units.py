@@ -7,7 +7,12 @@ import re
 
 import pytest
 
-from emcid_jax.editing.stage_two.gate_report import GateReport, Mistaken, UnitsReport
+from emcid_jax.editing.stage_two.gate_report import (
+    GateReport,
+    Mistaken,
+    RoomReport,
+    UnitsReport,
+)
 from emcid_jax.reporting.pages.edit import ReportData, report_html
 from emcid_jax.reporting.pages.render import percent
 from emcid_jax.reporting.pages.units import MOST, WrittenUnits, shown
@@ -110,6 +115,15 @@ def test_of_an_older_edit_what_was_not_measured_is_left_out() -> None:
     html = page(dataclasses.replace(REPORT, gates=tuple(old), separability=()))
     for title in ("Everyday words", "Which block", "Names that share a unit", "<img"):
         assert title not in html
+
+
+def test_room_for_the_units_has_its_price() -> None:
+    title = "Lost by making room"
+    assert title not in page(REPORT)
+    room = RoomReport(gone=1_200, inner=1_536, lost=0.0375)
+    said = page(dataclasses.replace(REPORT, room=room)).split(title)[1]
+    assert "3.8 %" in said
+    assert "1,200 of the block's 1,536 hidden units" in said.replace("&#39;", "'")
 
 
 def test_every_text_encoder_has_its_section() -> None:
