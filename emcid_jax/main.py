@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import dataclasses
 import importlib
 import os
 import re
@@ -90,11 +89,9 @@ def main(arguments: list[str]) -> int:
     distributed = False
     try:
         with preemption.heeded():
-            values = _read_config()
-            sweep = values.get("base", {})  # Whose run is that of its base; a bank's base has none.
-            run = values.get("run", sweep.get("run", {}))
-            distributed = bool(run.get("distributed"))
-            _run_task(values, distributed, run.get("cpu_devices", 1))
+            task, config, run = _read_task(_read_config())
+            distributed = run.distributed
+            _run_task(task, config, run)
         return 0
     except (Exception, KeyboardInterrupt, preemption.Preempted) as error:
         code = answer(error, _place())
@@ -132,50 +129,48 @@ def answer(error: BaseException, place: str) -> int | None:
     return None if line is None else _fail(line)
 
 
-def _run_task(values: dict[str, Any], distributed: bool, cpu_devices: int) -> None:
-    """UserError for a mistake in the settings or in what they name."""
+def _read_task(values: dict[str, Any]) -> tuple[ModuleType, Any, settings.RunConfig]:
+    """The task, its settings, and those of its run, which a sweep has in its base.
+
+    UserError for a mistake in them.
+    """
     name = values.get("task")
     if name in renamed.TASKS:
         raise UserError(f"config.task is {name!r}, which is now called {renamed.TASKS[name]!r}")
     if name not in TASKS:
         raise UserError(f"config.task is {name!r}; allowed: {', '.join(TASKS)}")
-    if distributed and name not in DISTRIBUTED_TASKS:
+    task = importlib.import_module(f"emcid_jax.tasks.{name}")
+    config = settings.from_config_dict(values, task.Config)
+    settings.refuse_unread(config, getattr(task, "UNREAD", ()), name)
+    whole = config if hasattr(config, "run") else getattr(config, "base", None)
+    run = getattr(whole, "run", settings.RunConfig(compile_cache=False))
+    if run.distributed and name not in DISTRIBUTED_TASKS:
         raise UserError(
             f"config.run.distributed is True, but task {name} runs as one process; leave it out "
             f"(tasks that take it: {', '.join(DISTRIBUTED_TASKS)})"
         )
-    task = importlib.import_module(f"emcid_jax.tasks.{name}")
-    config = settings.from_config_dict(values, task.Config)
-    settings.refuse_unread(config, getattr(task, "UNREAD", ()), name)
+    return task, config, run
+
+
+def _run_task(task: ModuleType, config: Any, run: settings.RunConfig) -> None:
+    """UserError for a mistake in what the settings name."""
     workdir = Path(_WORKDIR.value or _default_workdir())
     from emcid_jax.runtime import parallel
-
-    parallel.use_cpu_devices(cpu_devices)
-    if not distributed:
-        task.run(config, workdir)
-        _tell(task, workdir)
-        return
+    from emcid_jax.workflow import environment
     from emcid_jax.workflow.workdir import mirrored
 
-    parallel.start()
-    if not parallel.is_first():
-        config = _without_bars(config)
-    with mirrored(workdir, getattr(config, "base", config).run.mirror) as mine:
-        task.run(config, mine)
-    if parallel.is_first():
-        _tell(task, workdir)
-
-
-def _without_bars(config: Any) -> Any:
-    """The task's settings without progress bars."""
-    if hasattr(config, "base"):
-        return dataclasses.replace(config, base=_without_bars(config.base))
-    return dataclasses.replace(config, run=dataclasses.replace(config.run, progress=False))
-
-
-def _tell(task: ModuleType, workdir: Path) -> None:
-    """Where to look, for tasks that do not say it themselves."""
-    if hasattr(task, "LOOK"):
+    parallel.use_cpu_devices(run.cpu_devices)
+    if run.compile_cache:
+        environment.use_compile_cache()
+    if not run.distributed:
+        task.run(config, workdir)
+    else:
+        parallel.start()
+        with mirrored(workdir, run.mirror) as mine:
+            task.run(config, mine)
+        if not parallel.is_first():
+            return
+    if hasattr(task, "LOOK"):  # Other tasks say themselves where to look.
         terminal.show(f"open {workdir / task.LOOK}")
 
 

@@ -91,8 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     parallel.use_cpu_devices(0)
     config = config_of(options.model)
-    evaluate.run(config, options.workdir)
     environment.use_compile_cache()
+    evaluate.run(config, options.workdir)
     job, _ = evaluate.prepare(config)
     with running(config.base.run, options.workdir, evaluate.WRITES) as run:
         found = edit_job.find_moments_of(job, run)

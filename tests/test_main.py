@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from absl import flags
@@ -21,6 +22,7 @@ from emcid_jax.storage.user_cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+BASE = {"requests": {"path": "x.json"}}
 
 
 def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -76,7 +78,7 @@ def test_every_task_says_where_to_look() -> None:
         ([QUICKSTART, "--config.task=paint"], ["config.task", "'paint'", "edit"]),
         ([QUICKSTART, "--config.task=layer_pairs"], ["config.task", "now called 'layer_ranges'"]),
         (
-            [QUICKSTART, "--config.task=bank", "--config.run.distributed=True"],
+            ["--config=bank", "--config.bank=x", "--config.run.distributed=True"],
             ["config.run.distributed is True, but task bank", "one process", "ablate, evaluate"],
         ),
         ([QUICKSTART, "--wrokdir=x"], ["wrokdir", "workdir"]),
@@ -92,6 +94,20 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments: list[str], words: list
     for word in words:
         assert word in lines[0]
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "devices", "cached"),
+    [
+        ({"task": "trace", "names": ("a", "b"), "run": {"cpu_devices": 3}}, 3, True),
+        ({"task": "ablate", "base": BASE | {"run": {"cpu_devices": 3}}}, 3, True),
+        ({"task": "bank", "bank": "x", "base": {}, "run": {"cpu_devices": 3}}, 3, True),
+        ({"task": "convert"}, 1, False),
+    ],
+)
+def test_how_a_run_proceeds(values: dict[str, Any], devices: int, cached: bool) -> None:
+    run = main._read_task(values)[2]
+    assert (run.cpu_devices, run.compile_cache) == (devices, cached)
 
 
 def test_a_bad_setting_leaves_no_workdir(tmp_path: Path) -> None:

@@ -39,10 +39,11 @@ from emcid_jax.runtime.terminal import show
 from emcid_jax.storage import ownership
 from emcid_jax.storage.files import write_atomically
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.bank_inputs import load, require_bank, solvable
+from emcid_jax.workflow.bank_inputs import require_bank, solvable
 from emcid_jax.workflow.find_memories import add_to_bank
 from emcid_jax.workflow.find_moments import moments_of, require_linear
 from emcid_jax.workflow.inputs import encoder_of, read_requests
+from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.port_bank import port
 from emcid_jax.workflow.workdir import running
 from emcid_jax.workflow.write_edit import write_edit
@@ -173,7 +174,7 @@ def _merge(config: BankConfig, workdir: Path) -> None:
 def _add(config: BankConfig, workdir: Path) -> None:
     folders.require_writable(workdir, WRITES, config)
     requests = read_requests(config.requests)
-    pipeline = load(config, config.model)
+    pipeline = open_model(config.model, config.run.weight_shards)
     with running(config.run, workdir, WRITES) as run:
         new = add_to_bank(pipeline, requests, Path(config.bank), config.stage_one, run)
     total = concept_bank.read_list(Path(config.bank))

@@ -78,7 +78,7 @@ def solvable(
     preservation.resolved(config.stage_two)  # What is wrong with it is said at once.
     concepts = concept_bank.open_bank(Path(config.bank))
     captions = [] if moments_file else find_captions(config.moments)
-    pipeline = load(config, config.model)
+    pipeline = open_model(config.model, config.run.weight_shards)
     bank_solve.require_base(concepts, pipeline)
     where = bank_solve.sites_of(concepts, pipeline)
     require_layers(config.stage_two, where, pipeline)
@@ -87,13 +87,6 @@ def solvable(
         model = bank.model_hashes(pipeline)
         moments = measured or measured_moments(config, pipeline, where, captions, run)
         yield Solvable(concepts, pipeline, model, where, moments, run)
-
-
-def load(config: Settings, model: ModelConfig) -> Pipeline:
-    """The model, with the cache of compiled programs if the settings want it."""
-    if config.run.compile_cache:
-        environment.use_compile_cache()
-    return open_model(model, config.run.weight_shards)
 
 
 @contextlib.contextmanager

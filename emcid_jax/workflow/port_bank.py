@@ -18,9 +18,10 @@ from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.workflow import workdir as folders
-from emcid_jax.workflow.bank_inputs import Settings, load, measured_moments, require_own, started
+from emcid_jax.workflow.bank_inputs import Settings, measured_moments, require_own, started
 from emcid_jax.workflow.find_moments import find_captions
 from emcid_jax.workflow.inputs import require_layers
+from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.write_edit import export
 
 
@@ -47,7 +48,9 @@ def port(config: PortSettings, workdir: Path, names: Sequence[str]) -> Ported:
     concepts = concept_bank.open_bank(Path(config.bank))
     captions = find_captions(config.moments)
     given = edit_file.read_edit(Path(config.edit)) if config.edit else None
-    base, derived = load(config, config.base), load(config, config.model)
+    base, derived = (
+        open_model(model, config.run.weight_shards) for model in (config.base, config.model)
+    )
     portability.compare(base, derived)
     bank_solve.require_base(concepts, base)
     where = bank_solve.sites_of(concepts, base)

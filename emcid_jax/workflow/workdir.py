@@ -59,7 +59,9 @@ def exclusive(workdir: Path, names: Sequence[str]) -> Iterator[None]:
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(workdir / LOCK, what, wait=False))
         except OSError as error:
-            raise UserError(f"{what}, {_why(error)}; give another") from error
+            raise UserError(
+                f"{what}, which cannot be written ({error.strerror}); give another"
+            ) from error
         ownership.take(workdir, names, what)
         sweep(workdir)
         for folder in ownership.folders_in(workdir, names):
@@ -130,13 +132,14 @@ def require_writable(workdir: Path, names: Sequence[str], config: Any) -> None:
         names: what the task writes in it, see `exclusive`.
         config: the task's settings.
     """
-    ownership.require_apart(workdir, said(workdir), config)
+    what = said(workdir)
+    ownership.require_apart(workdir, what, config)
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir():
-        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is a file; give another")
+        raise UserError(f"{what}, but {existing} is a file; give another")
     if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir is {str(workdir)!r}, but {existing} is not writable")
-    ownership.require_free(workdir, names, said(workdir))
+        raise UserError(f"{what}, but {existing} is not writable")
+    ownership.require_free(workdir, names, what)
 
 
 def require_same(workdir: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
@@ -236,7 +239,7 @@ class Run:
     """One run of a task: what everything that it does has in common."""
 
     config: RunConfig
-    """Sizes of chunks, progress bars."""
+    """Sizes of chunks, progress bars (of the first process)."""
     workdir: Path
     """The folder that it holds."""
     log: Log
@@ -258,6 +261,8 @@ def running(
     """
     with exclusive(workdir, names), contextlib.ExitStack() as stack:
         mesh = parallel.make_mesh(weight_shards=config.weight_shards)
+        shown = config.progress and parallel.is_first()
+        config = dataclasses.replace(config, progress=shown)
         if config.mirror and parallel.is_first():
             stack.enter_context(kept(config.mirror, workdir, check))
         if check is not None:
@@ -276,7 +281,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _shown(value: Any) -> str:
     return repr(tuple(value) if isinstance(value, list) else value)
-
-
-def _why(error: OSError) -> str:
-    return f"which cannot be written ({error.strerror})"

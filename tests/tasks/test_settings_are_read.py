@@ -28,7 +28,7 @@ from emcid_jax.tasks.sample import SamplingConfig
 
 SINGLE = {"task", "benchmark"}
 """Fields of one value each."""
-BY_MAIN = {"cpu_devices", "distributed"}
+BY_MAIN = {"compile_cache", "cpu_devices", "distributed"}
 """Read by the door, before a task starts; tests/test_main.py is of it."""
 IN_CHECK = {"evaluate": {"base.evaluation.holdout_path"}}
 """Refused by the task's own `check`, which says why; its tests are of it."""
