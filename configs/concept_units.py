@@ -8,7 +8,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
-from emcid_jax.sprites.bundled import UNITS_STAGE_ONE
+from emcid_jax.sprites.bundled import UNITS_STAGE_ONE, UNITS_STAGE_TWO
 
 
 def get_config() -> ConfigDict:
@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
         settings.EditConfig(
             requests=settings.RequestsConfig(path="sprites", count=100),
             stage_one=UNITS_STAGE_ONE,
-            stage_two=settings.StageTwoConfig(layers=(UNITS_STAGE_ONE.layer,), solver="units"),
+            stage_two=UNITS_STAGE_TWO,
             evaluation=settings.EvaluationConfig(
                 steps=10, prompts_per_request=1, holdout=30, aliases=False
             ),

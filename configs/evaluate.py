@@ -12,16 +12,28 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
-from emcid_jax.sprites.bundled import STAGE_ONE
+from emcid_jax.config.overrides import changes
+from emcid_jax.sprites.bundled import STAGE_ONE, UNITS_STAGE_ONE, UNITS_STAGE_TWO
 from emcid_jax.tasks.evaluate import EvaluateConfig
 
+BASE = settings.EditConfig(
+    requests=settings.RequestsConfig(path="sprites"),
+    stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10),
+    evaluation=settings.EvaluationConfig(
+        steps=10, prompts_per_request=5, holdout=30, aliases=False
+    ),
+    run=settings.RunConfig(cpu_devices=0, save_every=250),
+)
+UNITS = dataclasses.replace(
+    BASE,
+    stage_one=dataclasses.replace(UNITS_STAGE_ONE, image_steps=10),
+    stage_two=UNITS_STAGE_TWO,
+)
 ROWS = (
     "EMCID:",
     "EMCID, names protected: keep=True",
     "EMCID, null space: stage_two.solver=nullspace",
-    "EMCID, concept units: stage_one.objective=attention stage_one.layer=0 stage_one.steps=100 "
-    "stage_one.learning_rate=1. stage_one.clamp_norm_factor=6. "
-    "stage_two.layers=(0,) stage_two.solver=units",
+    f"EMCID, concept units: {changes(BASE, UNITS)}",
     "EMCID, lambda 40,000: stage_two.preservation_weight=40000.",
     "EMCID, released residual: stage_two.residual=released",
     "one layer (ReFACT-like): stage_two.layers=(10,) stage_two.preservation_weight=10.",
@@ -34,15 +46,7 @@ ROWS = (
 
 
 def get_config() -> ConfigDict:
-    base = settings.EditConfig(
-        requests=settings.RequestsConfig(path="sprites"),
-        stage_one=dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10),
-        evaluation=settings.EvaluationConfig(
-            steps=10, prompts_per_request=5, holdout=30, aliases=False
-        ),
-        run=settings.RunConfig(cpu_devices=0, save_every=250),
-    )
     counts = (1, 10, 100, 300, 1000, 2000)
     return settings.to_config_dict(
-        EvaluateConfig(base=base, counts=counts, rows=ROWS, max_judged=60)
+        EvaluateConfig(base=BASE, counts=counts, rows=ROWS, max_judged=60)
     )

@@ -13,15 +13,28 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
-from emcid_jax.sprites.bundled import BUNDLED_XL, STAGE_ONE
+from emcid_jax.config.overrides import changes
+from emcid_jax.sprites.bundled import BUNDLED_XL, STAGE_ONE, UNITS_STAGE_ONE, UNITS_STAGE_TWO
 from emcid_jax.tasks.evaluate import EvaluateConfig
 
-UNITS = (
-    "stage_one.objective=attention "
-    "stage_one.layer=0 stage_one.second_layer=0 stage_one.steps=100 stage_one.learning_rate=1. "
-    "stage_one.clamp_norm_factor=6. stage_two.layers=(0,) stage_two.second_layers=(0,) "
-    "stage_two.solver=units"
+BASE = settings.EditConfig(
+    requests=settings.RequestsConfig(path="sprites"),
+    model=settings.ModelConfig(path=BUNDLED_XL),
+    stage_one=dataclasses.replace(
+        STAGE_ONE, objective="text-only", layer=7, second_layer=8, steps=60, image_steps=10
+    ),
+    stage_two=settings.StageTwoConfig(layers=tuple(range(8)), second_layers=tuple(range(9))),
+    evaluation=settings.EvaluationConfig(
+        steps=10, prompts_per_request=1, holdout=30, aliases=False
+    ),
+    run=settings.RunConfig(cpu_devices=0, save_every=100),
 )
+IN_UNITS = dataclasses.replace(
+    BASE,
+    stage_one=dataclasses.replace(UNITS_STAGE_ONE, second_layer=0, image_steps=10),
+    stage_two=dataclasses.replace(UNITS_STAGE_TWO, second_layers=(0,)),
+)
+UNITS = changes(BASE, IN_UNITS)
 BY_TEXT, FEW = "stage_one.objective=text-only", "max_requests=100"
 FIRST, SECOND = "stage_one.encoders=text_encoder", "stage_one.encoders=text_encoder_2"
 NOISE, ALONE = "stage_one.objective=ablate-dest max_requests=30", "stage_one.pooled_text_loss=False"
@@ -41,19 +54,7 @@ ROWS = (
 
 
 def get_config() -> ConfigDict:
-    base = settings.EditConfig(
-        requests=settings.RequestsConfig(path="sprites"),
-        model=settings.ModelConfig(path=BUNDLED_XL),
-        stage_one=dataclasses.replace(
-            STAGE_ONE, objective="text-only", layer=7, second_layer=8, steps=60, image_steps=10
-        ),
-        stage_two=settings.StageTwoConfig(layers=tuple(range(8)), second_layers=tuple(range(9))),
-        evaluation=settings.EvaluationConfig(
-            steps=10, prompts_per_request=1, holdout=30, aliases=False
-        ),
-        run=settings.RunConfig(cpu_devices=0, save_every=100),
-    )
     counts = (10, 30, 100, 300, 1000)
     return settings.to_config_dict(
-        EvaluateConfig(base=base, counts=counts, rows=ROWS, max_judged=60)
+        EvaluateConfig(base=BASE, counts=counts, rows=ROWS, max_judged=60)
     )

@@ -10,8 +10,9 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from emcid_jax import config as settings
+from emcid_jax.config.overrides import changes
 from emcid_jax.config.presets import PRESETS
-from emcid_jax.sprites.bundled import STAGE_ONE, UNITS_STAGE_ONE
+from emcid_jax.sprites.bundled import STAGE_ONE, UNITS_STAGE_ONE, UNITS_STAGE_TWO
 from emcid_jax.tasks.ablate import AblateConfig
 
 
@@ -24,15 +25,7 @@ def get_config() -> ConfigDict:
         ),
         run=settings.RunConfig(cpu_devices=0),
     )
-    presets = [_changes(preset(STAGE_ONE)) for preset in PRESETS.values()]
-    units = f"{_changes(UNITS_STAGE_ONE)} stage_two.layers=(0,) stage_two.solver=units"
-    variants = (*presets, units)
+    rows = [dataclasses.replace(base, stage_one=make(STAGE_ONE)) for make in PRESETS.values()]
+    rows += [dataclasses.replace(base, stage_one=UNITS_STAGE_ONE, stage_two=UNITS_STAGE_TWO)]
+    variants = tuple(changes(base, row) for row in rows)
     return settings.to_config_dict(AblateConfig(base=base, counts=(100,), variants=variants))
-
-
-def _changes(stage_one: settings.StageOneConfig) -> str:
-    """How it differs from the bundled model's settings, as a variant says it."""
-    before, after = dataclasses.asdict(STAGE_ONE), dataclasses.asdict(stage_one)
-    return " ".join(
-        f"stage_one.{name}={value}" for name, value in after.items() if value != before[name]
-    )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emcid_jax.config import renamed
+from emcid_jax.config.unread import leaves
 from emcid_jax.runtime.errors import UserError
 
 
@@ -36,3 +37,9 @@ def override(values: dict[str, Any], text: str, sections: Sequence[str], field: 
             target[key or section] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             target[key or section] = value
+
+
+def changes(before: Any, after: Any) -> str:
+    """The overrides, for `override`, of the settings `before` that make them `after`."""
+    changed = ((name, value) for name, value, old in leaves(after, before) if value != old)
+    return " ".join(f"{name}={value}".replace(" ", "") for name, value in changed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from emcid_jax.config import StageOneConfig, preset
+from emcid_jax.config import StageOneConfig, StageTwoConfig, preset
 
 BUNDLED, BUNDLED_XL = "sprites", "sprites-xl"
 SHIPPED = {BUNDLED: "weights", BUNDLED_XL: "weights_xl"}
@@ -30,6 +30,9 @@ UNITS_STAGE_ONE = dataclasses.replace(
     clamp_norm_factor=6.0,
 )
 """Stage I for concept units (docs/concept_units.md): in block 0, by the attention loss."""
+
+UNITS_STAGE_TWO = StageTwoConfig(layers=(0,), solver="units")
+"""Stage II for them."""
 
 
 def model_folder(path: str) -> Path:
