@@ -242,10 +242,8 @@ def _lora(config: EditFileConfig, workdir: Path) -> list[Path]:
     _require_free(path, config)
     edits, ledger = _read(config)
     for layer in lora.write_lora(path, edits, ledger, config.rank, _float(config)):
-        show(
-            f"{_where(layer.part)}layer {layer.layer}: rank {layer.rank}, "
-            f"error {layer.error:.2g} of |dW|"
-        )
+        part = "" if layer.part == FIRST else f"{layer.part} "
+        show(f"{part}layer {layer.layer}: rank {layer.rank}, error {layer.error:.2g} of |dW|")
     show(f"wrote {path}")
     return [path]
 
@@ -290,11 +288,6 @@ def _require_free(path: Path, config: EditFileConfig) -> None:
         ownership.require_own_file(path)
     else:
         ownership.require_new(path)
-
-
-def _where(part: str) -> str:
-    """What stands before a line about a layer: nothing for the first text encoder."""
-    return "" if part == FIRST else f"{part} "
 
 
 def summary(

@@ -73,7 +73,7 @@ def run(config: TextReportConfig, workdir: Path) -> None:
     UserError, before anything is written, if settings, bank, model or names are unfit.
     """
     folders.require_writable(workdir, WRITES, config)
-    keep = read_names(config)
+    keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
     corpus = find_other_captions(config.moments, config.captions)
     with solvable(config, workdir, WRITES, config.moments_file) as job:
         encoder = encoder_of(job.pipeline, config.encoder)
@@ -96,8 +96,3 @@ def run(config: TextReportConfig, workdir: Path) -> None:
         f"{found.distance[1]:.4g}, farthest {worst.source!r} ({worst.left:.1%} of the way left); "
         f"see {workdir / 'text_report.html'}"
     )
-
-
-def read_names(config: TextReportConfig) -> list[str]:
-    """The names to keep. UserError if their file cannot be read."""
-    return names_to_keep(config.keep, config.keep_path, "config.keep_path")

@@ -163,11 +163,11 @@ def _check(
 ) -> Mixtures:
     """Rounds of solving, drawing all requests, and moving the factors of those that are off."""
     config, asked = search.config, [request.ratios for request in search.requests]
-    factors = [_aimed(one, ratios, config) for one, ratios in zip(trials, asked, strict=True)]
     responses = [
         mixing.fit(one, mixing.broad_prior(len(ratios)))
         for one, ratios in zip(trials, asked, strict=True)
     ]
+    factors = [mixing.aim(*one, config.images) for one in zip(responses, asked, strict=True)]
     checks: list[list[Trial]] = [[] for _ in asked]
     near = [False] * len(asked)
     for _ in range(1 + config.refinements):
@@ -282,10 +282,17 @@ class Rounds:
         search = self._search
         pairs = [(i, factors) for i, one in enumerate(candidates) for factors in one]
         if solve is None:
-            batches = self._offset_images(number, pairs)
+            draw = self._offset_images(pairs)
         else:
-            batches = self._edited_images(number, pairs, solve([one[0] for one in candidates]))
-        images = search.config.images
+            draw = self._edited_images(pairs, solve([one[0] for one in candidates]))
+        config, images = search.config, search.config.images
+        batches = draw(
+            self._seeds(number, pairs),
+            steps=config.steps,
+            guidance=config.guidance,
+            batch=config.batch,
+            mesh=search.run.mesh,
+        )
         counts: list[list[Any]] = [[] for _ in candidates]
         read: list[dict[str, np.ndarray]] = []
         with tqdm(
@@ -305,7 +312,8 @@ class Rounds:
             counts[i].append([list(factors), seen.tolist()])
         return counts
 
-    def _offset_images(self, number: int, pairs: Sequence[tuple[int, Factors]]) -> Any:
+    def _offset_images(self, pairs: Sequence[tuple[int, Factors]]) -> Callable[..., Any]:
+        """Draws with the offsets mixed by these factors, given seeds and a sampler."""
         search = self._search
         prompts = spans.source_prompts(search.pipeline.encoder.tokenizer, search.requests)
         rows, offsets = [], []
@@ -315,37 +323,26 @@ class Rounds:
             rows += [(i, column) for column in columns.tolist()]
             offsets += [delta] * search.config.images
         where = tuple(np.array(rows).T)
-        return offset_batches(
+        return functools.partial(
+            offset_batches,
             search.pipeline,
             prompts.ids[where],
             prompts.positions[where],
             np.stack(offsets),
-            self._seeds(number, pairs),
             where=search.where,
-            steps=search.config.steps,
-            guidance=search.config.guidance,
-            batch=search.config.batch,
-            mesh=search.run.mesh,
         )
 
     def _edited_images(
-        self, number: int, pairs: Sequence[tuple[int, Factors]], edited: Pipeline
-    ) -> Any:
+        self, pairs: Sequence[tuple[int, Factors]], edited: Pipeline
+    ) -> Callable[..., Any]:
+        """Draws with the edited model, given seeds and a sampler."""
         search = self._search
         prompts = [
             fill(request.templates[k % len(request.templates)], request.source).prompt
             for request in (search.requests[i] for i, _ in pairs)
             for k in range(search.config.images)
         ]
-        return image_batches(
-            edited,
-            prompts,
-            self._seeds(number, pairs),
-            steps=search.config.steps,
-            guidance=search.config.guidance,
-            batch=search.config.batch,
-            mesh=search.run.mesh,
-        )
+        return functools.partial(image_batches, edited, prompts)
 
     def _seeds(self, number: int, pairs: Sequence[tuple[int, Factors]]) -> list[int]:
         search = self._search

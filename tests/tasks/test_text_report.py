@@ -17,7 +17,8 @@ from emcid_jax.editing.bank.concepts import Concept
 from emcid_jax.editing.bank.memories import Memory
 from emcid_jax.pipelines.pipeline import load_pipeline
 from emcid_jax.runtime.errors import UserError
-from emcid_jax.tasks.text_report import TextReportConfig, read_names, run
+from emcid_jax.tasks.text_report import TextReportConfig, run
+from emcid_jax.workflow.inputs import names_to_keep
 
 WORDS = ["a dog", "the snow", "a doctor", "the city", "art"]
 
@@ -79,6 +80,6 @@ def test_mistakes_are_named(config: TextReportConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no concept bank"):
         run(dataclasses.replace(config, bank=str(tmp_path)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    sprites = read_names(dataclasses.replace(config, keep_path="sprites"))
+    sprites = names_to_keep(("nurse",), "sprites", "config.keep_path")
     assert sprites[0] == "nurse"
     assert len(sprites) == 1001

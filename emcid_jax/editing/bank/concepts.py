@@ -116,16 +116,17 @@ def update(
     return new
 
 
-def require_usable(folder: Path) -> None:
-    """UserError if a bank must not be made or changed in `folder`; touches nothing."""
+def require_usable(folder: Path) -> tuple[Concept, ...]:
+    """The concepts in `folder`, if any. UserError if a bank must not be made or changed there;
+    touches nothing."""
     said = f"the bank is {str(folder)!r}"
     ownership.require_apart(folder, said)
     require_plain(folder / LIST)
     require_plain(folder / LOCK)
     if (folder / LIST).exists():
-        read_list(folder)
-    else:
-        ownership.require_free(folder, (pack_file.FILE,), said)
+        return read_list(folder)
+    ownership.require_free(folder, (pack_file.FILE,), said)
+    return ()
 
 
 def add(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
@@ -139,9 +140,7 @@ def add(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
 
 def require_addable(folder: Path, concepts: Iterable[Concept]) -> None:
     """UserError if `add` would refuse the concepts."""
-    require_usable(folder)
-    old = read_list(folder) if (folder / LIST).exists() else ()
-    united(_added(old, list(concepts)))
+    united(_added(require_usable(folder), list(concepts)))
 
 
 def put(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
@@ -151,9 +150,7 @@ def put(folder: Path, concepts: Iterable[Concept]) -> tuple[Concept, ...]:
 
 def require_puttable(folder: Path, concepts: Iterable[Concept]) -> None:
     """UserError if `put` would refuse the concepts."""
-    require_usable(folder)
-    old = read_list(folder) if (folder / LIST).exists() else ()
-    united(_put(list(concepts), old))
+    united(_put(list(concepts), require_usable(folder)))
 
 
 def merge(folder: Path, other: Path) -> tuple[Concept, ...]:

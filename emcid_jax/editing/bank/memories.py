@@ -151,13 +151,13 @@ def hash_of(content: Any) -> str:
 
 def read(folder: Path, about: Provenance) -> Memory | None:
     """The memory with this provenance, or None if the folder has no intact record of it."""
-    record = _read_if_intact(_path(folder, key(about)))
+    record = _read_if_intact(folder, about)
     return record.memory if record else None
 
 
 def read_details(folder: Path, about: Provenance) -> dict[str, Any]:
     """The details that `write` stored beside the memory; empty without an intact record."""
-    record = _read_if_intact(_path(folder, key(about)))
+    record = _read_if_intact(folder, about)
     return dict(record.details) if record else {}
 
 
@@ -251,9 +251,9 @@ def copy_record(source: Path, target: Path, name: str) -> None:
     write_atomically(_path(target, name), content)
 
 
-def _read_if_intact(path: Path) -> Record | None:
+def _read_if_intact(folder: Path, about: Provenance) -> Record | None:
     try:
-        return read_record(path.parent, path.name.removesuffix(SUFFIX))
+        return read_record(folder, key(about))
     except UserError:
         return None
 
