@@ -20,12 +20,12 @@ from emcid_jax.config.overrides import override
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import edit_job, environment
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import require_blocks
 from emcid_jax.workflow.sweep import Cell, measured
-from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.table import Table, markdown
 from emcid_jax.workflow.workdir import Run, running
 
 SECTIONS = ("stage_one", "stage_two")
@@ -73,8 +73,6 @@ def run(config: AblateConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if requests, model or a variant are unfit.
     """
-    if config.base.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     job = edit_job.prepare(config.base)
     for variant in config.variants:
@@ -127,9 +125,10 @@ def _measure(job: Job, run: Run) -> dict[str, Any]:
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Markdown: one line per count and variant, one column per aggregate."""
     names = list(rows[0]["aice"])
-    lines = ["| n | setting | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
-    for row in rows:
+
+    def cells(row: dict[str, Any]) -> list[str]:
         values = [row["aice"].get(name, {}).get("value") for name in names]
-        cells = ["" if value is None else f"{value:.3f}" for value in values]
-        lines.append(f"| {row['count']} | {row['variant'] or 'base'} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        figures = ["" if value is None else f"{value:.3f}" for value in values]
+        return [str(row["count"]), row["variant"] or "base", *figures]
+
+    return markdown(["n", "setting", *names], map(cells, rows))

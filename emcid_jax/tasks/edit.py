@@ -63,8 +63,6 @@ def run(config: EditConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if settings, requests, model or workdir are unfit.
     """
-    if config.run.compile_cache:
-        environment.use_compile_cache()
     began = time.perf_counter()
     folders.require_writable(workdir, WRITES, config)
     job = prepare(config)
@@ -95,13 +93,7 @@ def edit(job: Job, run: Run) -> None:
     singles = [part for parts in job.parts for part in parts]
     found = iter(
         find_memories(
-            pipeline,
-            singles,
-            job.prompts,
-            config.stage_one,
-            job.model,
-            workdir / "bank",
-            run,
+            pipeline, singles, job.prompts, config.stage_one, job.model, workdir / "bank", run
         )
     )
     memories = [[next(found) for _ in parts] for parts in job.parts]

@@ -154,8 +154,6 @@ def run(config: EvaluateConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if settings, requests, model or `gather` are unfit.
     """
-    if config.base.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     gathered = gather(config.gather) if parallel.is_first() else []
     job, untouched = prepare(config)

@@ -35,7 +35,7 @@ from emcid_jax.evaluation.statistics.clip_score import clip_scores
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime import parallel
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import edit_job, environment
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.find_memories import read_prompts
@@ -43,14 +43,12 @@ from emcid_jax.workflow.find_moments import (
     Measured,
     edited_layers,
     find_captions,
-    find_measured,
-    moments_folder,
     require_linear,
 )
 from emcid_jax.workflow.inputs import require_blocks
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.sweep import Cell, measured
-from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.table import Table, markdown
 from emcid_jax.workflow.workdir import Run, running
 
 MODELS = ("edited", "base", "oracle")
@@ -101,8 +99,6 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if table, model, judge or settings are unfit.
     """
-    if config.base.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     edits = read_implicit(Path(config.base.requests.path))
     edits = edits[: config.base.requests.count or None]
@@ -110,12 +106,8 @@ def run(config: ImplicitConfig, workdir: Path) -> None:
     clip = find_clip(config.clip, job.pipeline.folder, "config.clip")
     with running(config.base.run, workdir, WRITES) as run:
         table = Table(workdir / "implicit.json")
-        stage_two_config = config.base.stage_two
-        layers = edited_layers(stage_two_config, job.sites)
-        folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_measured(
-            job.pipeline, job.captions, stage_two_config, layers, config.base.moments, folder, run
-        )
+        layers = edited_layers(config.base.stage_two, job.sites)
+        moments = edit_job.find_moments_of(job, run, layers)
         memories = edit_job.find_memories_of(job, run)
         bench = _Bench(job, moments, clip)
         cells = []
@@ -168,30 +160,29 @@ def as_markdown(scores: dict[str, Any]) -> str:
     """Markdown: a line per model; +- is the standard deviation over seeds."""
     above = [f"generality, P > {least}" for least in CONFIDENT]
     head = ["model", "efficacy", "generality", *above, "specificity", "F1"]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for model in MODELS:
         one = scores[model]
         parts = [one["efficacy"], one["generality"], *one["confident"], one["specificity"]]
         cells = [f"{part['mean']:.3f} ± {part['std']:.3f}" for part in parts]
-        lines.append(f"| {model} | {' | '.join(cells)} | {one['f1']:.3f} |")
-    return "\n".join(lines) + "\n"
+        rows.append([model, *cells, f"{one['f1']:.3f}"])
+    return markdown(head, rows)
 
 
 def row_table(rows: Sequence[Sequence[dict[str, Any]]]) -> str:
     """Markdown: a line per edit, edited model and in brackets the oracle, means over seeds."""
-    lines = ["| source | destination | efficacy | generality | specificity |", "|---" * 5 + "|"]
-    for edits in zip(*rows, strict=True):
 
-        def share(model: str, part: int, edits: Sequence[dict[str, Any]] = edits) -> str:
-            """How often the right description is chosen."""
-            values = np.array([row[model][part] for row in edits], np.float64)
-            return f"{(values < 0.5 if part == 2 else values > 0.5).mean():.2f}"
+    def share(edits: Sequence[dict[str, Any]], model: str, part: int) -> str:
+        """How often the right description is chosen."""
+        values = np.array([row[model][part] for row in edits], np.float64)
+        return f"{(values < 0.5 if part == 2 else values > 0.5).mean():.2f}"
 
-        cells = " | ".join(
-            f"{share('edited', part)} ({share('oracle', part)})" for part in range(3)
-        )
-        lines.append(f"| {edits[0]['source']} | {edits[0]['dest']} | {cells} |")
-    return "\n".join(lines) + "\n"
+    def cells(edits: Sequence[dict[str, Any]]) -> list[str]:
+        parts = [[share(edits, one, part) for one in ("edited", "oracle")] for part in range(3)]
+        return [edits[0]["source"], edits[0]["dest"], *(f"{a} ({b})" for a, b in parts)]
+
+    head = ["source", "destination", "efficacy", "generality", "specificity"]
+    return markdown(head, map(cells, zip(*rows, strict=True)))
 
 
 def _prepare(edits: Sequence[ImplicitEdit], config: ImplicitConfig) -> Job:

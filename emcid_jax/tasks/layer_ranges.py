@@ -22,12 +22,12 @@ from emcid_jax.reporting.plots.heat_maps import heat_maps
 from emcid_jax.reporting.plots.layer_maps import panels
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import edit_job, environment
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.inputs import names_to_keep, require_one_encoder
 from emcid_jax.workflow.sweep import Cell, measured
-from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.table import Table, markdown
 from emcid_jax.workflow.workdir import Run, running
 
 
@@ -95,8 +95,6 @@ def run(config: LayerRangesConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if settings, requests, names or model are unfit.
     """
-    if config.base.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     keep = names_to_keep(config.keep, config.keep_path, "config.keep_path")
     evaluation = dataclasses.replace(config.base.evaluation, enabled=config.images)
@@ -155,12 +153,13 @@ def _measure(
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per range."""
-    lines = [f"| layers | {' | '.join(COLUMNS.values())} |", "|---" * (1 + len(COLUMNS)) + "|"]
-    for row in rows:
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
         first, last = row["first"], row["last"]
         layers = str(last) if first == last else f"{first}-{last}"
-        lines.append(f"| {layers} | {' | '.join(f'{row[key]:.2f}' for key in COLUMNS)} |")
-    return "\n".join(lines) + "\n"
+        return [layers, *(f"{row[key]:.2f}" for key in COLUMNS)]
+
+    return markdown(["layers", *COLUMNS.values()], map(cells, rows))
 
 
 def _varied(job: Job, first: int, last: int) -> Job:

@@ -18,9 +18,9 @@ from emcid_jax.evaluation.judges.lpips import load_lpips
 from emcid_jax.pipelines.pipeline import with_text_params
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.open_model import open_model, read_edited
+from emcid_jax.workflow.table import estimate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,6 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if captions, models or evaluators are unfit.
     """
-    if config.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     captions = quality.read_captions(config.quality, _sources(config.edited))
     asked = artists.read_artists(Path(config.artists)) if config.artists else None
@@ -100,7 +98,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
                 evaluators,
                 config.evaluation,
                 workdir,
-                progress=config.run.progress,
+                progress=run.config.progress,
             )
         }
         if asked:
@@ -111,7 +109,7 @@ def run(config: QualityTaskConfig, workdir: Path) -> None:
                 lpips,
                 config.evaluation,
                 workdir,
-                progress=config.run.progress,
+                progress=run.config.progress,
             )
         folders.write_json(workdir / "quality.json", found)
         write_atomically(workdir / "quality.md", table(found).encode())
@@ -121,7 +119,7 @@ def table(found: dict[str, Any]) -> str:
     """Markdown: a line per figure, before, after and the change."""
     lines = ["| figure | before | after | change |", "|---|---|---|---|"]
     clip, fid = (found["quality"][name] for name in ("clip_score", "fid"))
-    cells = " | ".join(_estimate(clip[name]) for name in ("before", "after", "change"))
+    cells = " | ".join(estimate(clip[name]) for name in ("before", "after", "change"))
     lines.append(f"| CLIP score, {found['quality']['captions']} captions | {cells} |")
     name = found["quality"]["features"]["name"]
     lines.append(f"| FID of the edited model against the base ({name}) | | | {fid['change']:.2f} |")
@@ -133,11 +131,11 @@ def table(found: dict[str, Any]) -> str:
         before, after = (found["artists"]["clip"][name] for name in ("before", "after"))
         for key, label in (("clip_e", "CLIP_e"), ("clip_s", "CLIP_s"), ("h_a", "H_a")):
             change = after[key]["value"] - before[key]["value"]
-            cells = f"{_estimate(before[key])} | {_estimate(after[key])} | {change:+.2f}"
+            cells = f"{estimate(before[key])} | {estimate(after[key])} | {change:+.2f}"
             lines.append(f"| {label} | {cells} |")
         for key, label in (("lpips_e", "LPIPS_e"), ("lpips_u", "LPIPS_u")):
             if found["artists"]["lpips"]:
-                lines.append(f"| {label} | | | {_estimate(found['artists']['lpips'][key], 3)} |")
+                lines.append(f"| {label} | | | {estimate(found['artists']['lpips'][key], 3)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -147,9 +145,3 @@ def _sources(edited: str) -> list[str]:
     if not edited or not path.is_file():
         return []
     return [request["source"] for request in edit_file.read_ledger(path)[1]["requests"]]
-
-
-def _estimate(one: dict[str, Any], digits: int = 2) -> str:
-    if one["low"] is None:
-        return f"{one['value']:.{digits}f}"
-    return f"{one['value']:.{digits}f} ({one['low']:.{digits}f} to {one['high']:.{digits}f})"

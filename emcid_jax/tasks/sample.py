@@ -11,9 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import UInt8
 from tqdm import tqdm
 
 from emcid_jax.concepts.readers.located import number_in
@@ -30,7 +27,6 @@ from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import Failures, UserError
 from emcid_jax.runtime.terminal import show
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.open_model import open_model, read_edited
 
@@ -119,8 +115,6 @@ def run(config: SampleConfig, workdir: Path) -> None:
     A picture carries its settings; one that was drawn with others is drawn again. Rows of a CSV are
     in no grid.
     """
-    if config.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     prompts, rows = read_prompts(config.sampling)
     asked = [(prompt, seed) for prompt in prompts for seed in config.sampling.seeds] + rows
@@ -135,7 +129,7 @@ def run(config: SampleConfig, workdir: Path) -> None:
             settings = _settings(config, pipeline) | {"model": dict(hashes)}
             wanted = [Drawing(name, *pair) for pair in dict.fromkeys(asked)]
             found = {drawing: path_of(workdir, drawing) for drawing in wanted}
-            _draw_missing(config, pipeline, found, settings, run.mesh)
+            _draw_missing(config, pipeline, found, settings, run)
             files.update((d[:], path) for d, path in found.items())
         _write_list(workdir / "images.csv", files)
         grids = sample_grids.write_grids(
@@ -216,7 +210,7 @@ def _draw_missing(
     pipeline: Pipeline,
     files: Mapping[Drawing, Path],
     settings: Mapping[str, Any],
-    mesh: Mesh,
+    run: folders.Run,
 ) -> None:
     """Draws every picture that is not there or was drawn with other settings."""
 
@@ -234,18 +228,14 @@ def _draw_missing(
         guidance=sampling.guidance,
         negative=sampling.negative,
         batch=sampling.batch,
-        mesh=mesh if mesh.size > 1 else None,
+        mesh=run.mesh if run.mesh.size > 1 else None,
         noise=sampling.noise,
     )
     name = next(iter(files)).model
-    with tqdm(total=len(files), desc=name, unit="image", disable=not config.run.progress) as bar:
+    with tqdm(total=len(files), desc=name, unit="image", disable=not run.config.progress) as bar:
         bar.update(len(files) - len(missing))
         left = iter(missing)
         for images in batches:
             for image, drawing in zip(images, left, strict=False):
-                _save(files[drawing], image, about(drawing))
+                write_atomically(files[drawing], sample_grids.png(image, about(drawing)))
             bar.update(len(images))
-
-
-def _save(path: Path, image: UInt8[np.ndarray, "height width 3"], note: str) -> None:
-    write_atomically(path, sample_grids.png(image, note))

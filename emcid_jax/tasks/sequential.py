@@ -31,20 +31,19 @@ from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import edit_job, environment
+from emcid_jax.workflow import edit_job
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.edit_job import Job
 from emcid_jax.workflow.find_memories import read_prompts
 from emcid_jax.workflow.find_moments import (
     edited_layers,
-    find_moments,
     find_other_captions,
-    moments_folder,
+    moments_of,
     require_linear,
 )
 from emcid_jax.workflow.inputs import require_one_encoder
 from emcid_jax.workflow.sweep import Cell, measured
-from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.table import Table, markdown
 from emcid_jax.workflow.workdir import Run, running
 
 Way = Literal["edited", "bank"]
@@ -96,8 +95,6 @@ LOOK = "sequential.md"
 
 def run(config: SequentialConfig, workdir: Path) -> None:
     """Fills `workdir/sequential.json` and `workdir/sequential.md`."""
-    if config.base.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     unjudged = dataclasses.replace(config.base.evaluation, enabled=False)
     job = edit_job.prepare(dataclasses.replace(config.base, evaluation=unjudged))
@@ -112,10 +109,7 @@ def run(config: SequentialConfig, workdir: Path) -> None:
         captions = _captions(job, config)
         gauge = functools.cache(functools.partial(_Gauge.of, job, captions))
         layers = edited_layers(config.base.stage_two, job.sites)
-        folder = moments_folder(workdir, job.model, job.captions, layers)
-        moments = find_moments(
-            job.pipeline.encoder, job.captions, layers[FIRST], config.base.moments, folder, run
-        )
+        moments = moments_of(edit_job.find_moments_of(job, run, layers)[FIRST])
 
         def cell(rounds: int, way: Way) -> Cell:
             # The first round of both ways starts from the pristine weights, a bank's every round.
@@ -138,16 +132,17 @@ def run(config: SequentialConfig, workdir: Path) -> None:
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
     """Markdown: a line per number of rounds and way."""
-    lines = [
-        "| rounds | every round starts from | reached at least half-way | distance to destination "
-        "| retention | drift |",
-        "|---" * 6 + "|",
-    ]
+    head = ["rounds", "every round starts from", "reached at least half-way"]
+    head += ["distance to destination", "retention", "drift"]
     names = {"edited": "the edited weights", "bank": "the pristine weights, whole bank"}
-    for row in rows:
-        cells = [f"{row[name]:.3f}" for name in ("reached", "left", "retention", "drift")]
-        lines.append(f"| {row['rounds']} | {names[row['way']]} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    figures = ("reached", "left", "retention", "drift")
+    return markdown(
+        head,
+        (
+            [str(row["rounds"]), names[row["way"]], *(f"{row[name]:.3f}" for name in figures)]
+            for row in rows
+        ),
+    )
 
 
 def _row(

@@ -27,12 +27,11 @@ from emcid_jax.reporting.plots.trace_maps import MEASURES, panels
 from emcid_jax.runtime import parallel
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage.files import write_atomically
-from emcid_jax.workflow import environment
 from emcid_jax.workflow import workdir as folders
 from emcid_jax.workflow.inputs import encoder_of, names_to_keep
 from emcid_jax.workflow.open_model import open_model
 from emcid_jax.workflow.sweep import Cell, measured
-from emcid_jax.workflow.table import Table
+from emcid_jax.workflow.table import Table, estimate, markdown
 from emcid_jax.workflow.workdir import Run, running
 
 
@@ -97,8 +96,6 @@ def run(config: TraceConfig, workdir: Path) -> None:
 
     UserError, before anything is written, if settings, names or model are unfit.
     """
-    if config.run.compile_cache:
-        environment.use_compile_cache()
     folders.require_writable(workdir, WRITES, config)
     names = _chosen(config)
     pipeline = open_model(config.model, config.run.weight_shards)
@@ -144,21 +141,13 @@ def _measure(traced: trace_runs.Traced, site: Site, blocks: range, run: Run) -> 
 
 def as_markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: a line per site, size and first block, with intervals."""
-    names = " | ".join(MEASURES.values())
-    lines = [f"| restored | blocks | {names} |", "|---" * (2 + len(MEASURES)) + "|"]
-    for row in rows:
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
         last = row["first"] + row["size"] - 1
         blocks = str(last) if row["size"] == 1 else f"{row['first']}-{last}"
-        cells = [_cell(row[measure]) for measure in MEASURES]
-        lines.append(f"| {row['site']} | {blocks} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        return [row["site"], blocks, *(estimate(row[measure]) for measure in MEASURES)]
 
-
-def _cell(estimate: Mapping[str, Any]) -> str:
-    value = f"{estimate['value']:.2f}"
-    if estimate["low"] is None:
-        return value
-    return f"{value} ({estimate['low']:.2f} to {estimate['high']:.2f})"
+    return markdown(["restored", "blocks", *MEASURES.values()], map(cells, rows))
 
 
 def _chosen(config: TraceConfig) -> list[str]:

@@ -36,6 +36,7 @@ from emcid_jax.storage.files import file_hash
 from emcid_jax.workflow import debias_search
 from emcid_jax.workflow.find_memories import Prompts, find_memories, read_prompts
 from emcid_jax.workflow.find_moments import (
+    Layers,
     Measured,
     find_captions,
     find_measured,
@@ -166,16 +167,17 @@ def find_memories_of(job: Job, run: Run) -> list[Memory]:
     )  # fmt: skip
 
 
-def find_moments_of(job: Job, run: Run) -> dict[str, Measured]:
-    """What Stage II reads, moments of every layer, from the workdir or found and filed there."""
-    every = {
+def find_moments_of(job: Job, run: Run, layers: Layers | None = None) -> dict[str, Measured]:
+    """What Stage II reads, moments of `layers` (None: of every one), from the workdir or found and
+    filed there."""
+    layers = layers or {
         site.encoder: tuple(range(job.pipeline.texts[site.encoder].config.num_hidden_layers))
         for site in job.sites
     }
-    folder = moments_folder(run.workdir, job.model, job.captions, every)
+    folder = moments_folder(run.workdir, job.model, job.captions, layers)
     config = job.config
     return find_measured(
-        job.pipeline, job.captions, config.stage_two, every, config.moments, folder, run
+        job.pipeline, job.captions, config.stage_two, layers, config.moments, folder, run
     )
 
 

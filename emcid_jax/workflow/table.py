@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,19 @@ class Table:
 def made(name: Mapping[str, Any], decides: Any, figures: Mapping[str, Any]) -> Row:
     """The row called `name` of a table, see `Table.row`, that holds `figures`."""
     return {**name, "hash": _key(name, decides), **figures}
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells, its head first."""
+    first, *others = (f"| {' | '.join(row)} |" for row in (head, *rows))
+    return "\n".join([first, "|---" * len(head) + "|", *others]) + "\n"
+
+
+def estimate(one: Mapping[str, Any], digits: int = 2) -> str:
+    """A value, and its interval where it has one."""
+    figures = (one[name] for name in ("value", "low", "high"))
+    value, *ends = (f"{figure:.{digits}f}" for figure in figures if figure is not None)
+    return f"{value} ({' to '.join(ends)})" if ends else value
 
 
 def _key(name: Mapping[str, Any], decides: Any) -> str:

@@ -96,8 +96,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         monkeypatch.setattr(module, "_measure", measure)
     monkeypatch.setattr(sequential, "_row", measure)
     monkeypatch.setattr(implicit, "_Bench", lambda *_: SimpleNamespace(measure=measure))
-    monkeypatch.setattr(sequential, "find_moments", nothing)
-    monkeypatch.setattr(implicit, "find_measured", nothing)
+    monkeypatch.setattr(edit_job, "find_moments_of", lambda *_: {"text_encoder": None})
+    monkeypatch.setattr(sequential, "moments_of", nothing)
     found = lambda job, _: [None] * len(job.requests)  # noqa: E731
     monkeypatch.setattr(edit_job, "find_memories_of", found)
     for module in (ablate, sequential, layer_ranges, trace, implicit):
