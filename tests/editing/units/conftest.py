@@ -30,7 +30,7 @@ def pipeline() -> Pipeline:
 
 @pytest.fixture(scope="session")
 def measured(pipeline: Pipeline) -> UnitStatistics:
-    captions = [caption.text for caption in sample_captions(1_000, 5)]
+    captions = [caption.text for caption in sample_captions(500, 5)]
     return statistics.measure(pipeline.encoder, captions, BLOCK)
 
 

@@ -118,11 +118,11 @@ def test_the_others_take_over_by_least_squares(answers):
 
 def test_with_more_to_go_the_first_stay_the_same(pipeline, measured):
     few, many = (
-        room.make_room(pipeline.encoder, BLOCK, count, measured.reference) for count in (20, 300)
+        room.make_room(pipeline.encoder, BLOCK, count, measured.reference) for count in (20, 100)
     )
     np.testing.assert_array_equal(many[0].places[:20], few[0].places)
     assert 0 < few[1].lost < many[1].lost < 0.5
-    assert (many[1].gone, many[1].inner) == (300, WIDTH)
+    assert (many[1].gone, many[1].inner) == (100, WIDTH)
 
 
 def test_the_same_gates_answer_and_the_rest_stays_almost(pipeline, solved, wide):
