@@ -29,12 +29,12 @@ def states(pipe: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def edited(folder: Path, edits: Mapping[str, EditFile]) -> Any:
-    """The pipeline with every dW added to the weights by hand."""
+    """The pipeline with every change added to the weights by hand."""
     pipe = load(folder)
     for part, edit in edits.items():
         weights = getattr(pipe, part).state_dict()
-        for layer, delta in edit.deltas().items():
-            (name,) = [n for n in weights if n.endswith(f"encoder.layers.{layer}.mlp.fc2.weight")]
+        for changed, delta in edit.changes().items():
+            (name,) = [n for n in weights if n.endswith(changed.removeprefix("text_model."))]
             exact = weights[name].numpy().astype(np.float64) + delta
             weights[name].copy_(torch.from_numpy(exact))
     return pipe

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from emcid_jax.editing.encoder.hidden_units import Units
+from emcid_jax.editing.encoder.hidden_units import Room, Units
 from emcid_jax.editing.export.edit_file import EditFile, Edits, pack
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
@@ -39,6 +39,22 @@ def xl_edits() -> Edits:
     }
     second = {layer: 0.05 * rng.standard_normal((48, 96)) for layer in (1, 2)}
     return {"text_encoder": pack(first), "text_encoder_2": pack(second)}
+
+
+@pytest.fixture(scope="session")
+def xl_units() -> Edits:
+    """A gate in the first block of both encoders, in the place of other hidden units."""
+    rng = np.random.default_rng(13)
+
+    def made(dim: int, inner: int) -> EditFile:
+        def some(*shape: int) -> np.ndarray:
+            return (0.2 * rng.standard_normal(shape)).astype(np.float32)
+
+        places = np.array([inner - 1, 4], np.int32)
+        room = Room(places, some(2, dim), some(2), some(dim, inner), some(dim))
+        return pack({}, Units(0, some(1, dim), some(1, 2), some(1, dim), room))
+
+    return {"text_encoder": made(32, 64), "text_encoder_2": made(48, 96)}
 
 
 @pytest.fixture(scope="session")

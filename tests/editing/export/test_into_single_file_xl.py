@@ -49,6 +49,21 @@ def test_diffusers_reads_the_edit_from_the_single_file(
     xl_states.assert_same(pipe, wanted, {np.float32: 0.0, np.float16: 0.01}[dtype])
 
 
+def test_units_in_place_of_others_reach_both_encoders(
+    xl_units: Edits, tiny_xl_folder: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    source, target = tmp_path / "base.safetensors", tmp_path / "edited.safetensors"
+    save_file(ldm_xl(tiny_xl_folder), source)
+    write_checkpoint(target, source, xl_units, file_hash(source))
+    pipe = StableDiffusionXLPipeline.from_single_file(
+        str(target), config=str(tiny_xl_folder), local_files_only=True, add_watermarker=False
+    )
+    xl_states.assert_same(pipe, xl_states.edited(tiny_xl_folder, xl_units), 1e-6)
+    xl_states.assert_differs(pipe, xl_states.load(tiny_xl_folder))
+
+
 def test_the_refiner_gets_the_edit_of_its_encoder(
     xl_edits: Edits, tiny_xl_folder: Path, tmp_path: Path
 ) -> None:

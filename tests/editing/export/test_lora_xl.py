@@ -53,12 +53,14 @@ def test_names_are_those_of_kohya(xl_edits: Edits, tmp_path: Path) -> None:
     assert set(load_file(path)) == {f"{name}.{part}" for name in modules for part in parts}
 
 
+@pytest.mark.parametrize(("kind", "tensors"), [("xl_edits", 4), ("xl_units", 8)])
 def test_differences_are_the_edit_itself(
-    xl_edits: Edits, tiny_xl_folder: Path, tmp_path: Path
+    kind: str, tensors: int, tiny_xl_folder: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    """ComfyUI adds `<key>.diff` to the weight of that key: clip_l is te1, clip_g is te2."""
-    path = tmp_path / "diff.safetensors"
-    lora.write_diff(path, xl_edits, {"requests": []})
+    """ComfyUI adds `<key>.diff` to the weight of that key and `.diff_b` to its bias: clip_l is te1,
+    clip_g is te2."""
+    path, edits = tmp_path / "diff.safetensors", request.getfixturevalue(kind)
+    lora.write_diff(path, edits, {"requests": []})
     pipe = xl_states.load(tiny_xl_folder)
     modules = {}
     for number, encoder in ((1, pipe.text_encoder), (2, pipe.text_encoder_2)):
@@ -66,9 +68,9 @@ def test_differences_are_the_edit_itself(
             key = name.removeprefix("text_model.").replace(".", "_")
             modules[f"lora_te{number}_text_model_{key}"] = module
     found = load_file(path)
-    assert len(found) == 4
+    assert len(found) == tensors
     for name, diff in found.items():
-        key, kind = name.rsplit(".", 1)
-        assert kind == "diff"
-        modules[key].get_parameter("weight").data += torch.from_numpy(diff)
-    xl_states.assert_same(pipe, xl_states.edited(tiny_xl_folder, xl_edits), 1e-6)
+        key, part = name.rsplit(".", 1)
+        parameter = {"diff": "weight", "diff_b": "bias"}[part]
+        modules[key].get_parameter(parameter).data += torch.from_numpy(diff)
+    xl_states.assert_same(pipe, xl_states.edited(tiny_xl_folder, edits), 1e-6)
