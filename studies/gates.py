@@ -6,8 +6,8 @@ The mixed list on the bundled model; captions are such as no gate was fitted to.
 (`--blocks`) and number of requests: recall at the own name, in the judge's sentences and behind
 beginnings of captions; share of prompts of untouched objects and artists, and of captions' tokens,
 at which any gate opens though its name does not stand there. Then, for the last block and the
-largest number, recall at other forms of the names. With `--made-up 10000`, last, so many gates for
-names of two words of the captions.
+largest number, recall at other forms of the names, and the gates that open in each of `--prompts`.
+With `--made-up 10000`, last, so many gates for names of two words of the captions.
 """
 
 from __future__ import annotations
@@ -111,6 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if differs.any():
             share = own_open(pipeline, gates, other)[differs].mean()
             print(f"| {form} | {differs.sum():,} | {share:.3f} |")
+    for prompt in options.prompts:
+        found = ", ".join(
+            f"{name} ({score:.2f})" for name, score in opened_by(pipeline, gates, prompt)
+        )
+        print(f"\n{prompt} opens: {found or 'none'}")
     if options.made_up:
         print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
     return 0
@@ -241,6 +246,14 @@ def recall(pipeline: Pipeline, gates: Gates, pool: Sequence[str]) -> tuple[float
     return float(told.mean()), float(new.mean())
 
 
+def opened_by(pipeline: Pipeline, gates: Gates, prompt: str) -> list[tuple[str, float]]:
+    """The names whose gates a prompt opens anywhere, with their highest scores."""
+    states = text_tokens(pipeline, [prompt], gates.block).states
+    scores = ((states - gates.mean) @ gates.fitted.directions.T).max(axis=0)
+    opened = np.flatnonzero(scores > gates.fitted.thresholds).tolist()
+    return [(gates.sources[gate], float(scores[gate])) for gate in opened]
+
+
 def own_open(
     pipeline: Pipeline, gates: Gates, forms: Sequence[str]
 ) -> Bool[np.ndarray, "name sentence"]:
@@ -337,6 +350,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--made-up", type=int, default=0, help="so many names; 0: none")
     parser.add_argument("--threshold", type=float, default=FLOOR, help="the lowest")
     parser.add_argument("--all-strangers", action="store_true", help="as `stage_two.all_strangers`")
+    parser.add_argument("--prompts", nargs="+", default=[])
     parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
     options = parser.parse_args(arguments)
     options.workdir.mkdir(parents=True, exist_ok=True)
