@@ -60,6 +60,8 @@ MINUTES = (
     "tests/editing/stage_one/test_run.py",
     "tests/editing/stage_one/test_training_images.py",
     "tests/editing/stage_two/test_preservation.py::test_kept_keys_are_those_of_every_token",
+    "tests/editing/units/test_room.py",
+    "tests/editing/units/test_solve.py",
     "tests/evaluation/benchmarks/aice/test_run.py",
     "tests/evaluation/benchmarks/test_quality.py",
     "tests/evaluation/text_space/test_measure.py::test_what_is_measured",
