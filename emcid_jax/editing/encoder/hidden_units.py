@@ -118,7 +118,7 @@ def with_units(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:
             "them to the model they were made for"
         )
     if units.room is not None:
-        mlp = _changed(encoder[name]["mlp"], changes(units))
+        mlp = with_changes(encoder[name]["mlp"], changes(units))
         encoder[name] = dict(encoder[name]) | {"mlp": mlp}
     else:
         own = disk_arrays(units)
@@ -161,14 +161,17 @@ def disk_arrays(units: Units) -> dict[str, np.ndarray]:
     }
 
 
-def _changed(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    new = {name: dict(mlp[name]) for name in ("fc1", "fc2")}
+def with_changes(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """An MLP's parameters with changes added, which have the names and the layout on disk; each
+    stays in its type, and `mlp` as it is."""
+    new = dict(mlp)
     for name, change in added.items():
-        layer, part = name.split(".")
-        old = mlp[layer]["kernel" if part == "weight" else part]
-        now = np.asarray(old, np.float64) + change.T
-        new[layer]["kernel" if part == "weight" else part] = jnp.asarray(now.astype(old.dtype))
-    return dict(mlp) | new
+        layer, _, part = name.partition(".")
+        part = "kernel" if part == "weight" else part
+        old = new[layer][part]
+        now = jnp.asarray((np.asarray(old, np.float64) + change.T).astype(old.dtype))
+        new[layer] = dict(new[layer]) | {part: now}
+    return new
 
 
 def _wider(mlp: Mapping[str, Any], added: Mapping[str, np.ndarray]) -> dict[str, Any]:

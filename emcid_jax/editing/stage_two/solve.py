@@ -13,7 +13,6 @@ import itertools
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -29,7 +28,7 @@ from emcid_jax.editing.encoder.blockwise import (
     write,
     written_states,
 )
-from emcid_jax.editing.encoder.hidden_units import Units, with_units
+from emcid_jax.editing.encoder.hidden_units import Units, with_changes, with_units
 from emcid_jax.editing.moments.factored import Moment
 from emcid_jax.editing.moments.second_moment import SecondMoments, exact
 from emcid_jax.editing.stage_two.gate_report import UnitsReport
@@ -213,10 +212,7 @@ def apply_edit(text_params: Mapping[str, Any], edit: WeightEdit) -> dict[str, An
                 f"weight edit: {name}.mlp.fc2 of shape {delta.shape} is not in this text encoder; "
                 "apply the edit to the model it was made for"
             )
-        fc2 = encoder[name]["mlp"]["fc2"]
-        kernel = fc2["kernel"]
-        edited = jnp.asarray((np.asarray(kernel, np.float64) + delta.T).astype(kernel.dtype))
-        mlp = encoder[name]["mlp"] | {"fc2": fc2 | {"kernel": edited}}
+        mlp = with_changes(encoder[name]["mlp"], {"fc2.weight": delta})
         encoder[name] = encoder[name] | {"mlp": mlp}
     text_model = dict(text_params["text_model"]) | {"encoder": encoder}
     edited_params = dict(text_params) | {"text_model": text_model}
