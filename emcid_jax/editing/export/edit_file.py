@@ -25,16 +25,15 @@ from emcid_jax.editing.export import factors, stored_units
 from emcid_jax.editing.moments.second_moment import SecondMoments
 from emcid_jax.editing.stage_two.solve import ModelEdit, StageTwoReport
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.models.text.clip import MLP
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.runtime import typed_values
 from emcid_jax.runtime.errors import UserError, shown
 from emcid_jax.storage import checksums
 from emcid_jax.storage.json_text import loads
 
-MLP = "text_model.encoder.layers.{}.mlp.{}"
-"""Name on disk of a weight of block {}'s MLP."""
 WEIGHT = MLP.format("{}", "fc2.weight")
-"""That of the weight that a linear edit changes."""
+"""Name on disk of the weight that a linear edit changes."""
 
 FORMAT = 2
 

@@ -16,6 +16,7 @@ from emcid_jax.models.weights.safetensors_files import FLOATS, read_header, read
 from emcid_jax.pipelines import ldm_keys
 from emcid_jax.pipelines.single_file import file_hash
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage.casting import in_type
 from emcid_jax.storage.files import replacing
 from emcid_jax.storage.ownership import require_new
 
@@ -63,9 +64,6 @@ def write_checkpoint(path: Path, source: Path, content: EditFile | Edits, sha256
                     )
                 kind = np.dtype(FLOATS[header.kinds[key]])
                 weight = read_tensor(temporary, header, key)
-                with np.errstate(over="ignore"):  # Said below.
-                    edited = (weight.astype(np.float64) + delta).astype(kind)
-                if not np.isfinite(edited.astype(np.float32)).all():
-                    raise UserError(f"{source}: {key} with the edit does not fit {kind}")
+                edited = in_type(weight.astype(np.float64) + delta, kind, f"{source}: {key} edited")
                 file.seek(header.offsets[key])
                 file.write(edited.tobytes())

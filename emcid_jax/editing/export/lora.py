@@ -17,6 +17,7 @@ from emcid_jax.editing.export import factors, kohya
 from emcid_jax.editing.export.edit_file import WEIGHT, EditFile, Edits, by_part, require_own_width
 from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
+from emcid_jax.storage.casting import in_type
 
 _DIFF = {"weight": "diff", "bias": "diff_b"}
 
@@ -67,11 +68,13 @@ def write_lora(
     for part, layer, delta in _deltas(edits):
         left, values, right = factors.svd(edits[part].arrays, WEIGHT.format(layer))
         root = np.sqrt(values[:size])
-        with np.errstate(over="ignore"):  # Said below.
-            up = _widened(left[:, :size] * root, (len(left), size), dtype)
-            down = _widened(root[:, None] * right[:size], (size, right.shape[1]), dtype)
-        if not (np.isfinite(up).all() and np.isfinite(down).all()):
-            raise UserError(f"{path}: layer {layer} does not fit {dtype}; use float32")
+        up, down = (
+            in_type(_widened(factor, shape), dtype, f"{path}: layer {layer}")
+            for factor, shape in (
+                (left[:, :size] * root, (len(left), size)),
+                (root[:, None] * right[:size], (size, right.shape[1])),
+            )
+        )
         module = WEIGHT.format(layer).removesuffix(".weight")
         arrays |= kohya.pair(kohya.name(part, module, edits), up, down)
         norm = np.linalg.norm(delta)
@@ -92,10 +95,10 @@ def _deltas(edits: Edits) -> Iterator[tuple[str, int, np.ndarray]]:
             yield part, layer, delta
 
 
-def _widened(array: np.ndarray, shape: tuple[int, int], dtype: str) -> np.ndarray:
+def _widened(array: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Zeros of that shape with `array` in their corner: a narrower encoder has fewer directions."""
     room = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
-    return np.ascontiguousarray(np.pad(array, room), dtype)
+    return np.pad(array, room)
 
 
 def write_diff(
@@ -120,10 +123,7 @@ def write_diff(
     arrays, edits = {}, by_part(content)
     every = [(part, *one) for part, edit in edits.items() for one in edit.changes().items()]
     for part, weight, delta in every:
-        with np.errstate(over="ignore"):  # Said below.
-            stored = np.ascontiguousarray(delta, dtype)
-        if not np.isfinite(stored).all():
-            raise UserError(f"{path}: the change of {weight} does not fit {dtype}; use float32")
+        stored = in_type(delta, dtype, f"{path}: the change of {weight}")
         module, _, kind = weight.rpartition(".")
         arrays[f"{kohya.name(part, module, edits)}.{_DIFF[kind]}"] = stored
     found = kohya.family(edits)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from emcid_jax.editing.encoder.hidden_units import PER_GATE, Room, Units
+from emcid_jax.models.text.clip import MLP
 from emcid_jax.runtime.errors import shown
 
-_NAME = "text_model.encoder.layers.{}.mlp.units.{}"
-_ROWS = re.compile(r"text_model\.encoder\.layers\.(\d+)\.mlp\.units\.rows")
+_NAME = MLP.format("{}", "units.{}")
+_ROWS = re.compile(_NAME.replace(".", r"\.").format(r"(\d+)", "rows"))
 _PARTS = ("rows", "biases", "answers")
 _ROOM = ("places", "rows", "biases", "columns", "shift")
 """Of units that replace others, see `hidden_units.Room`."""

@@ -15,15 +15,15 @@ from safetensors.numpy import load, save
 
 from emcid_jax.editing.encoder.hidden_units import Units, disk_arrays
 from emcid_jax.editing.export.edit_file import EditFile
-from emcid_jax.models.text.clip import disk_name
+from emcid_jax.models.text.clip import MLP, disk_name
 from emcid_jax.models.text.encoder import FIRST, SECOND
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.models.weights.shards import head_file, weight_files
 from emcid_jax.runtime.errors import UserError
+from emcid_jax.storage.casting import in_type
 from emcid_jax.storage.checkpoints import holds_weights
 from emcid_jax.storage.files import open_to_read
 
-LAYER = "text_model.encoder.layers.{}"
 _WORDS = {FIRST: "text encoder", SECOND: "second text encoder"}
 
 
@@ -119,9 +119,9 @@ def add_deltas(arrays: Mapping[str, np.ndarray], content: EditFile) -> dict[str,
                 f"weight edit: {weight} of shape {delta.shape} is not in this text encoder; apply "
                 "the edit to the model it was made for"
             )
-        with np.errstate(over="ignore"):  # Said below.
-            edited[name] = (arrays[name].astype(np.float64) + delta).astype(arrays[name].dtype)
-        _require_finite(name, edited[name])
+        edited[name] = in_type(
+            arrays[name].astype(np.float64) + delta, arrays[name].dtype, f"weight edit: {name}"
+        )
     if (units := content.units()) is not None and units.width:
         edited |= _wider(edited, stored, units)
     return edited
@@ -132,7 +132,7 @@ def _wider(
 ) -> dict[str, np.ndarray]:
     """The MLPs of all blocks with room for the units, which stand in one of them."""
     added, changed = disk_arrays(units), {}
-    mine = LAYER.format(units.block)
+    mine = MLP.format(units.block, "").removesuffix(".mlp.")
     for name in stored:
         layer, _, part = name.partition(".mlp.")
         if part not in added:
@@ -145,10 +145,8 @@ def _wider(
                 f"{units.rows.shape[1]}; apply the edit to the model it was made for"
             )
         new = new if layer == mine else np.zeros_like(new)
-        with np.errstate(over="ignore"):  # Said below.
-            joined = np.concatenate([old, new.astype(old.dtype)], axis=axis)
-        _require_finite(name, joined)
-        changed[stored[name]] = joined
+        new = in_type(new, old.dtype, f"weight edit: {name}")
+        changed[stored[name]] = np.concatenate([old, new], axis=axis)
     if not any(name.startswith(f"{mine}.mlp.") for name in stored):
         raise UserError(
             f"weight edit: {mine}.mlp is not in this text encoder; apply the edit to the model it "
@@ -160,11 +158,6 @@ def _wider(
 def mlp_width(arrays: Mapping[str, np.ndarray]) -> int:
     """Hidden units of the MLPs."""
     return next(len(array) for name, array in arrays.items() if name.endswith(".mlp.fc1.bias"))
-
-
-def _require_finite(name: str, array: np.ndarray) -> None:
-    if not np.isfinite(array.astype(np.float32)).all():
-        raise UserError(f"weight edit: {name} does not fit {array.dtype}; use float32")
 
 
 def _loaded(file: Path, content: bytes) -> dict[str, np.ndarray]:

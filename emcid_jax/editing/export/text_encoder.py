@@ -15,8 +15,8 @@ from emcid_jax.models.text.clip import disk_name
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.weights.params import write_params
 from emcid_jax.pipelines.stored_types import commonest, stored_types
-from emcid_jax.runtime.errors import UserError
 from emcid_jax.storage import checksums, ownership
+from emcid_jax.storage.casting import in_type
 from emcid_jax.storage.files import replacing_folder
 from emcid_jax.storage.text_files import read_json_object
 
@@ -87,11 +87,8 @@ def write_clip(path: Path, arrays: Mapping[str, np.ndarray], dtype: str = "sourc
     named = {}
     for name, array in arrays.items():
         if not name.endswith(".position_ids"):
-            with np.errstate(over="ignore"):  # Said below.
-                stored = array if dtype == "source" else array.astype(jnp.dtype(dtype))
-            if not np.isfinite(stored.astype(np.float32)).all():
-                raise UserError(f"{path}: {name} does not fit {stored.dtype}; use float32")
-            named[disk_name(name)] = stored
+            kind = array.dtype if dtype == "source" else jnp.dtype(dtype)
+            named[disk_name(name)] = in_type(array, kind, f"{path}: {name}")
     checksums.write_tensors(path, named, {"format": "pt", ownership.SIGNATURE: "clip"})
 
 

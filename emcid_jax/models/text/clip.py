@@ -62,6 +62,10 @@ class ClipTextConfig(BlockConfig):
         return super().from_dict(given, source)
 
 
+MLP = "text_model.encoder.layers.{}.mlp.{}"
+"""Name on disk of a weight of block {}'s MLP."""
+
+
 def disk_name(stored: str) -> str:
     """Name expected here of a tensor in any published layout: a `rename` for `read_params`.
 
