@@ -2,32 +2,21 @@
 
     python -m studies.forms runs/ridge runs/units
 
-Each RUN is the folder of a finished edit of the same list. A form reads as the destination if its
-final features, edited, are nearer to the destination's clean ones than to its own clean ones, in
-the judge's sentences. A table with a line per form and a column per run.
+Each RUN is the folder of a finished edit of the same list on the bundled model. A table with a line
+per form and a column per run; what is measured is `evaluation/benchmarks/other_forms.py`'s.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
-
-from emcid_jax.concepts.names import normalised
-from emcid_jax.concepts.requests import EditRequest
-from emcid_jax.concepts.templates import fill
-from emcid_jax.editing.encoder.whole_prompts import end_features
-from emcid_jax.evaluation.drawing.sentences import SENTENCES
+from emcid_jax.evaluation.benchmarks import other_forms
+from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.explore.session import Session, open_session, solved
-from emcid_jax.models.text.encoder import TextEncoder
-from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.sprites.catalogue import catalogue
-from studies.gates import FORMS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,61 +28,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     runs = parser.parse_args(arguments).runs
-    columns = [_shares(open_session(run)) for run in runs]
+    columns = [_recalls(open_session(run)) for run in runs]
     print(f"| form | names | {' | '.join(run.name for run in runs)} |")
     print("|---" * (len(runs) + 2) + "|")
-    for form, (count, _) in columns[0].items():
-        cells = " | ".join(f"{column[form][1]:.2f}" for column in columns)
-        print(f"| {form} | {count:,} | {cells} |")
+    for one, *others in zip(*columns, strict=True):
+        cells = " | ".join(f"{found.recall:.2f}" for found in (one, *others))
+        print(f"| {one.form} | {one.names:,} | {cells} |")
     return 0
 
 
-def changed(
-    requests: Sequence[EditRequest], change: Callable[[EditRequest], str]
-) -> list[tuple[str, str]]:
-    """Forms of sources with their destinations, where the form is another word than any source."""
-    sources = {normalised(one.source) for one in requests}
-    found = [(change(one), one.dests[0]) for one in requests]
-    return [pair for pair in found if pair[0] and normalised(pair[0]) not in sources]
-
-
-def moved(
-    encoder: TextEncoder, edited: Mapping[str, Any], pairs: Sequence[tuple[str, str]]
-) -> Bool[np.ndarray, " prompt"]:
-    """For every pair of form and destination in every sentence: does it read as the destination?"""
-    own, wanted = (
-        tokenize(
-            encoder.tokenizer,
-            [fill(sentence, name).prompt for name in names for sentence in SENTENCES],
-        )
-        for names in zip(*pairs, strict=True)
-    )
-    found = end_features(encoder, edited, own)
-    apart = (
-        np.linalg.norm(found - end_features(encoder, encoder.params, ids), axis=1)
-        for ids in (wanted, own)
-    )
-    return np.less(*apart)
-
-
-def _shares(session: Session) -> dict[str, tuple[int, float]]:
-    """Per form: how many names it changes, and the share of prompts that read as told."""
+def _recalls(session: Session) -> tuple[other_forms.FormRecall, ...]:
+    """Of a run's whole edit."""
     requests = [concept.request for concept in session.concepts.concepts]
-    encoder = session.pipeline.encoder
-    edited = solved(session, [1.0] * len(requests)).pipeline.params[encoder.name]
-    sets = {"the name itself": [(one.source, one.dests[0]) for one in requests]}
-    for form, change in FORMS.items():
-        sets[form] = changed(requests, lambda one, change=change: change(one.source))
-    aliases = {alias.class_id: alias.name for alias in catalogue().aliases if alias.taught_right}
-    sets["another name of the same object"] = changed(
-        [one for one in requests if one.source_id is not None and one.task == "update"],
-        lambda one: aliases.get(one.source_id or 0, ""),
-    )
-    return {
-        form: (len(pairs), float(moved(encoder, edited, pairs).mean()))
-        for form, pairs in sets.items()
-        if pairs
-    }
+    edited = solved(session, [1.0] * len(requests)).pipeline
+    return other_forms.measure(session.pipeline, edited, requests, {OBJECT: _objects()})
+
+
+def _objects() -> LabelGroup:
+    """The sprite world's objects, with the other names that captions taught the model."""
+    world = catalogue()
+    taught = {alias.class_id: alias.name for alias in world.aliases if alias.taught_right}
+    labels = tuple((name, *filter(None, [taught.get(i)])) for i, name in enumerate(world.objects))
+    return LabelGroup(OBJECT, tuple(range(len(labels))), labels)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
     python -m studies.gates --counts 10 100 300 1000 2000 --captions 100000 --workdir runs/gates
 
-The mixed list on the bundled model; captions are such as no gate was fitted to. A line per block
-(`--blocks`) and number of requests: recall at the own name, in the judge's sentences and behind
-beginnings of captions; share of prompts of untouched objects and artists, and of captions' tokens,
-at which any gate opens though its name does not stand there. Then, for the last block and the
-largest number, recall at other forms of the names, and the gates that open in each of `--prompts`.
-With `--made-up 10000`, last, so many gates for names of two words of the captions.
+The mixed list on a bundled model (`--model`; of two text encoders the first); captions are such as
+no gate was fitted to. A line per block (`--blocks`) and number of requests: recall at the own name,
+in the judge's sentences and behind beginnings of captions; share of prompts of untouched objects
+and artists, and of captions' tokens, at which any gate opens though its name does not stand there.
+Then, for the last block and the largest number, recall at other forms of the names, and the gates
+that open in each of `--prompts`. Last, a line for each of `--made-up 100 10000`: so many names of
+two words of the captions.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,6 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from emcid_jax.concepts.forms import joined, spaced
 from emcid_jax.concepts.names import normalised
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig, MomentConfig
@@ -32,8 +32,10 @@ from emcid_jax.editing.moments.second_moment import exact
 from emcid_jax.editing.units import contexts, recognise, statistics
 from emcid_jax.editing.units.fit import FLOOR, FittedGates, fit_gates
 from emcid_jax.editing.units.states import fc1_inputs, name_states
+from emcid_jax.evaluation.benchmarks.other_forms import FORMS
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.pipelines.pipeline import Pipeline, tokenize
+from emcid_jax.sprites.bundled import BUNDLED, SHIPPED
 from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.sprites.catalogue import catalogue
 from emcid_jax.sprites.mixed import mixed_requests
@@ -80,7 +82,7 @@ class Gates(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints both tables."""
     options = _parse(arguments)
-    pipeline, requests = open_model(ModelConfig()), mixed_requests()
+    pipeline, requests = open_model(ModelConfig(path=options.model)), mixed_requests()
     captions = [caption.text for caption in sample_captions(options.captions, SEED)]
     untouched = {kind: sentences_about(names) for kind, names in untouched_names(requests).items()}
     lists = [requests[:count] for count in options.counts]
@@ -116,8 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{name} ({score:.2f})" for name, score in opened_by(pipeline, gates, prompt)
         )
         print(f"\n{prompt} opens: {found or 'none'}")
-    if options.made_up:
-        print(f"\n{_told(pipeline, measured, made_up(captions, options.made_up), captions)}")
+    for count in options.made_up:
+        print(f"\n{_told(pipeline, measured, made_up(captions, count), captions)}", flush=True)
     return 0
 
 
@@ -169,7 +171,7 @@ def _told(
     fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
     gates = Gates(list(names), fitted, measured.mean, measured.block)
-    opened = gates.open(_states(pipeline, names, measured.block, SENTENCES)).mean()
+    opened = gates.open(name_contexts(pipeline, names, measured.block, SENTENCES)).mean()
     (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
     return (
         f"{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
@@ -241,7 +243,7 @@ def any_open(
 def recall(pipeline: Pipeline, gates: Gates, pool: Sequence[str]) -> tuple[float, float]:
     """Share of their own names at which gates are open: in the judge's sentences, and behind
     beginnings of captions."""
-    opened = gates.open(_states(pipeline, gates.sources, gates.block, SENTENCES, pool))
+    opened = gates.open(name_contexts(pipeline, gates.sources, gates.block, SENTENCES, pool))
     told, new = np.split(opened, [len(SENTENCES)], axis=1)
     return float(told.mean()), float(new.mean())
 
@@ -269,26 +271,6 @@ def own_open(
     return found.reshape(len(forms), len(SENTENCES))
 
 
-def _swapped(name: str) -> str:
-    """Two letters in the middle of the longest word swapped."""
-    word = max(name.split(), key=len)
-    middle = len(word) // 2
-    return name.replace(
-        word, word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
-    )
-
-
-FORMS: dict[str, Callable[[str], str]] = {
-    "plural: {}s": lambda name: f"{name}s",
-    "possessive: {}'s": lambda name: f"{name}'s",
-    "hyphen for space": lambda name: name.replace(" ", "-"),
-    "space for hyphen": spaced,
-    "written together": joined,
-    "first word left out": lambda name: name.split(" ", 1)[-1],
-    "two letters swapped": _swapped,
-}
-
-
 def text_tokens(pipeline: Pipeline, texts: Sequence[str], block: int) -> Tokens:
     """What a block's gates read at every token of texts."""
     text = exact(pipeline.encoder.model, dict(pipeline.params["text_encoder"]))
@@ -310,7 +292,7 @@ def text_tokens(pipeline: Pipeline, texts: Sequence[str], block: int) -> Tokens:
     return Tokens(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _states(
+def name_contexts(
     pipeline: Pipeline,
     names: Sequence[str],
     block: int,
@@ -347,7 +329,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="+", default=[0])
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
     parser.add_argument("--captions", type=int, default=100_000)
-    parser.add_argument("--made-up", type=int, default=0, help="so many names; 0: none")
+    parser.add_argument("--made-up", type=int, nargs="+", default=[], help="so many names")
+    parser.add_argument("--model", choices=tuple(SHIPPED), default=BUNDLED)
     parser.add_argument("--threshold", type=float, default=FLOOR, help="the lowest")
     parser.add_argument("--all-strangers", action="store_true", help="as `stage_two.all_strangers`")
     parser.add_argument("--prompts", nargs="+", default=[])

@@ -97,7 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job, untouched = evaluate.prepare(config)
     assert job.judge is not None
     judged = evenly(job.requests, config.max_judged)
-    plan = mixed.make_plan(judged, untouched, job.judge.groups, config.base.evaluation)
+    sources = [request.source for request in job.requests]
+    plan = mixed.make_plan(judged, untouched, job.judge.groups, config.base.evaluation, sources)
     figures: list[dict[str, Any]] = []
     print("| method | sizes | " + " | ".join(COLUMNS) + " |\n" + "|---" * (2 + len(COLUMNS)) + "|")
     with running(config.base.run, options.workdir, evaluate.WRITES) as run:

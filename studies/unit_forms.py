@@ -36,13 +36,13 @@ from emcid_jax.editing.encoder.hidden_units import WIDTH, Units, with_units
 from emcid_jax.editing.encoder.whole_prompts import end_features
 from emcid_jax.editing.units import room
 from emcid_jax.editing.units.statistics import UnitStatistics
+from emcid_jax.evaluation.benchmarks.other_forms import reads_as_told
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.explore.session import open_session, solved
 from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.text.tokenizer import tokenize
 from emcid_jax.sprites.captions import sample_captions
 from emcid_jax.sprites.catalogue import catalogue
-from studies.forms import moved
 
 SEED = 777
 Params = Mapping[str, Any]
@@ -136,13 +136,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         assert gates is not None
         thresholds = np.array([gate.threshold for gate in gates.gates if not gate.shares])
         setting = Setting(encoder, edit.units, thresholds, statistics.reference)
-        pairs = [(one.source, one.dests[0]) for one in requests[:size]]
+        pairs = [(one, one.source) for one in requests[:size]]
         for form, write in FORMS.items():
             params = write(setting)
             after = [end_features(encoder, params, ids) for ids in (names, told)]
             gone = edit.units.width if form.startswith("in place") else 0
             shares = [
-                float(moved(encoder, params, pairs).mean()),
+                float(reads_as_told([encoder], {encoder.name: params}, pairs).mean()),
                 _right(before[0], after[0]),
                 *(_moved(*both) for both in zip(before, after, strict=True)),
             ]

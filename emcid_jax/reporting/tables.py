@@ -61,6 +61,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         write(mine[0], UNEDITED, mine[0]["clean"])
         for row in mine:
             write(row, row["name"], row["edited"])
+            forms = row.get("forms", {})  # Cells of earlier versions have none.
+            write(row, row["name"], {f"form: {form}": one for form, one in forms.items()})
             cost = {"intact": float(row["guard"]["intact"])} | {part: row[part] for part in COST}
             write(row, row["name"], {name: {"value": value} for name, value in cost.items()})
     return buffer.getvalue()

@@ -19,12 +19,14 @@ from emcid_jax.editing.export import edit_file, text_encoder
 from emcid_jax.editing.export.edit_file import ledger_of
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.units.room import require_room
+from emcid_jax.evaluation.benchmarks import other_forms
 from emcid_jax.evaluation.benchmarks.aice.protocol import as_json
 from emcid_jax.evaluation.benchmarks.aice.run import Evaluation, evaluate
+from emcid_jax.evaluation.benchmarks.other_forms import FormRecall
 from emcid_jax.evaluation.benchmarks.registry import AICE, evaluate_others, split
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.pipelines.pipeline import Pipeline, with_text_params
-from emcid_jax.reporting.pages.edit import ReportData, Written, write_report
+from emcid_jax.reporting.pages.edit import FoundMemory, ReportData, Written, write_report
 from emcid_jax.reporting.pages.units import WrittenUnits
 from emcid_jax.reporting.plots.theme import LayerBar
 from emcid_jax.storage import checksums
@@ -128,19 +130,22 @@ def edit(job: Job, run: Run) -> None:
 def finish(job: Job, edited: Pipeline, run: Run) -> None:
     """Evaluation, metrics.json and report.html."""
     config, workdir, progress = job.config.evaluation, run.workdir, run.config.progress
-    evaluation, others = None, {}
+    evaluation, others, forms = None, {}, ()
     if job.judge is not None and config.enabled:
         models = edit_job.models(job, edited, run)
         scored = split(job.requests, job.judge.groups)
         with run.log.timed("evaluation"):
             evaluation = evaluate(scored[AICE], models, config, workdir, progress=progress)
             others = evaluate_others(scored, models, config, workdir, progress=progress)
+        with run.log.timed("other_forms"):
+            forms = other_forms.measure(job.pipeline, edited, job.requests, job.judge.groups)
+        others["other_forms"] = [one._asdict() for one in forms]
     mixing = workdir / debias_search.FILE
     if mixing.exists():
         others["debias_search"] = checksums.read_json(mixing, "delete it", older=True)["found"]
     _, ledger = edit_file.read_ledger(workdir / "edit.safetensors")
     with run.log.timed("report"):
-        _write_page(job, ledger, evaluation, run)
+        _write_page(job, ledger, evaluation, forms, run)
     more = {
         site.encoder: ledger_of(ledger, site.encoder)["report"]
         for site in job.sites
@@ -157,16 +162,16 @@ def _write_page(
     job: Job,
     ledger: Mapping[str, Any],
     evaluation: Evaluation | None,
+    forms: Sequence[FormRecall],
     run: Run,
 ) -> None:
     """report.html, from what `workdir` holds and the edit's ledger says."""
-    found = (
-        bank.read(run.workdir / "bank", bank.provenance(part, job.config.stage_one, job.model))
-        for parts in job.parts
-        for part in parts
-    )
-    curves = [memory.curve for memory in found if memory is not None]
-    about = folders.read_config(run.workdir)
+    parts = [part for several in job.parts for part in several]
+    about = [bank.provenance(part, job.config.stage_one, job.model) for part in parts]
+    read = (bank.read(run.workdir / "bank", one) for one in about)
+    found = [(part, memory) for part, memory in zip(parts, read, strict=True) if memory is not None]
+    curves = [memory.curve for _, memory in found]
+    settings = folders.read_config(run.workdir)
     reports = {site: edit_file.read_report(ledger_of(ledger, site.encoder)) for site in job.sites}
     written = {
         site.encoder: Written(
@@ -184,12 +189,22 @@ def _write_page(
         model=job.config.model.path,
         requests=len(job.requests),
         evaluation=evaluation,
+        forms=forms,
         loss_curves=np.stack(curves) if curves else None,
+        memories=[
+            FoundMemory(
+                f"{part.source} → {part.dests[0] or 'nothing'}",
+                float(memory.start[0]),
+                float(memory.end[0]),
+                memory.left,
+            )
+            for part, memory in found
+        ],
         written=written,
         units=units,
         seconds=run.log.seconds(),
-        config=about["config"],
-        versions=about["environment"],
+        config=settings["config"],
+        versions=settings["environment"],
     )
     write_report(run.workdir / "report.html", data)
 

@@ -20,7 +20,7 @@ from emcid_jax.config import Count, CountOrZero, EditConfig
 from emcid_jax.config.overrides import override
 from emcid_jax.editing.stage_two import preservation
 from emcid_jax.evaluation.benchmarks import mixed as comparison
-from emcid_jax.evaluation.benchmarks import quality
+from emcid_jax.evaluation.benchmarks import other_forms, quality
 from emcid_jax.evaluation.benchmarks.mixed import Plan
 from emcid_jax.evaluation.benchmarks.quality import QualityConfig
 from emcid_jax.evaluation.benchmarks.untouched_names import UntouchedNames, split_untouched
@@ -313,7 +313,8 @@ def _plan(job: Job, untouched: UntouchedNames, config: EvaluateConfig) -> Plan:
     if evaluation.prompts_per_request:
         prompts = max(evaluation.prompts_per_request, config.max_judged // len(requests))
         evaluation = dataclasses.replace(evaluation, prompts_per_request=prompts)
-    return comparison.make_plan(requests, untouched, job.judge.groups, evaluation)
+    sources = [request.source for request in job.requests]
+    return comparison.make_plan(requests, untouched, job.judge.groups, evaluation, sources)
 
 
 def _edited(
@@ -356,6 +357,8 @@ def _judged(
     models = edit_job.models(job, made.pipeline, run)
     readings = comparison.read(plan, models, evaluation, run.workdir, name, progress=progress)
     found = comparison.score(plan, readings)
+    forms = other_forms.measure(job.pipeline, made.pipeline, job.requests, job.judge.groups)
+    found["forms"] = {one.form: {"names": one.names, "value": one.recall} for one in forms}
     if general is not None:
         read = quality.evaluate(
             general.captions,

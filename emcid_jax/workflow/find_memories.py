@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ from emcid_jax.workflow.workdir import Run
 
 IMAGE_BATCH = 16
 """Most training images that a device draws at once; fewer of more than 512 x 512 pixels."""
+
+
+POOR = 0.5
+"""Share of the held-out loss left from which on a memory is told of."""
+SHOWN = 5
+"""Names in a warning."""
 
 
 class Prompts(NamedTuple):
@@ -122,7 +129,26 @@ def find_memories(
                 bar.set_postfix_str(f"held-out loss {start:.2g} -> {end:.2g}")
             memories += found
             bar.update(rows.stop - rows.start)
+    tell_of_poor(requests, memories)
     return memories
+
+
+def tell_of_poor(requests: Sequence[EditRequest], memories: Sequence[Memory]) -> None:
+    """A warning, before anything is drawn, that names the memories which will do little."""
+    pairs = zip(requests, memories, strict=True)
+    poor = sorted((-memory.left, one.source) for one, memory in pairs if memory.left > POOR)
+    if poor:
+        worst = ", ".join(f"{name!r} ({-left:.0%})" for left, name in poor[:SHOWN])
+        logging.warning(
+            "%d of %d memories keep more than %.0f %% of their held-out loss, so their requests "
+            "will do little: %s%s; more steps (stage_one.steps) or a longer offset "
+            "(stage_one.clamp_norm_factor) may help",
+            len(poor),
+            len(requests),
+            100 * POOR,
+            worst,
+            ", ..." if len(poor) > SHOWN else "",
+        )
 
 
 def add_to_bank(

@@ -14,6 +14,7 @@ ROWS = [
         "seconds": 12.4,
         "processor": 20.6,
         "mebibytes": memory,
+        "forms": {"plural": {"names": 3, "value": 0.25}} if memory else {},
     }
     for count, name, gone, memory in ((100, "UCE", 1.0, None), (10, "a, b", 0.875, 512.3))
 ]
@@ -25,6 +26,7 @@ def test_csv_has_a_line_per_cell_and_figure() -> None:
         "10,unedited,gone,0.1000,0.0500,0.2000",
         '10,"a, b",gone,0.8750,,',
         '10,"a, b",h,1.0000,,',
+        '10,"a, b",form: plural,0.2500,,',
         '10,"a, b",intact,1.0000,,',
         '10,"a, b",seconds,12.4000,,',
         '10,"a, b",processor,20.6000,,',

@@ -45,9 +45,12 @@ def test_a_run_leaves_what_it_should(
     figures = metrics(finished_edit)
     assert figures["requests"] == len(REQUESTS)
     assert {"efficacy_source2dest", "holdout_delta"} <= set(figures["aice"])
-    phases = {"stage_one", "moments", "stage_two", "export", "evaluation", "report"}
+    phases = {"stage_one", "moments", "stage_two", "export", "evaluation", "other_forms", "report"}
     assert phases <= set(figures["seconds"])
     assert len(figures["skipped"]) == 1  # The judge knows no nurse.
+    forms = {one["form"]: one["names"] for one in figures["other_forms"]}
+    assert forms["the name itself"] == forms["possessive"] == len(REQUESTS)
+    assert forms["written together"] == sum(" " in one["source"] for one in REQUESTS)
     # The drop-in folder is the base plus the weight edit.
     content, ledger = read_edit(finished_edit / "edit.safetensors")
     deltas = content.deltas()
@@ -63,6 +66,8 @@ def test_a_run_leaves_what_it_should(
     assert sources == {request["source"] for request in REQUESTS}
     page = (finished_edit / "report.html").read_text()
     assert "great white shark" in page
+    assert "Other forms of the names" in page
+    assert f"The {len(REQUESTS)} of {len(REQUESTS)} with the largest share" in page
 
 
 def test_evaluation_settings_may_change_and_leave_the_edit_alone(

@@ -101,6 +101,8 @@ def test_methods_are_measured_alike_and_once(
         assert len({json.dumps(row["aice"]["aice"]) for row in mine}) == len(names[count - 1])
     assert all(row["seconds"] > 0 and row["processor"] > 0 for row in rows)
     assert rows[0]["clean"]["clip"]["value"] == 30.0
+    # UCE leaves the text encoder as it is: it has no recall by form.
+    assert [bool(row["forms"]) for row in rows] == [row["name"] != "UCE" for row in rows]
     assert [rows[0]["edited"][key]["value"] for key in ("clip", "fid")] == [29.0, 4.5]
     lines = (tmp_path / "evaluation.md").read_text().splitlines()
     named = [line.split(" | ")[1] for line in lines[2:]]

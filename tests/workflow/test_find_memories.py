@@ -29,6 +29,7 @@ from emcid_jax.workflow.find_memories import (
     find_memories,
     images_at_once,
     read_prompts,
+    tell_of_poor,
     without_padding,
 )
 from emcid_jax.workflow.workdir import Log, Run, running
@@ -68,6 +69,21 @@ def test_the_batch_of_the_same_run_is_taken_again(
     asked = {"chunk": 16, "devices": 1, "concept_batch": 0}
     filed = json.loads(json.dumps(asked | {"batch": ConceptBatch(8, True)}))
     assert earlier_batch([{}, filed, {}], asked | changed) == wanted
+
+
+def test_memories_that_keep_most_of_their_loss_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    def memory(left: float) -> bank.Memory:
+        point, start = np.zeros(2, np.float32), np.array([4, 1, 3, 0], np.float32)
+        return bank.Memory(point, point, np.zeros(1, np.float32), start, start * left)
+
+    requests = [EditRequest(f"name {i}", "cat", ("{}",)) for i in range(10)]
+    tell_of_poor(requests[:2], [memory(0.0), memory(0.5)])
+    assert not caplog.text
+    tell_of_poor(requests, [memory(0.1 * i) for i in range(9)] + [memory(0.52)])
+    (record,) = caplog.records
+    told = record.getMessage()
+    assert told.startswith("4 of 10 memories keep more than 50 % of their held-out loss")
+    assert "'name 8' (80%), 'name 7' (70%), 'name 6' (60%), 'name 9' (52%); more steps" in told
 
 
 @pytest.mark.parametrize("count", [1, 4])

@@ -65,6 +65,12 @@ class Memory(NamedTuple):
     end: Float[np.ndarray, 4]
     """The same at the final delta."""
 
+    @property
+    def left(self) -> float:
+        """What is left of the held-out loss: near 0, the source reads as the destination; near 1,
+        as itself."""
+        return float(self.end[0] / self.start[0]) if self.start[0] > 0 else 0.0
+
 
 class Record(NamedTuple):
     """A memory with all that is filed with it."""

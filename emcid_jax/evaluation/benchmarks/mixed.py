@@ -35,7 +35,8 @@ from emcid_jax.evaluation.drawing.kept_pictures import picture_files, slug
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.evaluation.judges.labels import OBJECT, LabelGroup
 from emcid_jax.evaluation.statistics import broken_model
-from emcid_jax.evaluation.statistics.summary import Done, Kept, summarise
+from emcid_jax.evaluation.statistics.summary import Done, Kept, stayed, summarise
+from emcid_jax.evaluation.text_space.measure import names_any
 
 BENCHMARK = "comparison"
 """Folder of stored probabilities and pictures."""
@@ -65,6 +66,8 @@ class Plan(NamedTuple):
 
     judged: tuple[Judged, ...]
     untouched: UntouchedNames
+    apart: tuple[Named, ...]
+    """The held-out names, with those of their images whose prompts name no source of the edit."""
     aice: aice.AicePlan
     erase: ErasePlan
     rectify: tuple[rectify.Name, ...]
@@ -87,10 +90,12 @@ def make_plan(
     untouched: UntouchedNames,
     groups: Mapping[str, LabelGroup],
     config: EvaluationConfig,
+    sources: Sequence[str],
 ) -> Plan:
     """What is drawn for these requests, none of them `debias`, and the untouched names.
 
-    Requests that no benchmark can score are left out; `aice.skipped` says why.
+    `sources` are those of the whole edit, of which the requests may be a part. Requests that no
+    benchmark can score are left out; `aice.skipped` says why.
     """
     split = registry.split(requests, groups)
     objects, artists = groups[OBJECT], groups.get(ARTIST)
@@ -114,7 +119,19 @@ def make_plan(
     order = {id(request): place for place, request in enumerate(requests)}
     judged.sort(key=lambda one: order[id(one.request)])
     plan = aice.AicePlan(scored, classes, skipped)
-    return Plan(tuple(judged), untouched, plan, ErasePlan(erased, kept), names)
+    apart = _apart(untouched.held_out, sources)
+    return Plan(tuple(judged), untouched, apart, plan, ErasePlan(erased, kept), names)
+
+
+def _apart(names: Sequence[Named], sources: Sequence[str]) -> tuple[Named, ...]:
+    """The names with the images whose prompts hold no source as words; without one: left out."""
+    prompts = list(dict.fromkeys(draw.prompt for name in names for draw in name.draws))
+    named = dict(zip(prompts, names_any(prompts, sources), strict=True))
+    left = (
+        name._replace(draws=tuple(draw for draw in name.draws if not named[draw.prompt]))
+        for name in names
+    )
+    return tuple(name for name in left if name.draws)
 
 
 def _updated(request: EditRequest, one: aice.ScoredRequest) -> Judged:
@@ -172,9 +189,10 @@ def picture_names(plan: Plan) -> dict[Draw, str]:
 def score(plan: Plan, readings: Readings) -> dict[str, Any]:
     """Summaries of the clean and the edited model, benchmarks and records; JSON values only.
 
-    `clean` and `edited` are `summary.summarise`'s figures, `guard` the verdict on each label group,
-    `acc_told` the share right of protected names, `aice`, `erase` and `rectify` those benchmarks'
-    aggregates, `records` one entry per judged request and `held` one per held-out name.
+    `clean` and `edited` are `summary.summarise`'s figures and `stayed_unnamed`, which is `stayed`
+    over the images whose prompts name no source of the edit. `guard` is the verdict on each label
+    group, `acc_told` the share right of protected names; `aice`, `erase` and `rectify` are those
+    benchmarks' aggregates, `records` one entry per judged request, `held` one per held-out name.
     """
     held, protected = plan.untouched.held_out, plan.untouched.protected
     right = {side: _right(held, readings._asdict()[side]) for side in SIDES}
@@ -188,6 +206,10 @@ def score(plan: Plan, readings: Readings) -> dict[str, Any]:
         for name, side in (("clean", "before"), ("edited", "after"))
     }
     for name, side in (("clean", "before"), ("edited", "after")):
+        if plan.apart:
+            sides = readings.before, readings._asdict()[side]
+            shares = Kept(*(_right(plan.apart, one) for one in sides))
+            figures[name]["stayed_unnamed"] = stayed(shares)._asdict()
         for group in dict.fromkeys(one.group for one in held):
             mine = np.array([one.group == group for one in held])
             figures[name][f"acc_s_{group}"] = {"value": float(right[side][mine].mean())}

@@ -65,12 +65,10 @@ def summarise(
             found[name] = Estimate(float(np.mean(values)), *interval(means[name]))
     if not len(kept.after):
         return found
-    after, before = (_resampled(part, seed + 1, draws) for part in (kept.after, kept.before))
-    means["acc_s"] = after
-    means["stayed"] = None if after is None or before is None else _over(after, before)
-    found["acc_s"] = Estimate(float(np.mean(kept.after)), *interval(after))
-    stayed = _over(np.array([np.mean(kept.after)]), np.array([np.mean(kept.before)]))
-    found["stayed"] = Estimate(float(stayed[0]), *interval(means["stayed"]))
+    means["acc_s"] = _resampled(kept.after, seed + 1, draws)
+    means["stayed"] = _stayed_means(kept, seed, draws)
+    found["acc_s"] = Estimate(float(np.mean(kept.after)), *interval(means["acc_s"]))
+    found["stayed"] = stayed(kept, seed=seed, draws=draws)
     for name, first, second in (
         ("h", "gone", "acc_s"),
         ("h_unseen", "gone_unseen", "acc_s"),
@@ -81,6 +79,18 @@ def summarise(
             value = harmonic_mean([found[first].value, found[second].value])
             found[name] = Estimate(value, *interval(_harmonic([means[first], means[second]])))
     return found
+
+
+def stayed(kept: Kept, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
+    """Share right of at least one name that nobody edits over the clean model's, at most 1."""
+    share = _over(np.array([np.mean(kept.after)]), np.array([np.mean(kept.before)]))
+    return Estimate(float(share[0]), *interval(_stayed_means(kept, seed, draws)))
+
+
+def _stayed_means(kept: Kept, seed: int, draws: int) -> np.ndarray | None:
+    """Of resampled names."""
+    after, before = (_resampled(part, seed + 1, draws) for part in (kept.after, kept.before))
+    return None if after is None or before is None else _over(after, before)
 
 
 def _resampled(values: np.ndarray, seed: int, draws: int) -> np.ndarray | None:

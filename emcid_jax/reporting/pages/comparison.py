@@ -68,6 +68,7 @@ def _measured(rows: Sequence[Row]) -> dict[str, Any]:
             *(_published_aice(ours, metric) for metric in published.PUBLISHED_OTHERS),
         ],
         "mixed": published.PUBLISHED_MIXED,
+        "forms": _forms([row for row in rows if row.get("forms")]),
         "cost_curves": comparison.cost(rows),
         "costs": [
             {
@@ -117,6 +118,20 @@ def _fair(row: Row, key: str) -> bool:
 def _value(row: Row | None, key: str) -> float | None:
     """A figure of a cell's edited model; None where there is none."""
     return None if row is None else row["edited"].get(key, {}).get("value")
+
+
+def _forms(rows: Sequence[Row]) -> dict[str, Any] | None:
+    """Recall by form of the names, a column per method, at the largest number of requests."""
+    if not rows:
+        return None
+    count = max(row["count"] for row in rows)
+    mine = [row for row in rows if row["count"] == count]
+    lines = {
+        form: (one["names"], [row["forms"].get(form, {}).get("value") for row in mine])
+        for row in mine
+        for form, one in row["forms"].items()
+    }
+    return {"count": count, "methods": [row["name"] for row in mine], "lines": lines}
 
 
 Ours = Mapping[str, Sequence[Row | None]]

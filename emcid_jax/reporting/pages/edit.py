@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation
 from emcid_jax.evaluation.benchmarks.aice.protocol import RequestRecord
+from emcid_jax.evaluation.benchmarks.other_forms import FormRecall
 from emcid_jax.evaluation.statistics.bootstrap import Metric
 from emcid_jax.reporting.pages import units
 from emcid_jax.reporting.pages.render import number, render
@@ -26,8 +27,23 @@ from emcid_jax.reporting.published import (
 )
 from emcid_jax.storage.files import write_atomically
 
+POOREST = 10
+"""Memories that fit least, shown by name."""
 SHOWN = 6
 """Requests shown from the top, the middle and the bottom of the ranking."""
+
+
+class FoundMemory(NamedTuple):
+    """How well Stage I did by one request."""
+
+    change: str
+    """Source and destination."""
+    before: float
+    """Held-out loss without an offset."""
+    after: float
+    """With the offset found."""
+    left: float
+    """The second over the first."""
 
 
 class Written(NamedTuple):
@@ -48,8 +64,12 @@ class ReportData:
     requests: int
     """Edit requests of the run."""
     evaluation: Evaluation | None = None
+    forms: Sequence[FormRecall] = ()
+    """Recall by form of the names."""
     loss_curves: Float[np.ndarray, "request step"] | None = None
     """Stage I's training losses."""
+    memories: Sequence[FoundMemory] = ()
+    """What Stage I found, in the order of the requests."""
     written: Mapping[str, Written] = dataclasses.field(default_factory=dict)
     """Stage II by text encoder."""
     units: Mapping[str, WrittenUnits] = dataclasses.field(default_factory=dict)
@@ -72,7 +92,7 @@ def report_html(data: ReportData) -> str:
     curves = data.loss_curves
     values = {
         "losses": None if curves is None or not curves.size else theme.loss_figure(curves),
-        "memories": 0 if curves is None else len(curves),
+        "poorest": sorted(data.memories, key=lambda one: -one.left)[:POOREST],
         "bars": {
             name: theme.layers_figure(one.layers)
             for name, one in data.written.items()

@@ -24,7 +24,7 @@ REQUESTS = [
     EditRequest("oh three", "o3", ("{}",), task="rectify"),
 ]
 UNTOUCHED = split_untouched(REQUESTS, GROUPS, 2, 1)
-PLAN = mixed.make_plan(REQUESTS, UNTOUCHED, GROUPS, CONFIG)
+PLAN = mixed.make_plan(REQUESTS, UNTOUCHED, GROUPS, CONFIG, [one.source for one in REQUESTS])
 
 
 def test_every_request_gets_the_prompts_of_its_benchmark_in_the_order_of_the_list() -> None:
@@ -104,6 +104,27 @@ def test_scores_by_hand() -> None:
     assert (monet["wanted"], wrong["gone"], wrong["own"]) == (None, 1, 0)
     assert "own" not in monet
     assert [one["after"] for one in found["held"]] == [1, 0, 1, 1]
+
+
+def test_a_prompt_that_names_a_source_is_no_test_of_what_else_stays() -> None:
+    untouched = split_untouched(REQUESTS, GROUPS, 2, 5)  # Every name in all five sentences.
+    plan = mixed.make_plan(REQUESTS, untouched, GROUPS, CONFIG, ["o0", "Light", "wood"])
+    assert plan.untouched is untouched
+    for whole, part in zip(untouched.held_out, plan.apart, strict=True):
+        left = [draw for draw in whole.draws if "morning light" not in draw.prompt]
+        assert list(part.draws) == left
+        assert len(whole.draws) - len(left) == (whole.group == "object")
+    assert [one for one in plan.apart if one.name == untouched.held_out[0].name]
+    held = untouched.held_out
+    every = {draw: reading(one.label, one.label) for one in held for draw in one.draws}
+    before = {draw: reading(0, 0) for draw in plan.draws()} | every
+    lost = {draw: reading(0, 0) for draw in every if "morning light" in draw.prompt}
+    found = mixed.score(plan, Readings(before, before | lost))["edited"]
+    assert found["stayed"]["value"] == pytest.approx(18 / 20)  # Two of four names lose one of five.
+    assert found["stayed_unnamed"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    nothing = mixed.make_plan(REQUESTS, untouched, GROUPS, CONFIG, ["a", "the", "image"])
+    assert [one.group for one in nothing.apart] == ["artist"] * 2
+    assert {draw.prompt.split()[0] for one in nothing.apart for draw in one.draws} == {"art"}
 
 
 def test_a_model_that_always_draws_one_thing_is_not_intact() -> None:

@@ -21,8 +21,15 @@ from emcid_jax.evaluation.benchmarks.aice.scores import (
     aggregates,
     raw_scores,
 )
+from emcid_jax.evaluation.benchmarks.other_forms import FormRecall
 from emcid_jax.evaluation.statistics.bootstrap import Metric
-from emcid_jax.reporting.pages.edit import ReportData, Written, report_html, write_report
+from emcid_jax.reporting.pages.edit import (
+    FoundMemory,
+    ReportData,
+    Written,
+    report_html,
+    write_report,
+)
 from emcid_jax.reporting.pages.render import environment, number
 from emcid_jax.reporting.plots.theme import LayerBar, layers_figure, loss_figure
 from emcid_jax.reporting.published import published_value
@@ -95,7 +102,12 @@ def report(folder: Path, requests: int = 3) -> ReportData:
         model="a <b>model</b>",
         requests=requests,
         evaluation=evaluation(folder, requests),
+        forms=(FormRecall("the name itself", 3, 0.8671), FormRecall("plural", 2, 0.0125)),
         loss_curves=np.exp(-np.arange(30)[None] / 10 + np.zeros((requests, 1))),
+        memories=[
+            FoundMemory(f"source {i} → {EVIL if i == 7 else i}", 2.0, i / 8, i / 16)
+            for i in range(12)
+        ],
         written={"text_encoder": written(7, 8, 9)},
         seconds={"stage_one": 12.5, "evaluation": 30.0},
         config={"task": EVIL, "stage_one": {"layer": 10}},
@@ -156,6 +168,10 @@ def test_chromium_shows_every_number_and_picture(tmp_path: Path) -> None:
         "source 2 → dest 2",
         "+0.667",
         "All 3 requests, best first",
+        "the name itself387 %",
+        "plural21.2 %",
+        "The 10 of 12 with the largest share",
+        "left source 11 → 112.0001.37569 % source 10",
         "class 1",
         "12.5 s",
         "42.5 s in all",
