@@ -188,7 +188,7 @@ class StageTwoConfig:
     """`units`: beginnings of captions that a name's gate is fitted on, beside its templates."""
     false_firing: Annotated[float, Range(0.0, 0.01)] = 1e-5
     """`units`: share of the captions' tokens at which one gate may answer to something else."""
-    gate_threshold: Annotated[float, Range(0.5, 0.85)] = 0.65
+    gate_threshold: Annotated[float, Range(0.5, 0.85)] = 0.7
     """`units`: lowest score at which a gate opens; its own name scores about 1. Higher ones answer
     less often to something else, and miss more sentences."""
     all_strangers: bool = False
