@@ -45,6 +45,9 @@ class GateReport:
     spoken: float = 0.0
     """Share of the captions' tokens at which the name itself, or its plural, ends. A unit answers
     there whatever the word means."""
+    inside: tuple[str, ...] = ()
+    """Names of the edit, or to keep, in which it stands before the end, as "chain" in "chain mail".
+    The unit answers there too: what comes behind a token cannot change its state."""
 
 
 @dataclasses.dataclass(frozen=True)

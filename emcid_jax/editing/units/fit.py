@@ -24,7 +24,7 @@ from emcid_jax.editing.stage_two.gate_report import GateReport, UnitsReport
 from emcid_jax.editing.units import gates, recognise
 from emcid_jax.editing.units.names import Names, Strangers, find_names
 from emcid_jax.editing.units.statistics import UnitStatistics
-from emcid_jax.editing.units.told import mistaken, shared
+from emcid_jax.editing.units.told import inside, mistaken, shared
 from emcid_jax.models.text.encoder import TextEncoder
 
 FLOOR = StageTwoConfig.gate_threshold
@@ -113,7 +113,7 @@ def fit_names(
             pool.map(lambda part: _fitted(names, others, part, false_firing, floor), parts)
         )
     fitted = _Fitted(*(np.concatenate(parts) for parts in zip(*chunks, strict=True)))
-    tokens = len(others.held_out)
+    tokens, longer = len(others.held_out), inside(names)
     reports = [
         GateReport(
             request.source,
@@ -131,6 +131,7 @@ def fit_names(
                 float(fitted.thresholds[gate]),
             ),
             spoken=len(spoken[gate]) / len(statistics.reference),
+            inside=longer[gate],
         )
         for gate, request in enumerate(requests)
     ]

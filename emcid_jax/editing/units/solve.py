@@ -22,6 +22,9 @@ from emcid_jax.models.text.encoder import TextEncoder
 from emcid_jax.models.weights.params import params_hash
 from emcid_jax.runtime.errors import UserError
 
+SHOWN = 5
+"""Pairs in a warning."""
+
 
 def solve(
     encoder: TextEncoder,
@@ -72,6 +75,14 @@ def solve(
                 100 * other.fires,
                 other.relation,
             )
+    if longer := [(gate.source, name) for gate in found.report.gates for name in gate.inside]:
+        logging.warning(
+            "units answer inside %d longer names, too, for what comes behind a name cannot shut "
+            "its unit: %s%s",
+            len(longer),
+            ", ".join(f"{name!r} in {other!r}" for name, other in longer[:SHOWN]),
+            ", ..." if len(longer) > SHOWN else "",
+        )
     own = np.array([not gate.shares for gate in found.report.gates])
     units = make_units(
         block,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,16 @@ def _relation(names: Names, requests: Sequence[EditRequest], gate: int, other: i
         return "nested"
     dests = [{normalised(dest) for dest in requests[i].dests} for i in (gate, other)]
     return "same destination" if dests[0] == dests[1] else "near"
+
+
+def inside(names: Names) -> list[tuple[str, ...]]:
+    """For every source the other names in which its words stand, but not at the end."""
+    found: dict[str, list[str]] = {}
+    for text, key in zip(names.texts, names.keys, strict=True):
+        words = key.split()
+        for start, stop in itertools.combinations(range(len(words)), 2):
+            found.setdefault(" ".join(words[start:stop]), []).append(text)
+    return [tuple(dict.fromkeys(found.get(key, ()))) for key in names.keys[: names.sources]]
 
 
 def shared(reports: Sequence[GateReport]) -> list[GateReport]:

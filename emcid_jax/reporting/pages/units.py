@@ -65,6 +65,8 @@ class ShownUnits(NamedTuple):
     """Pairs beyond `MOST`."""
     shared: Sequence[GateReport]
     """Gates without a unit of their own."""
+    inside: Sequence[tuple[str, str]]
+    """Names, and longer ones in which they stand before the end."""
     spoken: Sequence[GateReport]
     """Names that captions say most often, first."""
     curve: bytes | None
@@ -100,6 +102,7 @@ def shown(units: WrittenUnits) -> ShownUnits:
         pairs[:MOST],
         max(0, len(pairs) - MOST),
         [gate for gate in report.gates if gate.shares],
+        [(gate.source, longer) for gate in report.gates for longer in gate.inside],
         [gate for gate in spoken if gate.spoken],
         separability_figure(report.separability, block) if report.separability else None,
     )

@@ -131,6 +131,19 @@ def test_names_to_keep_do_not_open_a_gate(pipeline, measured, bank):
     assert [other.relation for other in told] == ["kept"]
 
 
+def test_a_longer_name_that_goes_on_behind_another_is_told(pipeline, measured, bank, caplog):
+    longer = "small acoustic guitar case"
+    kept = dataclasses.replace(CONFIG, preserve=(longer, "old acoustic guitar"))
+    found = written(bank, pipeline, measured, kept)
+    gates = {gate.source: gate.inside for gate in found.report.units.gates}
+    assert gates["acoustic guitar"] == (longer,)  # The other one ends with it, and wins.
+    assert f"'acoustic guitar' in {longer!r}" in caplog.text
+    # It is so: the unit answers there.
+    edited = stage_two.with_edit(pipeline, {"text_encoder": found})
+    (base, _), (now, _) = (states(one, [f"a photo of a {longer}"]) for one in (pipeline, edited))
+    assert np.abs(now - base).max() > 0.1
+
+
 def test_what_captions_say_is_counted(pipeline, measured, solved):
     """Rows of the reference, as text, that end with the name or its plural."""
     tokenizer, found = pipeline.encoder.tokenizer, {}

@@ -34,7 +34,15 @@ WEAK = GateReport(
     spoken=0.002,
 )
 SHARES = GateReport(
-    "lamp", 0.7, 1.0, 0.9, 0.0, (Mistaken("violin", "near", 0.9, 0.9, 1.0),), EVIL, spoken=0.001
+    "lamp",
+    0.7,
+    1.0,
+    0.9,
+    0.0,
+    (Mistaken("violin", "near", 0.9, 0.9, 1.0),),
+    EVIL,
+    spoken=0.001,
+    inside=("lamp post", EVIL),
 )
 REPORT = UnitsReport((SURE, WEAK, SHARES), 0.00025, 40_000, (0.5, 1.0, 0.25))
 
@@ -68,6 +76,7 @@ def test_the_page_tells_every_figure_and_escapes_every_name() -> None:
     ]
     assert rows(said, "Everyday words") == [f"{safe}|0.2 %", "lamp|0.1 %", "violin|0.03 %"]
     assert rows(said, "Names that share a unit") == [f"lamp|{safe}"]
+    assert rows(said, "Names inside others") == ["lamp|lamp post", f"lamp|{safe}"]
     for part in (
         "81 %",
         "lowest: 62 %",
@@ -111,10 +120,11 @@ def test_long_tables_are_folded_and_end() -> None:
 
 
 def test_of_an_older_edit_what_was_not_measured_is_left_out() -> None:
-    old = [dataclasses.replace(gate, spoken=0.0) for gate in REPORT.gates if not gate.shares]
-    html = page(dataclasses.replace(REPORT, gates=tuple(old), separability=()))
-    for title in ("Everyday words", "Which block", "Names that share a unit", "<img"):
-        assert title not in html
+    own = [gate for gate in REPORT.gates if not gate.shares]
+    old = tuple(dataclasses.replace(gate, spoken=0.0, inside=()) for gate in own)
+    html = page(dataclasses.replace(REPORT, gates=old, separability=()))
+    titles = "Names inside others", "Everyday words", "Which block", "Names that share a unit"
+    assert not [title for title in (*titles, "<img") if title in html]
 
 
 def test_room_for_the_units_has_its_price() -> None:
