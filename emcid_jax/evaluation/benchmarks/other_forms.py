@@ -41,12 +41,12 @@ class FormRecall(NamedTuple):
 
 
 def _swapped(name: str) -> str:
-    """Two letters in the middle of the longest word swapped."""
+    """Two letters in the middle of the longest word swapped; a name of single letters as it is."""
     word = max(name.split(), key=len)
-    middle = len(word) // 2
-    return name.replace(
-        word, word[: middle - 1] + word[middle] + word[middle - 1] + word[middle + 1 :]
-    )
+    if (middle := len(word) // 2) == 0:
+        return name
+    swapped = word[middle] + word[middle - 1]
+    return name.replace(word, word[: middle - 1] + swapped + word[middle + 1 :])
 
 
 ITSELF = "the name itself"

@@ -47,6 +47,7 @@ def test_the_forms_of_a_name() -> None:
         "first word left out": "wolf",
         "two letters swapped": "gery wolf",
     }
+    assert [FORMS["two letters swapped"](name) for name in ("a b", "ab c")] == ["a b", "ba c"]
 
 
 def test_a_word_that_is_read_as_another_reads_as_told(tiny_pipeline_folder: Path) -> None:
