@@ -17,14 +17,12 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing.units import contexts
-from emcid_jax.editing.units.fit import fit_gates
 from emcid_jax.editing.units.statistics import UnitStatistics
 from emcid_jax.pipelines.pipeline import Pipeline
 from emcid_jax.sprites.captions import sample_captions
@@ -33,7 +31,9 @@ from emcid_jax.workflow.open_model import open_model
 from studies.gates import (
     SEED,
     Gates,
+    fitted_gates,
     measured_statistics,
+    parser,
     recall,
     sentences_about,
     untouched_names,
@@ -47,10 +47,7 @@ def in_rounds(
     """The gates of all requests, each fitted with those of its round alone."""
     rows = np.array_split(np.arange(len(requests)), rounds)
     parts = [[requests[row] for row in some] for some in rows]
-    fits = [
-        fit_gates(pipeline.encoder, part, (), measured, contexts=10, false_firing=1e-5)
-        for part in parts
-    ]
+    fits = [fitted_gates(pipeline, part, measured).fitted for part in parts]
     together = {
         name: np.concatenate([getattr(one, name) for one in fits])
         for name in ("directions", "thresholds", "reached")
@@ -73,30 +70,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("|---|---|---|---|---|---|---|")
     for rounds in options.rounds:
         gates = in_rounds(pipeline, edited, measured, rounds)
-        shares = list(recall(pipeline, gates, pool))
+        shares = list(recall(pipeline, [gates], pool))
         for some in texts:
-            (found,) = wrongly_open(pipeline, [gates], some)
+            (found,) = wrongly_open(pipeline, [[gates]], some)
             shares.append(len(np.unique(found.texts)) / len(some))
-        (found,) = wrongly_open(pipeline, [gates], captions)
+        (found,) = wrongly_open(pipeline, [[gates]], captions)
         shares.append(len(found.texts) / found.tokens)
         print(f"| {rounds} | {' | '.join(f'{share:.4f}' for share in shares)} |", flush=True)
     return 0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.gate_rounds",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--count", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 10, 100])
-    parser.add_argument("--block", type=int, default=0)
-    parser.add_argument("--captions", type=int, default=20_000)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
-    options = parser.parse_args(arguments)
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    return options
+    asked = parser("gate_rounds", __doc__)
+    asked.add_argument("--count", type=int, default=1000)
+    asked.add_argument("--rounds", type=int, nargs="+", default=[1, 10, 100])
+    asked.add_argument("--block", type=int, default=0)
+    asked.add_argument("--captions", type=int, default=20_000)
+    return asked.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,9 @@ change of a name's own gate.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +24,6 @@ from jaxtyping import Float
 
 from emcid_jax.config import ModelConfig
 from emcid_jax.editing.encoder.hidden_units import Units, make_units, openness
-from emcid_jax.editing.units.fit import fit_gates
 from emcid_jax.evaluation.drawing.sentences import SENTENCES
 from emcid_jax.models.text.encoder import FIRST
 from emcid_jax.models.text.transformer import Activation
@@ -43,18 +40,12 @@ PART = 8192
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.gate_types",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--count", type=int, default=2000)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
-    options = parser.parse_args(arguments)
-    options.workdir.mkdir(parents=True, exist_ok=True)
+    asked = gates.parser("gate_types", __doc__)
+    asked.add_argument("--count", type=int, default=2000)
+    options = asked.parse_args(arguments)
     pipeline, requests = open_model(ModelConfig()), mixed_requests()[: options.count]
     measured = gates.measured_statistics(pipeline, options.workdir, BLOCK)
-    fitted = fit_gates(pipeline.encoder, requests, (), measured, contexts=10, false_firing=1e-5)
+    fitted = gates.fitted_gates(pipeline, requests, measured).fitted
     nothing = np.zeros_like(fitted.directions)
     units = make_units(BLOCK, fitted.directions, measured.mean, fitted.thresholds, nothing)
     texts = [text.replace("{}", one.source) for one in requests for text in SENTENCES]

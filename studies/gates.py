@@ -79,6 +79,32 @@ class Gates(NamedTuple):
         return scores > self.fitted.thresholds[:, None]
 
 
+Series = Sequence[Gates]
+"""A gate for every name, or one in each of several blocks that must all open."""
+
+
+def fitted_gates(
+    pipeline: Pipeline,
+    requests: Sequence[EditRequest],
+    measured: statistics.UnitStatistics,
+    floor: float = FLOOR,
+    *,
+    all_strangers: bool = False,
+) -> Gates:
+    """The gates of an edit with the default settings, or another threshold and all strangers."""
+    fitted = fit_gates(
+        pipeline.encoder,
+        requests,
+        (),
+        measured,
+        contexts=10,
+        false_firing=1e-5,
+        floor=floor,
+        all_strangers=all_strangers,
+    )
+    return Gates([one.source for one in requests], fitted, measured.mean, measured.block)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Prints both tables."""
     options = _parse(arguments)
@@ -95,10 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for block in options.blocks:
         measured = measured_statistics(pipeline, options.workdir, block)
         fits, rows = zip(*_fitted(pipeline, lists, measured, pool, *asked), strict=True)
+        alone = [(gates,) for gates in fits]
         for texts in untouched.values():
-            for row, found in zip(rows, wrongly_open(pipeline, fits, texts), strict=True):
+            for row, found in zip(rows, wrongly_open(pipeline, alone, texts), strict=True):
                 row.append(len(np.unique(found.texts)) / len(texts))
-        for row, found in zip(rows, wrongly_open(pipeline, fits, captions), strict=True):
+        for row, found in zip(rows, wrongly_open(pipeline, alone, captions), strict=True):
             row.append(len(found.texts) / found.tokens)
         for gates, (spent, *shares) in zip(fits, rows, strict=True):
             cells = " | ".join(f"{share:.4f}" for share in shares)
@@ -115,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"| {form} | {differs.sum():,} | {share:.3f} |")
     for prompt in options.prompts:
         found = ", ".join(
-            f"{name} ({score:.2f})" for name, score in opened_by(pipeline, gates, prompt)
+            f"{name} ({score:.2f})" for name, score in opened_by(pipeline, [gates], prompt)
         )
         print(f"\n{prompt} opens: {found or 'none'}")
     for count in options.made_up:
@@ -134,19 +161,9 @@ def _fitted(
     """Gates of each list, with their time of a processor and their recall in both contexts."""
     for requests in lists:
         began = time.process_time()
-        fitted = fit_gates(
-            pipeline.encoder,
-            requests,
-            (),
-            measured,
-            contexts=10,
-            false_firing=1e-5,
-            floor=floor,
-            all_strangers=all_strangers,
-        )
+        gates = fitted_gates(pipeline, requests, measured, floor, all_strangers=all_strangers)
         spent = time.process_time() - began
-        gates = Gates([one.source for one in requests], fitted, measured.mean, measured.block)
-        yield gates, [spent, *recall(pipeline, gates, pool)]
+        yield gates, [spent, *recall(pipeline, [gates], pool)]
 
 
 def made_up(captions: Sequence[str], count: int) -> list[str]:
@@ -168,11 +185,10 @@ def _told(
     """A line on the gates of made-up names: time, recall, false firing."""
     asked = [EditRequest(name, f"{name} x", ("a photo of {}", "{}")) for name in names]
     wall, processor = time.perf_counter(), time.process_time()
-    fitted = fit_gates(pipeline.encoder, asked, (), measured, contexts=10, false_firing=1e-5)
+    gates = fitted_gates(pipeline, asked, measured)
     wall, processor = time.perf_counter() - wall, time.process_time() - processor
-    gates = Gates(list(names), fitted, measured.mean, measured.block)
     opened = gates.open(name_contexts(pipeline, names, measured.block, SENTENCES)).mean()
-    (wrong,) = wrongly_open(pipeline, [gates], captions[:MADE_UP_CAPTIONS])
+    (wrong,) = wrongly_open(pipeline, [[gates]], captions[:MADE_UP_CAPTIONS])
     return (
         f"{len(names):,} made-up names: {wall:.0f} s, {processor:.0f} s of processor time; "
         f"recall in the judge's sentences {opened:.3f}; "
@@ -200,60 +216,89 @@ class Wrong(NamedTuple):
     """Of all texts."""
 
 
-def wrongly_open(pipeline: Pipeline, fits: Sequence[Gates], texts: Sequence[str]) -> list[Wrong]:
-    """Of each of several lists of gates of one block, the tokens at which one is wrongly open."""
+def wrongly_open(pipeline: Pipeline, fits: Sequence[Series], texts: Sequence[str]) -> list[Wrong]:
+    """Of each of several lists of names, the tokens at which one wrongly answers."""
     found: list[list[np.ndarray]] = [[] for _ in fits]
-    tokens = 0
+    blocks, tokens = {gates.block for series in fits for gates in series}, 0
     for first in range(0, len(texts), PART):
-        part = text_tokens(pipeline, texts[first : first + PART], fits[0].block)
+        some = texts[first : first + PART]
+        parts = {block: text_tokens(pipeline, some, block) for block in sorted(blocks)}
+        part = next(iter(parts.values()))  # The tokens are the same in every block.
         tokens += len(part.text)
-        for places, gates in zip(found, fits, strict=True):
-            spoken = recognise.own_rows(pipeline.encoder.tokenizer, gates.sources, part.recent)
-            states = part.states - gates.mean.astype(np.float32)
-            directions = gates.fitted.directions.astype(np.float32)
-            opened = any_open(states, directions, gates.fitted.thresholds, spoken)
-            places.append(first + part.text[opened])
+        for places, series in zip(found, fits, strict=True):
+            spoken = recognise.own_rows(pipeline.encoder.tokenizer, series[0].sources, part.recent)
+            read = [
+                (
+                    parts[gates.block].states - gates.mean.astype(np.float32),
+                    gates.fitted.directions.astype(np.float32),
+                    gates.fitted.thresholds,
+                )
+                for gates in series
+            ]
+            places.append(first + part.text[any_open(read, spoken)])
     return [Wrong(np.concatenate(places), tokens) for places in found]
 
 
 def any_open(
-    states: Float[np.ndarray, "token dim"],
-    directions: Float[np.ndarray, "gate dim"],
-    thresholds: Float[np.ndarray, " gate"],
+    read: Sequence[
+        tuple[
+            Float[np.ndarray, "token dim"],
+            Float[np.ndarray, "gate dim"],
+            Float[np.ndarray, " gate"],
+        ]
+    ],
     spoken: Sequence[Int[np.ndarray, " _"]],
 ) -> Bool[np.ndarray, " token"]:
-    """Tokens at which any gate is open whose name does not end there.
+    """Tokens at which any name answers that does not end there.
 
     Args:
-        states: what the gates read, about the mean.
-        directions: of the gates, in the states' own type.
-        thresholds: of the gates.
-        spoken: of every gate the tokens where its name ends.
+        read: of every block that has a gate for each name: what the gates read, about the mean;
+            their directions, in the states' own type; their thresholds. All must open.
+        spoken: of every name the tokens where it ends.
     """
-    opened = np.zeros(len(states), bool)
+    opened = np.zeros(len(read[0][0]), bool)
     for first in range(0, len(spoken), BATCH):
         some = slice(first, first + BATCH)
-        above = states @ directions[some].T > thresholds[some]
+        above = np.logical_and.reduce(
+            [
+                np.asarray(states @ directions[some].T > thresholds[some])
+                for states, directions, thresholds in read
+            ]
+        )
         for column, own in enumerate(spoken[some]):
             above[own, column] = False
-        opened |= np.asarray(above.any(axis=1))
+        opened |= above.any(axis=1)
     return opened
 
 
-def recall(pipeline: Pipeline, gates: Gates, pool: Sequence[str]) -> tuple[float, float]:
-    """Share of their own names at which gates are open: in the judge's sentences, and behind
+def recall(pipeline: Pipeline, series: Series, pool: Sequence[str]) -> tuple[float, float]:
+    """Share of their own names at which all gates are open: in the judge's sentences, and behind
     beginnings of captions."""
-    opened = gates.open(name_contexts(pipeline, gates.sources, gates.block, SENTENCES, pool))
+    opened = np.logical_and.reduce(
+        [
+            gates.open(name_contexts(pipeline, gates.sources, gates.block, SENTENCES, pool))
+            for gates in series
+        ]
+    )
     told, new = np.split(opened, [len(SENTENCES)], axis=1)
     return float(told.mean()), float(new.mean())
 
 
-def opened_by(pipeline: Pipeline, gates: Gates, prompt: str) -> list[tuple[str, float]]:
-    """The names whose gates a prompt opens anywhere, with their highest scores."""
-    states = text_tokens(pipeline, [prompt], gates.block).states
-    scores = ((states - gates.mean) @ gates.fitted.directions.T).max(axis=0)
-    opened = np.flatnonzero(scores > gates.fitted.thresholds).tolist()
-    return [(gates.sources[gate], float(scores[gate])) for gate in opened]
+def opened_by(pipeline: Pipeline, series: Series, prompt: str) -> list[tuple[str, float]]:
+    """The names that answer anywhere in a prompt, with the highest scores of their first gates."""
+    scores = [
+        (text_tokens(pipeline, [prompt], gates.block).states - gates.mean)
+        @ gates.fitted.directions.T
+        for gates in series
+    ]
+    opened = np.logical_and.reduce(
+        [one > gates.fitted.thresholds for one, gates in zip(scores, series, strict=True)]
+    )
+    highest = scores[0].max(axis=0)
+    return [
+        (series[0].sources[gate], float(highest[gate]))
+        for gate in np.flatnonzero(opened.any(axis=0)).tolist()
+    ]
 
 
 def own_open(
@@ -314,30 +359,35 @@ def measured_statistics(pipeline: Pipeline, workdir: Path, block: int) -> statis
     """The statistics of the default captions, from `workdir` or measured and kept there."""
     path = workdir / f"units-{block}.safetensors"
     if not path.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
         config = MomentConfig()
         found = statistics.measure(pipeline.encoder, find_captions(config), block, seed=config.seed)
         statistics.write_statistics(path, found)
     return statistics.read_statistics(path)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m studies.gates",
-        description=__doc__,
+def parser(name: str, about: str | None) -> argparse.ArgumentParser:
+    """What the studies of gates are asked by: all keep statistics in a work folder."""
+    found = argparse.ArgumentParser(
+        prog=f"python -m studies.{name}",
+        description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--blocks", type=int, nargs="+", default=[0])
-    parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
-    parser.add_argument("--captions", type=int, default=100_000)
-    parser.add_argument("--made-up", type=int, nargs="+", default=[], help="so many names")
-    parser.add_argument("--model", choices=tuple(SHIPPED), default=BUNDLED)
-    parser.add_argument("--threshold", type=float, default=FLOOR, help="the lowest")
-    parser.add_argument("--all-strangers", action="store_true", help="as `stage_two.all_strangers`")
-    parser.add_argument("--prompts", nargs="+", default=[])
-    parser.add_argument("--workdir", type=Path, default=Path("runs/gates"))
-    options = parser.parse_args(arguments)
-    options.workdir.mkdir(parents=True, exist_ok=True)
-    return options
+    found.add_argument("--workdir", type=Path, default=Path("runs/gates"))
+    return found
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    asked = parser("gates", __doc__)
+    asked.add_argument("--blocks", type=int, nargs="+", default=[0])
+    asked.add_argument("--counts", type=int, nargs="+", default=[10, 100, 300, 1000, 2000])
+    asked.add_argument("--captions", type=int, default=100_000)
+    asked.add_argument("--made-up", type=int, nargs="+", default=[], help="so many names")
+    asked.add_argument("--model", choices=tuple(SHIPPED), default=BUNDLED)
+    asked.add_argument("--threshold", type=float, default=FLOOR, help="the lowest")
+    asked.add_argument("--all-strangers", action="store_true", help="as `stage_two.all_strangers`")
+    asked.add_argument("--prompts", nargs="+", default=[])
+    return asked.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -265,7 +265,7 @@ def figures(
     for where, tokens in ask.false.items():
         states = reader.states(tokens.prompts, block) - mean
         spoken = recognise.own_rows(reader.tokenizer, sources, tokens.recent)
-        wrong = any_open(states, fit.directions, fit.thresholds, spoken)
+        wrong = any_open([(states, fit.directions, fit.thresholds)], spoken)
         if where == "captions":
             yield "caption tokens", wrong.mean()
         else:

@@ -192,12 +192,7 @@ def _write_page(
         forms=forms,
         loss_curves=np.stack(curves) if curves else None,
         memories=[
-            FoundMemory(
-                f"{part.source} → {part.dests[0] or 'nothing'}",
-                float(memory.start[0]),
-                float(memory.end[0]),
-                memory.left,
-            )
+            FoundMemory(f"{part.source} → {part.dests[0] or 'nothing'}", memory)
             for part, memory in found
         ],
         written=written,

@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
+import pytest
+
 from main_job import written
 
 ROOT = Path(__file__).parents[2]
@@ -58,6 +61,17 @@ def run_alone_and_together(config: Any, files: Path) -> tuple[Path, Path]:
         for said in run_processes(count, config, workdir, files, devices=4 * count):
             assert said.startswith("0 "), said
     return alone, together
+
+
+def require_alike(found: Any, wanted: Any, tolerance: float) -> None:
+    """JSON values alike: floats to `tolerance`, all else the same, in more than 20 places."""
+    pair = (jax.tree.leaves_with_path(one) for one in (found, wanted))
+    leaves = list(zip(*pair, strict=True))
+    assert len(leaves) > 20
+    for (place, value), (other, want) in leaves:
+        assert place == other
+        close = isinstance(want, float)
+        assert value == (pytest.approx(want, abs=tolerance) if close else want), place
 
 
 def _distributed(config: Any, value: bool) -> Any:

@@ -7,8 +7,7 @@ import numpy as np
 from emcid_jax.editing.stage_two.gate_report import UnitsReport
 from emcid_jax.editing.units.fit import FittedGates
 from emcid_jax.pipelines.pipeline import Pipeline, load_pipeline
-from studies.gate_pairs import Wrong, answering, wrong_answers
-from studies.gates import Gates, text_tokens
+from studies.gates import Gates, opened_by, text_tokens, wrongly_open
 
 NAMES = ["dog", "red boat"]
 TEXTS = ["a photo of a dog", "red boat", "a dog in a red boat", "the boat"]
@@ -51,7 +50,9 @@ def test_a_concept_answers_where_both_gates_open_and_wrongly_but_at_its_own_end(
                 texts |= {number} if any(said) else set()
                 total += 1
         assert 0 < tokens < total
-        found = wrong_answers(pipeline, fits, TEXTS)
-        assert found == Wrong(len(texts) / len(TEXTS), tokens / total)
+        (found,) = wrongly_open(pipeline, [fits], TEXTS)
+        assert (set(found.texts.tolist()), len(found.texts)) == (texts, tokens)
+        assert found.tokens == total
         for text in TEXTS:
-            assert set(answering(pipeline, fits, text)) == every.get(text, set())
+            names = {name for name, _ in opened_by(pipeline, fits, text)}
+            assert names == every.get(text, set())

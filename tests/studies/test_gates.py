@@ -24,7 +24,7 @@ def test_a_prompt_opens_the_gates_that_one_of_its_tokens_passes(tiny_pipeline_fo
     fitted = FittedGates(
         directions, every + np.array([-0.01, 0.01]), np.ones(2), UnitsReport((), 0.0, 1)
     )
-    ((name, score),) = opened_by(pipeline, Gates(["red", "blue"], fitted, mean, 1), prompt)
+    ((name, score),) = opened_by(pipeline, [Gates(["red", "blue"], fitted, mean, 1)], prompt)
     assert name == "red"
     assert abs(score - every[0]) < 1e-6
 

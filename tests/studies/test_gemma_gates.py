@@ -36,5 +36,5 @@ def test_false_firing_against_every_gate_and_token() -> None:
         for token, state in enumerate(states)
     ]
     assert 0 < sum(wanted) < 40
-    found = any_open(states, fit.directions, fit.thresholds, spoken)
+    found = any_open([(states, fit.directions, fit.thresholds)], spoken)
     np.testing.assert_array_equal(found, wanted)

@@ -132,9 +132,9 @@ def _wider(
 ) -> dict[str, np.ndarray]:
     """The MLPs of all blocks with room for the units, which stand in one of them."""
     added, changed = disk_arrays(units), {}
-    mine = MLP.format(units.block, "").removesuffix(".mlp.")
+    mine = MLP.format(units.block, "")
     for name in stored:
-        layer, _, part = name.partition(".mlp.")
+        part = name.partition(".mlp.")[2]
         if part not in added:
             continue
         old, new = arrays[stored[name]], added[part]
@@ -144,12 +144,12 @@ def _wider(
                 f"weight edit: {name} has shape {old.shape}, units are of width "
                 f"{units.rows.shape[1]}; apply the edit to the model it was made for"
             )
-        new = new if layer == mine else np.zeros_like(new)
+        new = new if name == mine + part else np.zeros_like(new)
         new = in_type(new, old.dtype, f"weight edit: {name}")
         changed[stored[name]] = np.concatenate([old, new], axis=axis)
-    if not any(name.startswith(f"{mine}.mlp.") for name in stored):
+    if not any(name.startswith(mine) for name in stored):
         raise UserError(
-            f"weight edit: {mine}.mlp is not in this text encoder; apply the edit to the model it "
+            f"weight edit: {mine[:-1]} is not in this text encoder; apply the edit to the model it "
             "was made for"
         )
     return changed

@@ -195,7 +195,10 @@ def score(plan: Plan, readings: Readings) -> dict[str, Any]:
     benchmarks' aggregates, `records` one entry per judged request, `held` one per held-out name.
     """
     held, protected = plan.untouched.held_out, plan.untouched.protected
-    right = {side: _right(held, readings._asdict()[side]) for side in SIDES}
+    right, apart = (
+        {side: _right(names, readings._asdict()[side]) for side in SIDES}
+        for names in (held, plan.apart)
+    )
     figures = {
         name: {
             key: figure._asdict()
@@ -207,8 +210,7 @@ def score(plan: Plan, readings: Readings) -> dict[str, Any]:
     }
     for name, side in (("clean", "before"), ("edited", "after")):
         if plan.apart:
-            sides = readings.before, readings._asdict()[side]
-            shares = Kept(*(_right(plan.apart, one) for one in sides))
+            shares = Kept(apart["before"], apart[side])
             figures[name]["stayed_unnamed"] = stayed(shares)._asdict()
         for group in dict.fromkeys(one.group for one in held):
             mine = np.array([one.group == group for one in held])

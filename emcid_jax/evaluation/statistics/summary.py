@@ -65,10 +65,10 @@ def summarise(
             found[name] = Estimate(float(np.mean(values)), *interval(means[name]))
     if not len(kept.after):
         return found
-    means["acc_s"] = _resampled(kept.after, seed + 1, draws)
-    means["stayed"] = _stayed_means(kept, seed, draws)
-    found["acc_s"] = Estimate(float(np.mean(kept.after)), *interval(means["acc_s"]))
-    found["stayed"] = stayed(kept, seed=seed, draws=draws)
+    after, before = (_resampled(part, seed + 1, draws) for part in (kept.after, kept.before))
+    means["acc_s"] = after
+    found["acc_s"] = Estimate(float(np.mean(kept.after)), *interval(after))
+    found["stayed"], means["stayed"] = _remaining(kept, after, before)
     for name, first, second in (
         ("h", "gone", "acc_s"),
         ("h_unseen", "gone_unseen", "acc_s"),
@@ -83,14 +83,17 @@ def summarise(
 
 def stayed(kept: Kept, *, seed: int = 0, draws: int = BOOTSTRAP_DRAWS) -> Estimate:
     """Share right of at least one name that nobody edits over the clean model's, at most 1."""
+    means = (_resampled(part, seed + 1, draws) for part in (kept.after, kept.before))
+    return _remaining(kept, *means)[0]
+
+
+def _remaining(
+    kept: Kept, after: np.ndarray | None, before: np.ndarray | None
+) -> tuple[Estimate, np.ndarray | None]:
+    """`stayed` and its resampled means, from those of its two parts."""
     share = _over(np.array([np.mean(kept.after)]), np.array([np.mean(kept.before)]))
-    return Estimate(float(share[0]), *interval(_stayed_means(kept, seed, draws)))
-
-
-def _stayed_means(kept: Kept, seed: int, draws: int) -> np.ndarray | None:
-    """Of resampled names."""
-    after, before = (_resampled(part, seed + 1, draws) for part in (kept.after, kept.before))
-    return None if after is None or before is None else _over(after, before)
+    means = None if after is None or before is None else _over(after, before)
+    return Estimate(float(share[0]), *interval(means)), means
 
 
 def _resampled(values: np.ndarray, seed: int, draws: int) -> np.ndarray | None:

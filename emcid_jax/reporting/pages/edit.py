@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from emcid_jax.editing.bank.memories import Memory
 from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation
 from emcid_jax.evaluation.benchmarks.aice.protocol import RequestRecord
 from emcid_jax.evaluation.benchmarks.other_forms import FormRecall
@@ -34,16 +35,11 @@ SHOWN = 6
 
 
 class FoundMemory(NamedTuple):
-    """How well Stage I did by one request."""
+    """What Stage I found for one request."""
 
     change: str
     """Source and destination."""
-    before: float
-    """Held-out loss without an offset."""
-    after: float
-    """With the offset found."""
-    left: float
-    """The second over the first."""
+    memory: Memory
 
 
 class Written(NamedTuple):
@@ -92,7 +88,7 @@ def report_html(data: ReportData) -> str:
     curves = data.loss_curves
     values = {
         "losses": None if curves is None or not curves.size else theme.loss_figure(curves),
-        "poorest": sorted(data.memories, key=lambda one: -one.left)[:POOREST],
+        "poorest": sorted(data.memories, key=lambda one: -one.memory.left)[:POOREST],
         "bars": {
             name: theme.layers_figure(one.layers)
             for name, one in data.written.items()

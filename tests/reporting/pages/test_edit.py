@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emcid_jax.editing.bank.memories import Memory
 from emcid_jax.evaluation.benchmarks.aice.gallery import Evaluation, Pair, Seen
 from emcid_jax.evaluation.benchmarks.aice.protocol import AiceResult, HoldoutRecord, RequestRecord
 from emcid_jax.evaluation.benchmarks.aice.scores import (
@@ -97,6 +98,11 @@ def written(*layers: int) -> Written:
     return Written([LayerBar(i, 2.0, 0.5, 0.01 * i) for i in layers], (3.25, 0.75))
 
 
+def memory(before: float, after: float) -> Memory:
+    point, losses = np.zeros(2, np.float32), np.array([1, 0, 0, 0], np.float32)
+    return Memory(point, point, np.zeros(1, np.float32), before * losses, after * losses)
+
+
 def report(folder: Path, requests: int = 3) -> ReportData:
     return ReportData(
         model="a <b>model</b>",
@@ -105,7 +111,7 @@ def report(folder: Path, requests: int = 3) -> ReportData:
         forms=(FormRecall("the name itself", 3, 0.8671), FormRecall("plural", 2, 0.0125)),
         loss_curves=np.exp(-np.arange(30)[None] / 10 + np.zeros((requests, 1))),
         memories=[
-            FoundMemory(f"source {i} → {EVIL if i == 7 else i}", 2.0, i / 8, i / 16)
+            FoundMemory(f"source {i} → {EVIL if i == 7 else i}", memory(2.0, i / 8))
             for i in range(12)
         ],
         written={"text_encoder": written(7, 8, 9)},
