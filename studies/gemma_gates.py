@@ -234,9 +234,7 @@ def fits_of(
     spoken = recognise.own_rows(tokenizer, names.texts[:count], found.recent)
 
     def made(names: Names, size: int, floor: float) -> Fit:
-        some = names._replace(
-            own=names.own[:size], mask=names.mask[:size], texts=names.texts[:size]
-        )
+        some = names.first(size)
         one = fit_names(some, spoken, ask.requests, found, space, false_firing=1e-5, floor=floor)
         return Fit(one.directions, one.thresholds)
 

@@ -41,6 +41,15 @@ class Names(NamedTuple):
     strangers: tuple[Strangers, Strangers]
     """Two draws, of the sources alone."""
 
+    def first(self, count: int) -> Names:
+        """The first `count` names, all sources among them."""
+        return self._replace(
+            texts=self.texts[:count],
+            keys=self.keys[:count],
+            own=self.own[:count],
+            mask=self.mask[:count],
+        )
+
     def rows(self) -> tuple[Float[np.ndarray, "row dim"], Int[np.ndarray, " row"]]:
         """At most `SHOWN` contexts of every name, spread over them, and whose they are."""
         size = self.mask.sum(axis=1)
