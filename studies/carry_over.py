@@ -36,7 +36,8 @@ OTHERS: Mapping[str, tuple[tuple[int, ...], ...]] = {
 LAMBDAS = (4_000, 400, 40_000)
 """The first is the default."""
 UNITS = "stage_one.steps={0.steps} stage_one.learning_rate={0.learning_rate} "
-UNITS += "stage_one.clamp_norm_factor={0.clamp_norm_factor} stage_two.solver=units"
+UNITS += "stage_one.clamp_norm_factor={0.clamp_norm_factor} stage_one.shorten={0.shorten} "
+UNITS += "stage_two.solver=units"
 """What concept units need beside their block."""
 UNIT_BLOCKS = (3, 0)
 

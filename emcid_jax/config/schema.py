@@ -106,6 +106,9 @@ class StageOneConfig:
     """Constant Adam learning rate."""
     clamp_norm_factor: Positive = 1.5
     """Offsets are projected onto |delta| <= factor * |h0|."""
+    shorten: NotNegative = 0.0
+    """Share of the held-out loss at delta = 0 by which an offset may grow worse if that makes it
+    shorter, by half at most; 0: it stays as the steps leave it."""
     weight_decay: NotNegative = 5e-4
     """Weight of |delta| / |h0|^2."""
     text_loss_scale: NotNegative = 0.01

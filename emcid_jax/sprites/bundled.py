@@ -28,8 +28,10 @@ UNITS_STAGE_ONE = dataclasses.replace(
     steps=100,
     learning_rate=1.0,
     clamp_norm_factor=6.0,
+    shorten=0.01,
 )
-"""Stage I for concept units (docs/concept_units.md): in block 0, by the attention loss."""
+"""Stage I for concept units (docs/concept_units.md): in block 0, by the attention loss, no offset
+longer than it need be."""
 
 UNITS_STAGE_TWO = StageTwoConfig(layers=(0,), solver="units")
 """Stage II for them."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emcid_jax.editing.encoder.hidden_units import make_units
+from emcid_jax.editing.encoder.hidden_units import HEIGHT, WIDTH, make_units
 from emcid_jax.editing.units.states import fc1_inputs
 from emcid_jax.models.text.transformer import ACTIVATIONS
 from emcid_jax.pipelines.pipeline import load_pipeline, tokenize
@@ -78,10 +78,9 @@ def test_open_gates_answer_alike_in_every_form(encoder, read, setting):
     """At a token where a gate scores 1 above its threshold's ramp, all forms add its answer."""
     seen, _ = read
     units, mean = setting.units, seen.mean(axis=0)
-    slope = 80.0
-    direction = units.rows[7].astype(np.float64) / slope
+    direction = units.rows[7].astype(np.float64) / (HEIGHT / WIDTH)
     row = mean + 3.2 * direction / (direction @ direction)
-    answer = 4 * units.answers[7]
+    answer = HEIGHT * units.answers[7]
     for form in unit_forms.FORMS.keys() - {"one unit"}:
         found = given(encoder, unit_forms.FORMS[form](setting), row[None])
         clean = given(encoder, encoder.params, row[None])

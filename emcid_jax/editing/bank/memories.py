@@ -37,7 +37,12 @@ from emcid_jax.storage.json_text import loads
 FORMAT = 1
 """Raised whenever Stage I computes something else from the same inputs."""
 
-LATER: Mapping[str, Any] = {"text_tokens": 0, "edited_tokens": 1, "text_steps": 0}
+LATER: Mapping[str, Any] = {
+    "text_tokens": 0,
+    "edited_tokens": 1,
+    "text_steps": 0,
+    "shorten": 0.0,
+}
 """Settings added since, with the value that does what was done before: at it they are left out of
 the provenance, so memories of older versions are still found."""
 

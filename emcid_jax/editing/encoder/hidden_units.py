@@ -23,11 +23,12 @@ from jaxtyping import Float, Int
 from emcid_jax.models.text.transformer import ACTIVATIONS, Activation
 from emcid_jax.runtime.errors import UserError
 
-HEIGHT = 4.0
-"""Where both activations are the identity to 1e-3."""
+HEIGHT = 16.0
+"""So that a gate that is just about to open gives little: both activations dip below 0 there, quick
+GELU by 0.1, and the ramp by 0.1 / HEIGHT."""
 WIDTH = 0.05
 """Scores between the ramp's ends."""
-GRID = 0.5
+GRID = HEIGHT / 8
 """Biases are multiples of this: float16 and bfloat16 hold them exactly, and the step between the
 two units of a pair with them."""
 
@@ -95,11 +96,12 @@ def openness(
 ) -> Float[np.ndarray, "token gate"]:
     """How far each gate's ramp is open where `fc1` reads `inputs`: 0 shut, 1 open."""
     inner = inputs @ units.rows.T
+    height = units.biases[:, 0] - units.biases[:, 1]  # Of a file of an older version another one.
     first, second = (
         np.asarray(ACTIVATIONS[activation](jnp.asarray(inner + units.biases[:, unit])))
         for unit in range(PER_GATE)
     )
-    return np.clip((first - second) / HEIGHT, 0.0, 1.0)
+    return np.clip((first - second) / height, 0.0, 1.0)
 
 
 def with_units(text_params: Mapping[str, Any], units: Units) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from emcid_jax.config import StageOneConfig
 from emcid_jax.editing.encoder.sites import Site, by_site, sites
@@ -25,6 +25,8 @@ AdamState = Any  # optax's own tree of arrays
 
 HELD_OUT_DRAWS = 4
 """Samples of the held-out loss per prompt, one from each quarter of the timesteps."""
+SHARES = tuple(part / 20 for part in range(10, 21))
+"""Of an offset's length, what is tried if it may be shortened: the last is all of it."""
 
 
 class StageOneResult(NamedTuple):
@@ -50,7 +52,8 @@ def run(
     inputs: StageOneInputs,
     zeros: Float[Array, "concept size"],
 ) -> StageOneResult:
-    """All steps from delta = 0, and the held-out loss before and after them.
+    """All steps from delta = 0, then the shortest offset on the way back that loses no more than
+    `config.shorten`, and the held-out loss before and after.
 
     `zeros` are the offsets to start from, given so that their buffer can be donated. For
     `one_by_one` see `loss.loss`.
@@ -79,13 +82,25 @@ def run(
 
     start = steps(zeros, config.text_steps, text, lambda _: None)[0] if config.text_steps else zeros
     delta, curve = steps(start, config.steps, config, sample)
-    # Both ends in one mapped body: the program holds one more copy of the UNet, not two.
-    ends = jax.lax.map(
-        lambda offset: held_out_loss(pipeline, params, inputs, offset, config),
-        jnp.stack([jnp.zeros_like(delta), delta]),
+    shares = jnp.asarray([0.0, *(SHARES if config.shorten else SHARES[-1:])])
+    # All in one mapped body: the program holds one more copy of the UNet, not several.
+    losses = jax.lax.map(
+        lambda share: held_out_loss(pipeline, params, inputs, share * delta, config), shares
     )
-    start, end = (jax.tree.map(lambda part, i=i: part[i], ends) for i in range(2))
+    kept = 1 + shortest(losses.total[1:], config.shorten * losses.total[0])
+    delta = shares[kept][:, None] * delta
+    start, end = (
+        jax.tree.map(lambda part, at=at: jnp.take_along_axis(part, at[None], 0)[0], losses)
+        for at in (jnp.zeros_like(kept), kept)
+    )
     return StageOneResult(inputs.h0 + delta, delta, inputs.h0, curve.T, start, end)
+
+
+def shortest(
+    losses: Float[Array, "share concept"], slack: Float[Array, " concept"]
+) -> Int[Array, " concept"]:
+    """The first of growing shares of an offset whose loss is at most `slack` above the last's."""
+    return jnp.argmax(losses <= losses[-1] + slack, axis=0)
 
 
 def training_samples(

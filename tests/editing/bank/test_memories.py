@@ -76,6 +76,7 @@ def test_a_setting_added_since_counts_once_it_changes_something() -> None:
     assert name(text_tokens=24) != name(text_tokens=0) == name()
     assert name(edited_tokens=2) != name(edited_tokens=1) == name()
     assert name(text_steps=9) != name(text_steps=0) == name()
+    assert name(shorten=0.01) != name(shorten=0.0) == name()
 
 
 def test_what_decides_nothing_does_not_change_the_name() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import jax.numpy as jnp
@@ -57,8 +58,34 @@ def test_two_units_add_the_answer_times_the_ramp(made, activation):
     np.testing.assert_allclose(found, strength[:, None] * answers[0], atol=1e-5)
     assert (strength > np.minimum(low, high) - 5e-3).all()
     assert (strength < np.maximum(low, high) + 5e-3).all()
-    assert np.abs(strength[scores < thresholds[0] - 3 * ramp.WIDTH]).max() < 1e-3
+    # Both activations dip below 0 where the ramp begins; far below that there is nothing.
+    dip = np.asarray(ACTIVATIONS[activation](jnp.linspace(-3, 0, 301))).min() / ramp.HEIGHT
+    assert 1.02 * dip - 1e-4 < strength.min() < 0.5 * dip
+    assert np.abs(strength[scores < thresholds[0] - 1.4 * ramp.WIDTH]).max() < 1e-4
     np.testing.assert_allclose(strength[scores > thresholds[0] + ramp.WIDTH], 1, atol=2e-3)
+
+
+def test_units_of_any_height_say_how_far_they_are_open(made):
+    """Those of an edit file of an older version, too, whose ramps were less steep."""
+    directions, mean, thresholds, _, units = made
+    along = directions[0] / (directions[0] @ directions[0])
+    scores = thresholds[0] + np.linspace(-0.1, 0.05, 31)
+    states = (mean + scores[:, None] * along).astype(np.float32)
+    wanted = np.clip((scores - thresholds[0]) / ramp.WIDTH + 1, 0, 1)
+    for height in (4.0, ramp.HEIGHT):
+        own = dataclasses.replace(
+            units,
+            rows=units.rows * height / ramp.HEIGHT,
+            biases=units.biases * height / ramp.HEIGHT,
+            answers=units.answers * ramp.HEIGHT / height,
+        )
+        found = ramp.openness(own, states, "quick_gelu")[:, 0]
+        assert np.abs(found - wanted).max() < 0.1 + ramp.GRID / ramp.HEIGHT / 2
+        key = [
+            ACTIVATIONS["quick_gelu"](jnp.asarray(states @ own.rows[0] + bias))
+            for bias in own.biases[0]
+        ]
+        np.testing.assert_allclose(found, np.clip((key[0] - key[1]) / height, 0, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])

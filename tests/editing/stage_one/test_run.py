@@ -101,6 +101,34 @@ def test_steps_by_the_text_loss_come_first(pipeline):
     assert (np.linalg.norm(begun.delta, axis=-1) > 0.1 * np.linalg.norm(found.delta, axis=-1)).all()
 
 
+def test_an_offset_is_shortened_as_far_as_its_loss_allows(pipeline):
+    """Against every share of it tried one by one; without `shorten` nothing else changes."""
+    config = dataclasses.replace(
+        CONFIG, objective="attention", concept_batch=3, steps=8, learning_rate=2.0, shorten=0.05
+    )
+    read = prepare(pipeline, REQUESTS, None, config)
+    plain = dataclasses.replace(config, shorten=0.0)
+    long = stage_one.optimise(pipeline, read, plain, mesh(1))
+    program = stage_one.compile_program(pipeline, read, config, mesh(8))
+    assert not COLLECTIVE.search(program.run.as_text())
+    found = stage_one.optimise(pipeline, read, config, mesh(8), program)
+
+    params = stage_one.model_params(pipeline, config)
+    batch, kept = jax.tree.map(jnp.asarray, read), []
+    evaluate = jax.jit(
+        lambda offset: adam_loop.held_out_loss(pipeline, params, batch, offset, plain).total
+    )
+    losses = {share: np.asarray(evaluate(share * long.delta)) for share in adam_loop.SHARES}
+    for concept, allowed in enumerate(losses[1.0] + 0.05 * long.start.total):
+        share = min(one for one, loss in losses.items() if loss[concept] <= allowed)
+        np.testing.assert_allclose(found.end.total[concept], losses[share][concept], rtol=1e-3)
+        kept.append(share)
+    assert_same(found.delta, np.array(kept)[:, None] * long.delta)
+    assert_same(found.z, read.h0 + found.delta)
+    assert min(kept) < 1.0
+    np.testing.assert_allclose(found.start.total, long.start.total, rtol=1e-4)
+
+
 def test_steps_are_adam_on_the_objective(pipeline, inputs, result):
     """The compiled loop equals the steps written out: on new samples, and on a pool of two."""
     batch = jax.tree.map(jnp.asarray, inputs)

@@ -17,7 +17,7 @@ from emcid_jax.concepts.requests import EditRequest
 from emcid_jax.config import StageTwoConfig
 from emcid_jax.editing.bank import memories
 from emcid_jax.editing.bank import solve as bank_solve
-from emcid_jax.editing.encoder.hidden_units import WIDTH
+from emcid_jax.editing.encoder.hidden_units import HEIGHT, WIDTH
 from emcid_jax.editing.export import edit_file, into_folder, lora, stored_weights, text_encoder
 from emcid_jax.editing.stage_two import solve as stage_two
 from emcid_jax.editing.units.states import fc1_inputs
@@ -173,7 +173,7 @@ def test_half_precision_flips_no_gate(pipeline, edited, solved, bank, dtype):
         stored = jax.tree.map(lambda leaf, kind=kind: leaf.astype(kind), params)
         keys = jax.jit(model.apply)({"params": stored}, ids).keys[BLOCK]
         units = np.asarray(keys, np.float32)[..., -solved.units.width :]
-        opened.append((units[..., ::2] - units[..., 1::2]) / 4)
+        opened.append((units[..., ::2] - units[..., 1::2]) / HEIGHT)
     full, half = opened
     sure = np.abs(full - 0.5) > 0.45  # All but those on the ramp itself.
     assert sure.mean() > 0.99
