@@ -89,10 +89,8 @@ def run(
     )
     kept = 1 + shortest(losses.total[1:], config.shorten * losses.total[0])
     delta = shares[kept][:, None] * delta
-    start, end = (
-        jax.tree.map(lambda part, at=at: jnp.take_along_axis(part, at[None], 0)[0], losses)
-        for at in (jnp.zeros_like(kept), kept)
-    )
+    start = jax.tree.map(lambda part: part[0], losses)
+    end = jax.tree.map(lambda part: jnp.take_along_axis(part, kept[None], 0)[0], losses)
     return StageOneResult(inputs.h0 + delta, delta, inputs.h0, curve.T, start, end)
 
 
