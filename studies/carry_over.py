@@ -15,6 +15,7 @@ from pathlib import Path
 
 from emcid_jax import config as settings
 from emcid_jax.config import EditConfig
+from emcid_jax.config.overrides import changes
 from emcid_jax.runtime import parallel
 from emcid_jax.sprites.bundled import BUNDLED, BUNDLED_XL, STAGE_ONE, UNITS_STAGE_ONE
 from emcid_jax.tasks import evaluate
@@ -35,10 +36,17 @@ OTHERS: Mapping[str, tuple[tuple[int, ...], ...]] = {
 """Other blocks L."""
 LAMBDAS = (4_000, 400, 40_000)
 """The first is the default."""
-UNITS = "stage_one.steps={0.steps} stage_one.learning_rate={0.learning_rate} "
-UNITS += "stage_one.clamp_norm_factor={0.clamp_norm_factor} stage_one.shorten={0.shorten} "
-UNITS += "stage_two.solver=units"
-"""What concept units need beside their block."""
+BY_TEXT = dataclasses.replace(STAGE_ONE, objective="text-only", steps=60, image_steps=10)
+UNITS = changes(
+    EditConfig(stage_one=BY_TEXT),
+    EditConfig(
+        stage_one=dataclasses.replace(
+            UNITS_STAGE_ONE, layer=BY_TEXT.layer, objective="text-only", image_steps=10
+        ),
+        stage_two=settings.StageTwoConfig(solver="units"),
+    ),
+)
+"""What concept units need beside their block, memories by the text loss as all others here."""
 UNIT_BLOCKS = (3, 0)
 
 
@@ -55,11 +63,10 @@ def written(last: Sequence[int], depth: int = 0) -> str:
 def rows(model: str) -> tuple[str, ...]:
     """The variations of a model, as rows of the task `evaluate`."""
     last = LAST[model]
-    units = UNITS.format(UNITS_STAGE_ONE)
     return (
         *(f"lambda {one:,}: stage_two.preservation_weight={one}." for one in LAMBDAS),
         *(
-            f"units in block {block}: {written((block,) * len(last), 1)} {units}"
+            f"units in block {block}: {written((block,) * len(last), 1)} {UNITS}"
             for block in UNIT_BLOCKS
         ),
         f"last four blocks: {written(last, 4)}",
@@ -75,9 +82,7 @@ def config_of(model: str) -> EvaluateConfig:
     base = EditConfig(
         requests=settings.RequestsConfig(path="sprites"),
         model=settings.ModelConfig(path=model),
-        stage_one=dataclasses.replace(
-            STAGE_ONE, objective="text-only", steps=60, image_steps=10, **blocks
-        ),
+        stage_one=dataclasses.replace(BY_TEXT, **blocks),
         stage_two=settings.StageTwoConfig(layers=layers, second_layers=second),
         evaluation=settings.EvaluationConfig(
             steps=10, prompts_per_request=1, holdout=30, aliases=False
